@@ -1,0 +1,125 @@
+"""What every command shares: one-line errors, flags that show their defaults, atomic output, progress.
+
+Imports nothing of the project, so any module may use it.
+"""
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. The message is one line: the file or flag, what is wrong, what to do."""
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps the description's line breaks and adds every default to its flag."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def parser(description):
+    """An ArgumentParser that shows every default and refuses abbreviated flags, so that a SLURM script stays valid."""
+    return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+
+def run(main):
+    """Calls main() and exits with its code: 0 on None, 2 with one line on stderr for an error the user can mend."""
+    prog = Path(sys.argv[0]).name
+    try:
+        code = main()
+    except UserError as e:
+        print(f"{prog}: error: {' '.join(str(e).split())}", file=sys.stderr)
+        code = 2
+    except OSError as e:  # full disk, no permission, a path that is a file: the system's word names the mend
+        where = e.filename or e.filename2
+        print(f"{prog}: error: {f'{where}: ' if where else ''}{e.strerror or e}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def atomic(path):
+    """Yields a temporary path beside `path`; renamed onto it on success, removed on any error."""
+    path = Path(path)
+    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    os.close(fd)
+    try:
+        yield Path(tmp)
+        os.chmod(tmp, 0o666 & ~_umask())
+        os.replace(tmp, path)
+    except BaseException:
+        Path(tmp).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path):
+    """Yields a temporary folder beside `path`; renamed onto it on success, removed on any error.
+
+    Raises UserError when `path` exists and is not an empty folder.
+    """
+    path = refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield tmp
+        tmp.chmod(0o777 & ~_umask())
+        os.replace(tmp, path)  # onto an empty folder this is legal; onto any other it was refused above
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+
+def refuse_existing(path):
+    """The path, if nothing is there yet but perhaps an empty folder; else UserError."""
+    path = Path(path)
+    if path.is_dir() and not any(path.iterdir()):
+        return path
+    if path.exists() or path.is_symlink():
+        raise UserError(f"--output {path}: exists already; name a new folder, or remove this one first")
+    return path
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_bytes(path, data):
+    with atomic(path) as tmp:
+        tmp.write_bytes(data)
+
+
+def write_text(path, text):
+    write_bytes(path, text.encode())
+
+
+def progress(iterable, what, total=None, initial=0, seconds=10):
+    """Iterates with a tqdm bar on a terminal, and with a plain line every `seconds` otherwise (SLURM logs)."""
+    total = total if total is not None else len(iterable)
+    if sys.stderr.isatty():
+        yield from tqdm(iterable, desc=what, total=total, initial=initial, dynamic_ncols=True)
+        return
+    start = said = time.monotonic()
+    done = initial
+    for done, item in enumerate(iterable, initial + 1):
+        yield item
+        now = time.monotonic()
+        if now - said >= seconds and done < total:
+            rate = (done - initial) / (now - start)
+            print(f"{what}: {done}/{total}, {rate:.3g}/s, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
+            said = now
+    if done > initial:
+        print(f"{what}: {done}/{total} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)

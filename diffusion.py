@@ -1,0 +1,173 @@
+"""The noise process of DiT (improved DDPM, Nichol & Dhariwal 2021): training loss, guidance, samplers.
+
+1000 steps, linear betas 1e-4…0.02, the network predicts the noise and interpolates the log variance between its bounds.
+"""
+import math
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+
+NUM_TIMESTEPS = 1000
+SAMPLERS = ("ddpm", "ddim", "dpm++")
+
+_betas = np.linspace(1e-4, 0.02, NUM_TIMESTEPS, dtype=np.float64)
+_alphas_bar = np.cumprod(1 - _betas)
+_alphas_bar_prev = np.append(1.0, _alphas_bar[:-1])
+_posterior_variance = _betas * (1 - _alphas_bar_prev) / (1 - _alphas_bar)                  # eq. 7 of DDPM
+_min_log_variance = np.log(np.append(_posterior_variance[1], _posterior_variance[1:]))     # at t = 0 it would be -inf
+_max_log_variance = np.log(_betas)
+_posterior_mean_x0 = _betas * np.sqrt(_alphas_bar_prev) / (1 - _alphas_bar)                # eq. 7 of DDPM
+_posterior_mean_xt = (1 - _alphas_bar_prev) * np.sqrt(1 - _betas) / (1 - _alphas_bar)
+
+
+def _at(table, t):
+    """Entries t of a table, (N,) -> (N, 1, 1, 1) float32."""
+    return torch.from_numpy(table).to(t.device)[t].float().view(-1, 1, 1, 1)
+
+
+# ------------------------------------------------------------------------------------------------------- training
+
+def add_noise(x0, t, noise):
+    """Samples q(x_t | x_0), eq. 4 of DDPM."""
+    return _at(np.sqrt(_alphas_bar), t) * x0 + _at(np.sqrt(1 - _alphas_bar), t) * noise
+
+
+def training_losses(model, x0, t, y, noise):
+    """L_simple + L_vlb of improved DDPM (eq. 16 with lambda = 1, as DiT), per sample.
+
+    The bound's mean takes no gradient from it: only the variance learns from it.
+
+    :param model: called model(x_t, t, y), returns (N, 2C, H, W)
+    :param x0: (N, C, H, W) latents
+    :param t: (N,) int64, 0…999
+    :param noise: like x0, standard normal
+    :return: dict of (N,) float32: loss = mse + vb; vb in bits per dimension
+    """
+    x_t = add_noise(x0, t, noise)
+    eps, fraction = model(x_t, t, y).float().chunk(2, dim=1)
+    mse = _mean(torch.square(eps - noise))
+    vb = _variational_bound(x0, x_t, t, eps.detach(), fraction)
+    return dict(loss=mse + vb, mse=mse, vb=vb)
+
+
+def _variational_bound(x0, x_t, t, eps, fraction):
+    """One term of the bound: KL(q(x_{t-1} | x_t, x_0) || p) for t > 0, -log p(x_0 | x_1) for t = 0; bits per dimension."""
+    predicted_x0 = (x_t - _at(np.sqrt(1 - _alphas_bar), t) * eps) / _at(np.sqrt(_alphas_bar), t)
+    mean = _posterior_mean(predicted_x0, x_t, t)
+    true_mean = _posterior_mean(x0, x_t, t)
+    low, high = _at(_min_log_variance, t), _at(_max_log_variance, t)
+    log_variance = low + (fraction + 1) / 2 * (high - low)                                 # eq. 15 of improved DDPM
+    kl = 0.5 * (log_variance - low - 1 + torch.exp(low - log_variance)
+                + torch.square(true_mean - mean) * torch.exp(-log_variance))
+    nll = -_log_likelihood_of_bin(x0, mean, 0.5 * log_variance)
+    return _mean(torch.where(t.view(-1, 1, 1, 1) == 0, nll, kl)) / math.log(2)
+
+
+def _posterior_mean(x0, x_t, t):
+    return _at(_posterior_mean_x0, t) * x0 + _at(_posterior_mean_xt, t) * x_t
+
+
+def _log_likelihood_of_bin(x, mean, log_std):
+    """Log probability of x's bin, [-1, 1] cut into 255 and open at its ends, under a Gaussian; eq. 13 of DDPM.
+
+    The normal distribution function is the tanh approximation (Page 1977), as in the code DiT was trained with.
+    """
+    def cdf(z):
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z ** 3)))
+
+    inv_std = torch.exp(-log_std)
+    below, above = cdf(inv_std * (x - mean - 1 / 255)), cdf(inv_std * (x - mean + 1 / 255))
+    p = torch.where(x < -0.999, above, torch.where(x > 0.999, 1 - below, above - below))
+    return p.clamp(min=1e-12).log()
+
+
+def _mean(x):
+    return x.flatten(1).mean(1)
+
+
+# ------------------------------------------------------------------------------------------------------- sampling
+
+def guided(model, x, t, y, null_class, scale, guided_channels=None):
+    """Classifier-free guidance (Ho & Salimans 2022) on the predicted noise; one forward when the scale is 1.
+
+    :param y: (N,) labels
+    :param null_class: the label that stands for none
+    :param scale: 1 is no guidance
+    :param guided_channels: of the noise; None: all of them. 3 is what the published DiT code does
+    :return: (N, 2C, H, W); variance from the conditional output
+    """
+    if scale == 1:
+        return model(x, t, y)
+    both = model(torch.cat([x, x]), torch.cat([t, t]), torch.cat([y, torch.full_like(y, null_class)]))
+    conditional, null = both.chunk(2)
+    n = x.shape[1] if guided_channels is None else guided_channels
+    noise = null[:, :n] + scale * (conditional[:, :n] - null[:, :n])
+    return torch.cat([noise, conditional[:, n:]], dim=1)
+
+
+def respaced_timesteps(num_steps):
+    """The timesteps of a respaced process, ascending: num_steps of 0…999, ends included, evenly spaced and rounded."""
+    return np.round(np.linspace(0, NUM_TIMESTEPS - 1, num_steps)).astype(np.int64)
+
+
+def _respaced_betas(timesteps):
+    """Betas of the process that visits these timesteps only: its alpha-bars are the full process's there."""
+    kept = _alphas_bar[timesteps]
+    return 1 - kept / np.append(1.0, kept[:-1])
+
+
+def make_scheduler(sampler, num_steps):
+    """A diffusers scheduler, and the timestep of the full process that the network is given at each of its timesteps.
+
+    ddpm and ddim run on the respaced process itself, as the published code does, so that both ends are its own.
+    """
+    if sampler == "dpm++":
+        scheduler = DPMSolverMultistepScheduler(
+            NUM_TIMESTEPS, trained_betas=_betas, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace",
+            final_sigmas_type="zero")
+        scheduler.set_timesteps(num_steps)
+        return scheduler, np.arange(NUM_TIMESTEPS)
+    timesteps = respaced_timesteps(num_steps)
+    betas = _respaced_betas(timesteps)
+    if sampler == "ddpm":
+        scheduler = DDPMScheduler(num_steps, trained_betas=betas, variance_type="learned_range", clip_sample=False)
+    elif sampler == "ddim":
+        scheduler = DDIMScheduler(num_steps, trained_betas=betas, clip_sample=False, set_alpha_to_one=True)
+    else:
+        raise ValueError(f"sampler {sampler!r}: must be one of {', '.join(SAMPLERS)}")
+    scheduler.set_timesteps(num_steps)
+    return scheduler, timesteps
+
+
+def sample_generator(seed, index):
+    """Sample `index` draws all its noise from here: the same image whatever the batch or the device."""
+    state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state >> 1))
+
+
+@torch.no_grad()
+def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=250, cfg_scale=1.0, guided_channels=None,
+           device="cpu", callback=None):
+    """Draws latents from noise.
+
+    :param model: called model(x, t, y), returns (N, 2C, H, W)
+    :param shape: (C, H, W)
+    :param y: (N,) labels
+    :param generators: one CPU generator a sample (`sample_generator`)
+    :param callback: called after each step
+    :return: (N, C, H, W) float32, in the DiT's scale
+    """
+    scheduler, timestep_of = make_scheduler(sampler, num_steps)
+    y = y.to(device)
+    x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    for step in scheduler.timesteps:
+        t = torch.full((len(x),), int(timestep_of[int(step)]), device=device)
+        out = guided(model, x, t, y, null_class, cfg_scale, guided_channels).float()
+        if sampler == "ddpm":
+            x = scheduler.step(out, step, x, generator=generators).prev_sample
+        else:
+            x = scheduler.step(out[:, :shape[0]], step, x).prev_sample
+        if callback:
+            callback()
+    return x

@@ -1,0 +1,229 @@
+"""DiT ("Scalable Diffusion Models with Transformers", Peebles & Xie 2023) and DiffFit ("DiffFit", Xie et al. 2023).
+
+Parameter names are the official repository's, so its state dicts load as they are. Any square grid; the position table is
+made for the grid at hand, at coordinates scaled to the grid that the weights were pretrained on.
+"""
+import math
+from functools import partial
+
+import torch
+import torch.nn as nn
+import torch.utils.checkpoint
+from timm.layers import Attention, Mlp, PatchEmbed
+
+
+def modulate(x, shift, scale):
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+# ------------------------------------------------------------------------------------------------------ embeddings
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoids of t, then an MLP. `freq_shift` 1 spaces the frequencies as diffusers does, 0 as the official code."""
+
+    def __init__(self, width, frequencies=256, freq_shift=0):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.frequencies, self.freq_shift = frequencies, freq_shift
+
+    def forward(self, t):                                                   # (N,) -> (N, width)
+        half = self.frequencies // 2
+        steps = torch.arange(half, dtype=torch.float32, device=t.device)
+        angles = t[:, None].float() * torch.exp(-math.log(10000) * steps / (half - self.freq_shift))
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
+
+
+class LabelEmbedder(nn.Module):
+    """A table of class vectors; the last row is the null class of classifier-free guidance. Labels are dropped outside."""
+
+    def __init__(self, num_classes, width):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y):                                                   # (N,) -> (N, width)
+        return self.embedding_table(y)
+
+
+def pos_embed(width, grid, base_grid):
+    """DiT's fixed 2D sin-cos table at positions arange(grid) * base_grid / grid (DiffFit, section 3.3).
+
+    :param width: multiple of 4; the first half of a row encodes the column, the second half the row of the patch
+    :param grid: patches along a side
+    :param base_grid: patches along a side at pretraining; equal to `grid` it gives the official table
+    :return: (grid * grid, width) float32
+    """
+    if width % 4:
+        raise ValueError(f"width {width}: must be a multiple of 4")
+    position = torch.arange(grid, dtype=torch.float64) * base_grid / grid
+    omega = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = position[:, None] * omega                                      # (grid, width / 4)
+    one_axis = torch.cat([angles.sin(), angles.cos()], dim=1)               # (grid, width / 2)
+    columns = one_axis[None].expand(grid, grid, -1)
+    rows = one_axis[:, None].expand(grid, grid, -1)
+    return torch.cat([columns, rows], dim=-1).reshape(grid * grid, width).float()
+
+
+# ------------------------------------------------------------------------------------------------------- the network
+
+class DiTBlock(nn.Module):
+    """Attention and MLP under adaLN-Zero; `gamma` adds DiffFit's scale vectors after both."""
+
+    def __init__(self, width, heads, mlp_ratio=4.0, gamma=False, norm2_eps=1e-6):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width, num_heads=heads, qkv_bias=True)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=norm2_eps)
+        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.gamma1 = nn.Parameter(torch.ones(width)) if gamma else None
+        self.gamma2 = nn.Parameter(torch.ones(width)) if gamma else None
+
+    def forward(self, x, c):                                                # (N, T, width), (N, width)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
+        if self.gamma1 is not None:
+            gate1, gate2 = gate1 * self.gamma1, gate2 * self.gamma2
+        x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))
+        x = x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return x
+
+
+class FinalLayer(nn.Module):
+    def __init__(self, width, patch_size, out_channels):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, patch_size * patch_size * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x, c):
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    """Predicts the noise and, in as many channels again, the fraction that interpolates the log variance.
+
+    :param input_size: side of the latent; a multiple of patch_size
+    :param base_grid: patches along a side at pretraining, for the position table; None: the grid itself
+    :param gamma_blocks: blocks 1…K that carry DiffFit's scale vectors
+    :param numerics: "official", or "diffusers" for weights whose outputs must equal DiTTransformer2DModel's, which spaces
+        its time frequencies and sets one layer norm's epsilon otherwise
+    """
+
+    def __init__(self, input_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28, num_heads=16,
+                 mlp_ratio=4.0, num_classes=1000, base_grid=None, gamma_blocks=0, numerics="official"):
+        super().__init__()
+        if input_size % patch_size:
+            raise ValueError(f"latents of side {input_size} cannot be cut into patches of {patch_size}")
+        if not 0 <= gamma_blocks <= depth:
+            raise ValueError(f"gamma_blocks {gamma_blocks}: the model has {depth} blocks")
+        theirs = {"official": False, "diffusers": True}[numerics]
+        self.in_channels, self.out_channels = in_channels, 2 * in_channels
+        self.patch_size, self.num_classes = patch_size, num_classes
+        self.grid = input_size // patch_size
+        self.grad_checkpoint = False
+
+        self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
+        self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=int(theirs))
+        self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.pos_embed = nn.Parameter(pos_embed(hidden_size, self.grid, base_grid or self.grid)[None], requires_grad=False)
+        self.blocks = nn.ModuleList([
+            DiTBlock(hidden_size, num_heads, mlp_ratio, i < gamma_blocks, 1e-5 if theirs else 1e-6) for i in range(depth)])
+        self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+
+    def initialize_weights(self):
+        """DiT's initialisation: Xavier, small normal embeddings, and zero for what makes each block the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))     # as a linear layer, not a convolution
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
+        for zero in [b.adaLN_modulation[1] for b in self.blocks] + [self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+        return self
+
+    def unpatchify(self, x):                                                # (N, T, p * p * C) -> (N, C, H, W)
+        g, p, c = self.grid, self.patch_size, self.out_channels
+        return x.reshape(-1, g, g, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, g * p, g * p)
+
+    def forward(self, x, t, y):
+        """
+        :param x: (N, C, H, W) noised latents
+        :param t: (N,) timesteps, 0…999
+        :param y: (N,) class labels; num_classes is the null class
+        :return: (N, 2C, H, W): predicted noise, variance fraction in [-1, 1]
+        """
+        x = self.x_embedder(x) + self.pos_embed                             # (N, T, width)
+        c = self.t_embedder(t) + self.y_embedder(y)                         # (N, width)
+        for block in self.blocks:
+            if self.grad_checkpoint and torch.is_grad_enabled():
+                x = torch.utils.checkpoint.checkpoint(block, x, c, use_reentrant=False)
+            else:
+                x = block(x, c)
+        return self.unpatchify(self.final_layer(x, c))                      # (N, 2C, H, W)
+
+
+# --------------------------------------------------------------------------------------------------- what trains
+
+TUNING = ("difffit", "full")
+
+
+def parameter_kind(name):
+    """ "class table", "bias", "gamma", "norm", "position table" or "matrix", by a parameter's name."""
+    if name == "y_embedder.embedding_table.weight":
+        return "class table"
+    if name == "pos_embed":
+        return "position table"
+    if name.endswith(".bias"):
+        return "bias"
+    if name.endswith((".gamma1", ".gamma2")):
+        return "gamma"
+    return "norm" if ".norm" in name else "matrix"
+
+
+def set_trainable(model, tune):
+    """Freezes all but what trains, and returns that as {name: parameter}.
+
+    "difffit" (Xie et al. 2023, section 3.2): biases, normalisation, class table, gamma. DiT's LayerNorms have no
+    parameters: their affine is the adaLN modulation, whose biases train. "full": all but the fixed position table.
+    """
+    frozen = {"difffit": ("matrix", "position table"), "full": ("position table",)}[tune]
+    for name, p in model.named_parameters():
+        p.requires_grad_(parameter_kind(name) not in frozen)
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def matrices_to_bf16(model):
+    """Holds frozen matrices in bf16, to which autocast would round them at every use: same results, half the memory."""
+    for name, p in model.named_parameters():
+        if not p.requires_grad and parameter_kind(name) == "matrix":
+            p.data = p.data.to(torch.bfloat16)
+
+
+# -------------------------------------------------------------------------------------------------------- the zoo
+
+SIZES = {  # width, depth, heads
+    "XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6),
+    "T": (256, 6, 4),  # not published: for CPUs
+}
+
+
+def config_of(name):
+    """Constructor arguments of a zoo model: DiT-{XL,L,B,S,T}/{2,4,8}. Raises KeyError for another name."""
+    size, patch = name.removeprefix("DiT-").split("/") if name in DiT_models else (None, None)
+    if size is None:
+        raise KeyError(name)
+    width, depth, heads = SIZES[size]
+    return dict(hidden_size=width, depth=depth, num_heads=heads, patch_size=int(patch))
+
+
+def _build(name, **kwargs):
+    return DiT(**{**config_of(name), **kwargs})
+
+
+DiT_models = {}
+DiT_models.update({f"DiT-{s}/{p}": partial(_build, f"DiT-{s}/{p}") for s in SIZES for p in (2, 4, 8)})

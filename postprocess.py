@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Mosaics -> NIfTI volumes with their place in the world; the inverse of preprocess.py.
+
+    python postprocess.py --input data/adni --output nifti/
+    python postprocess.py --input data/adni --output restored/ --restore-shape
+    python postprocess.py --input some/pngs --manifest data/adni --output nifti/
+
+Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and intensities of the scans
+they came from. A mosaic with no scan behind it, a sample, gets the cohort's median geometry.
+"""
+from pathlib import Path
+
+import numpy as np
+
+import manifest
+import mosaic
+import volumes
+from cli import UserError, atomic_folder, parser, progress, run
+
+
+def restore(cube, affine, source, fit):
+    """A cube as a volume on its source's grid, in the source's axis order and intensities."""
+    ras_shape, ras_affine = volumes.ras_grid(source["shape"], affine)
+    ras = volumes.from_cube(volumes.from_uint8(cube, source["window"]), ras_shape, ras_affine, fit)
+    return volumes.from_ras(ras, affine)
+
+
+def main():
+    p = parser(__doc__)
+    p.add_argument("--input", type=Path, required=True, metavar="DIR", help="data folder, samples folder, or folder of PNG mosaics")
+    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for ID.nii.gz")
+    p.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.json or samples.json, or the folder that holds it; default: --input")
+    p.add_argument("--restore-shape", action="store_true", help="resample back to the source's grid and affine")
+    args = p.parse_args()
+
+    header, entries = manifest.read_manifest(args.manifest or args.input)
+    known = {v["id"]: v for v in entries}
+    folder = args.input / "mosaics" if (args.input / "mosaics").is_dir() else args.input
+    sheets = sorted(folder.glob("*.png"))
+    if not sheets:
+        raise UserError(f"--input {args.input}: no PNG mosaics there or in its mosaics/; name the folder that holds them")
+    cohort = dict(shape=header["source_shape"], affine=header["source_affine"], window=(0.0, 1.0))
+    with atomic_folder(args.output) as out:
+        for path in progress(sheets, "volumes"):
+            cube = mosaic.untile(manifest.read_mosaic(path, header), header["size"], header["layout"])
+            source = known.get(path.stem, cohort)
+            source_affine = np.array(source["affine"], float)
+            if args.restore_shape:
+                volume, affine = restore(cube, source_affine, source, header["fit"]), source_affine
+            elif path.stem in known:
+                volume, affine = cube, volumes.cube_affine(*volumes.ras_grid(source["shape"], source_affine), header["size"], header["fit"])
+            else:
+                volume, affine = cube, np.array(header["affine"])
+            volumes.write_nifti(out / f"{path.stem}.nii.gz", volume, affine)
+    print(f"{args.output}: {len(sheets)} NIfTI volumes")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,157 @@
+#!/usr/bin/env python3
+"""NIfTI scans -> mosaics and manifest.json.
+
+    python preprocess.py --input scans/ --output data/adni
+    python preprocess.py --input bids/ --labels bids/participants.tsv --label-column group --output data/adni
+
+Each scan is brought to RAS order, resampled to a cube over the same field of view, mapped from a percentile window of
+its intensities to 8 bits, and laid out on a sheet. A scan that cannot be used is named with its mend and skipped; the
+others go on, and the exit code is then 1.
+"""
+import multiprocessing
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import mosaic
+import volumes
+from cli import UserError, atomic_folder, parser, progress, run
+from manifest import mosaic_path, write_manifest, write_mosaic
+
+
+def prepare(scan, folder, args):
+    """One scan -> its mosaic on disk. Returns its manifest entry, or the reason (str) why it was skipped."""
+    try:
+        array, affine = volumes.read_nifti(scan.path)
+        ras, ras_affine = volumes.to_ras(array, affine)
+        window = volumes.intensity_window(ras, args.window)
+        cube = volumes.to_uint8(volumes.to_cube(ras, ras_affine, args.size, args.fit), window)
+    except UserError as e:
+        return str(e)
+    except ValueError as e:
+        return f"{scan.path}: {e}; widen --window, or take it out"
+    write_mosaic(mosaic_path(folder, scan.id), mosaic.tile(cube, args.layout))
+    return dict(id=scan.id, subject=scan.subject, source=str(scan.path.resolve()), shape=list(array.shape),
+                affine=affine.tolist(), window=list(window))
+
+
+def labels_of(scans, path, column):
+    """Class index of each scan id, names of the classes, and the scans that have no label with the reason."""
+    if not path:
+        return {s.id: 0 for s in scans}, ["all"], {}
+    rows = volumes.read_tsv(path)
+    keys = [k for k in ("id", "participant_id", "subject") if rows and k in rows[0]]
+    if not keys or column not in rows[0]:
+        raise UserError(f"--labels {path}: needs a column participant_id (or id, subject) and --label-column {column!r}")
+    label_of = {row[k]: row[column] for k in keys[::-1] for row in rows if row[k]}
+    labels = {s.id: label_of.get(s.id, label_of.get(s.subject, "")) for s in scans}
+    unlabelled = {s.id: f"{s.path}: no {column} for {s.subject} in {path}; add it, or take the scan out"
+                  for s in scans if labels[s.id] in ("", "n/a")}
+    names = sorted({label for label in labels.values() if label not in ("", "n/a")})
+    return {i: names.index(label) for i, label in labels.items() if i not in unlabelled}, names, unlabelled
+
+
+def split_subjects(subjects, ratio, seed):
+    """Assigns "train" or "test" to each subject in the proportion `ratio`, at random: 95 subjects at (63, 32) give 63, 32."""
+    subjects = sorted(set(subjects))
+    n_train = round(len(subjects) * ratio[0] / sum(ratio))
+    if ratio[0] and ratio[1] and len(subjects) > 1:  # neither side empty when both are asked for
+        n_train = min(max(n_train, 1), len(subjects) - 1)
+    order = np.random.default_rng(seed).permutation(len(subjects))
+    return {subjects[j]: "train" if rank < n_train else "test" for rank, j in enumerate(order)}
+
+
+def parse_ratio(text):
+    try:
+        train, test = (int(n) for n in text.split(":"))
+    except ValueError:
+        train = test = -1
+    if min(train, test) < 0 or train + test == 0:
+        raise UserError(f"--split {text}: must be TRAIN:TEST, two whole numbers such as 63:32, or 1:0 for no test set")
+    return train, test
+
+
+def map_scans(scans, folder, args):
+    """Runs `prepare` over the scans, in processes, with progress; results in the order of the scans."""
+    if args.workers == 1:
+        return [prepare(s, folder, args) for s in progress(scans, "scans")]
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(args.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            jobs = [pool.submit(prepare, s, folder, args) for s in scans]
+            return [job.result() for job in progress(jobs, "scans")]
+        except BrokenProcessPool:
+            raise UserError("--workers: a worker was killed, likely out of memory; use fewer workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def main():
+    p = parser(__doc__)
+    p.add_argument("--input", required=True, metavar="DIR|GLOB|TSV", help="where the .nii and .nii.gz scans are; in a "
+                   "BIDS tree the *_T1w files are taken; a TSV has columns path and, if wanted, id and subject")
+    p.add_argument("--output", type=Path, required=True, help="new data folder")
+    p.add_argument("--size", type=int, default=128, help="side D of the cube, voxels")
+    p.add_argument("--layout", choices=mosaic.CHANNELS, default="rgb", help="three slices a tile, or one")
+    p.add_argument("--fit", choices=volumes.FITS, default="stretch", help="field of view fills the cube, or voxels stay cubic")
+    p.add_argument("--window", type=float, nargs=2, default=(0.0, 99.9), metavar=("LO", "HI"),
+                   help="percentiles of a scan's intensities that become 0 and 255")
+    p.add_argument("--labels", type=Path, metavar="FILE.tsv", help="table with a class for each participant_id (or id)")
+    p.add_argument("--label-column", metavar="NAME", help="column of --labels that holds the class")
+    p.add_argument("--split", default="63:32", metavar="TRAIN:TEST", help="proportion of subjects to train on and to hold out")
+    p.add_argument("--seed", type=int, default=0, help="of the split")
+    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                   else os.cpu_count(), help="processes")
+    args = p.parse_args()
+
+    side = mosaic.mosaic_side(max(args.size, 1), args.layout)
+    if args.size < 8 or side % 16:
+        near = [d for d in range(max(8, args.size - 16), args.size + 17) if mosaic.mosaic_side(d, args.layout) % 16 == 0]
+        raise UserError(f"--size {args.size}: gives a mosaic of {side} pixels, which must be a multiple of 16 "
+                        f"(VAE factor x patch size); near it work {', '.join(map(str, near))}")
+    if not 0 <= args.window[0] < args.window[1] <= 100:
+        raise UserError(f"--window {args.window[0]:g} {args.window[1]:g}: two percentiles, 0 <= LO < HI <= 100")
+    if bool(args.labels) != bool(args.label_column):
+        raise UserError("--labels and --label-column go together; give both, or neither")
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: must be at least 1")
+    ratio = parse_ratio(args.split)
+
+    found = volumes.find_scans(args.input)
+    classes, class_names, skipped = labels_of(found, args.labels, args.label_column)
+    scans = [s for s in found if s.id not in skipped]
+    with atomic_folder(args.output) as folder:
+        (folder / "mosaics").mkdir()
+        results = map_scans(scans, folder, args) if scans else []
+        skipped.update({s.id: r for s, r in zip(scans, results) if isinstance(r, str)})
+        entries = [r for r in results if not isinstance(r, str)]
+        for reason in skipped.values():
+            print(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
+        if not entries:
+            raise UserError(f"--input {args.input}: none of {len(found)} scans could be used; each is named above")
+        splits = split_subjects([e["subject"] for e in entries], ratio, args.seed)
+        for e in entries:
+            e.update({"class": classes[e["id"]], "split": splits[e["subject"]]})
+        grids = [volumes.ras_grid(e["shape"], np.array(e["affine"])) for e in entries]
+        affine, source_shape, source_affine = volumes.cohort_grid([s for s, _ in grids], [a for _, a in grids],
+                                                                  args.size, args.fit)
+        header = dict(size=args.size, layout=args.layout, grid=mosaic.grid_size(args.size, args.layout), fit=args.fit,
+                      window_percentiles=list(args.window), affine=affine.tolist(), source_shape=list(source_shape),
+                      source_affine=source_affine.tolist(), classes=class_names)
+        write_manifest(folder, header, entries)
+    sizes = {s: sum(e["split"] == s for e in entries) for s in ("train", "test")}
+    print(f"{args.output}: {len(entries)} mosaics of {side} x {side} ({sizes['train']} train, {sizes['test']} test, "
+          f"{len(splits)} subjects, {len(class_names)} classes), voxels "
+          f"{' x '.join(f'{v:.3g}' for v in volumes.voxel_sizes(affine))} mm")
+    if skipped:
+        print(f"{len(skipped)} of {len(found)} scans skipped, as named above", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    run(main)

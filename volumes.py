@@ -1,0 +1,291 @@
+"""NIfTI <-> volume: reading, orientation, resampling, intensity window, affine. Each pair of inverses side by side.
+
+A *volume* is a cube (D, D, D) in RAS orientation with intensities in [0, 1], stored as uint8 * 1/255. Nothing moves in
+the world: whenever the grid changes, the affine changes with it, so that a point keeps its world coordinates (mm).
+"""
+import csv
+import glob
+import gzip
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from cli import UserError, write_bytes
+
+FITS = ("stretch", "pad")
+NIFTI_SUFFIXES = (".nii.gz", ".nii")
+
+
+# ------------------------------------------------------------------------------------------------- finding scans
+
+@dataclass(frozen=True)
+class Scan:
+    """Where a scan is, and whose it is."""
+    id: str         # unique in the cohort; names its files
+    subject: str    # one person may have several scans
+    path: Path
+
+
+def find_scans(source):
+    """The scans of a folder, a glob pattern or a TSV, sorted by id.
+
+    In a folder, searched with its subfolders, a BIDS tree is known by its `*_T1w` files: those alone are taken, and
+    derivatives/ and sourcedata/ are left out. A TSV has a column `path` (relative to the TSV), and may have `id` and
+    `subject` (or `participant_id`). Else the id is the file's name, the subject its BIDS entity `sub-…`, or the id.
+
+    :raises UserError: no scans, two of one id, a TSV without the column, an id that cannot name a file
+    """
+    source = str(source)
+    if source.endswith(".tsv"):
+        scans = _scans_of_tsv(Path(source))
+    else:
+        if Path(source).is_dir():
+            root = Path(source)
+            paths = [p for p in root.rglob("*") if p.name.endswith(NIFTI_SUFFIXES) and not p.name.startswith(".")]
+            if any(stem(p).endswith("_T1w") for p in paths):
+                derived = {"derivatives", "sourcedata"}
+                paths = [p for p in paths if stem(p).endswith("_T1w") and not derived & set(p.relative_to(root).parts)]
+        elif Path(source).is_file():
+            paths = [Path(source)]
+        else:
+            paths = [Path(p) for p in glob.glob(source, recursive=True) if p.endswith(NIFTI_SUFFIXES)]
+        scans = [Scan(stem(p), _bids_subject(p) or stem(p), p) for p in paths]
+    if not scans:
+        raise UserError(f"--input {source}: no .nii or .nii.gz files; name a folder, a glob in quotes, or a .tsv")
+    seen = {}
+    for scan in scans:
+        if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", scan.id):
+            raise UserError(f"{scan.path}: its id {scan.id!r} cannot name a file; give another in a TSV's column `id`")
+        if scan.id in seen:
+            raise UserError(f"{scan.path}: has the id {scan.id!r} of {seen[scan.id]} too; "
+                            "rename one, or list both in a TSV with columns `path` and `id`")
+        seen[scan.id] = scan.path
+    return sorted(scans, key=lambda s: s.id)
+
+
+def _scans_of_tsv(path):
+    rows = read_tsv(path)
+    if rows and "path" not in rows[0]:
+        raise UserError(f"{path}: has no column `path`; its columns are {', '.join(rows[0])}")
+    scans = []
+    for row in rows:
+        file = path.parent / row["path"]
+        scan_id = row.get("id") or stem(file)
+        subject = row.get("subject") or row.get("participant_id") or _bids_subject(file) or scan_id
+        scans.append(Scan(scan_id, subject, file))
+    return scans
+
+
+def read_tsv(path):
+    """The rows of a tab-separated file as dicts. Raises UserError when it cannot be read as one."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f:
+            rows = list(csv.DictReader(f, delimiter="\t", restval="", strict=True))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise UserError(f"{path}: not a tab-separated text file ({e})") from None
+    if any(None in row for row in rows):
+        raise UserError(f"{path}: a row has more cells than the header; is it tab-separated?")
+    return rows
+
+
+def stem(path):
+    """A NIfTI's file name without .nii or .nii.gz."""
+    name = Path(path).name
+    return next((name[:-len(s)] for s in NIFTI_SUFFIXES if name.endswith(s)), name)
+
+
+def _bids_subject(path):
+    found = re.match(r"(sub-[A-Za-z0-9]+)(?:_|$)", stem(path))
+    return found and found[1]
+
+
+# ------------------------------------------------------------------------------------------- NIfTI <-> RAS array
+
+def read_nifti(path):
+    """Reads one 3D scan.
+
+    :return: array (X, Y, Z) float32 in the file's own axis order, affine (4, 4) float64, voxel -> world in mm
+    :raises UserError: not a NIfTI, truncated, not 3D, no affine, NaN, infinite or constant
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+        header, shape = image.header, image.shape
+        codes = int(header["sform_code"]), int(header["qform_code"])
+    except Exception as e:  # nibabel raises many kinds for a file that is not what its name says
+        raise UserError(f"{path}: not a NIfTI image ({_first_line(e)}); convert it, or take it out") from None
+    if len(shape) > 3 and any(n != 1 for n in shape[3:]):
+        raise UserError(f"{path}: {len(shape)}D with shape {shape}; extract one 3D volume first")
+    if len(shape) < 3 or min(shape[:3]) < 2:
+        raise UserError(f"{path}: shape {shape} is not 3D; a scan needs at least 2 voxels along each axis")
+    if codes == (0, 0):
+        raise UserError(f"{path}: no affine (sform and qform codes are 0), so left and right are unknown; set its sform first")
+    try:
+        array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape[:3])
+    except Exception as e:
+        raise UserError(f"{path}: cannot be read to its end, truncated or damaged ({_first_line(e)}); copy it anew") from None
+    if not np.isfinite(array).all():
+        bad = int((~np.isfinite(array)).sum())
+        raise UserError(f"{path}: {bad} voxels are NaN or infinite; replace them (numpy.nan_to_num) first")
+    if array.min() == array.max():
+        raise UserError(f"{path}: every voxel is {array.flat[0]:g}; nothing to see, take it out")
+    affine = np.asarray(image.affine, dtype=np.float64)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise UserError(f"{path}: its affine is singular; set its sform first")
+    return array, affine
+
+
+def write_nifti(path, volume, affine):
+    """Writes a volume as .nii.gz, atomically, the same bytes every time; sform and qform set, units mm.
+
+    :param volume: (X, Y, Z); uint8 is written as it is with slope 1/255, so that readers see [0, 1]; else float32
+    :param affine: (4, 4) voxel -> world, mm
+    """
+    volume = np.asarray(volume)
+    stored = volume if volume.dtype == np.uint8 else volume.astype(np.float32)
+    image = nib.Nifti1Image(stored, None)
+    image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    image.header.set_xyzt_units("mm")
+    raw = bytearray(image.to_bytes())
+    if volume.dtype == np.uint8:
+        # nibabel would rescale the data when the header has a slope, so the slope goes into the finished header
+        header = nib.Nifti1Header(bytes(raw[:348]), check=False)
+        header["scl_slope"], header["scl_inter"] = 1 / 255, 0
+        header["cal_min"], header["cal_max"] = 0, 1
+        raw[:348] = header.binaryblock
+    write_bytes(path, gzip.compress(bytes(raw), compresslevel=1, mtime=0))
+
+
+def _first_line(error):
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def to_ras(array, affine):
+    """Permutes and flips the axes to the nearest RAS order (no interpolation); the inverse of `from_ras`.
+
+    :return: array (X, Y, Z) with axes right, anterior, superior, and its affine
+    """
+    ornt = nib.io_orientation(affine)
+    return nib.apply_orientation(array, ornt), affine @ nib.orientations.inv_ornt_aff(ornt, array.shape)
+
+
+def from_ras(array, affine):
+    """Puts a RAS array back into the axis order of the file whose affine is given; the inverse of `to_ras`."""
+    ornt = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(affine))
+    return np.ascontiguousarray(nib.apply_orientation(array, ornt))
+
+
+def ras_grid(shape, affine):
+    """Shape and affine that `to_ras` gives for a scan of this shape and affine."""
+    ornt = nib.io_orientation(affine)
+    ras_shape = [0, 0, 0]
+    for axis, (target, _) in enumerate(ornt):
+        ras_shape[int(target)] = int(shape[axis])
+    return tuple(ras_shape), np.asarray(affine, float) @ nib.orientations.inv_ornt_aff(ornt, shape)
+
+
+# --------------------------------------------------------------------------------------------- RAS array <-> cube
+
+def cube_scale(shape, affine, fit):
+    """Length of the cube's edges over those of the scan's field of view, by axis: 1 for "stretch"."""
+    if fit not in FITS:
+        raise ValueError(f"fit {fit!r}: must be one of {', '.join(FITS)}")
+    if fit == "stretch":
+        return np.ones(3)
+    extent = np.array(shape) * voxel_sizes(affine)          # mm
+    return extent.max() / extent
+
+
+def cube_affine(shape, affine, size, fit):
+    """Affine of the cube that `to_cube` makes from a RAS array of this shape and affine: voxel edges aligned."""
+    shape = np.array(shape, float)
+    step = shape * cube_scale(shape, affine, fit) / size    # one cube voxel, in scan voxels
+    to_scan = np.eye(4)
+    to_scan[:3, :3] = np.diag(step)
+    to_scan[:3, 3] = (shape - 1) / 2 - step * (size - 1) / 2  # the centres of both fields of view coincide
+    return np.asarray(affine, float) @ to_scan
+
+
+def to_cube(array, affine, size, fit):
+    """Resamples a RAS array trilinearly onto a cube; the inverse, up to interpolation, of `from_cube`.
+
+    "stretch" fills the cube with the field of view, voxel edges aligned; "pad" keeps voxels cubic, zero outside.
+
+    :return: cube (size, size, size) float32; its affine is `cube_affine`
+    """
+    return _resample(array, (size,) * 3, cube_scale(array.shape, affine, fit))
+
+
+def from_cube(cube, shape, affine, fit):
+    """Resamples a cube trilinearly back onto a RAS grid; the inverse, up to interpolation, of `to_cube`."""
+    return _resample(cube, shape, 1 / cube_scale(shape, affine, fit))
+
+
+def _resample(array, shape, scale):
+    """Samples `array` on a grid of `shape` voxels whose field of view is `scale` times its own, about one centre."""
+    x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
+    if np.allclose(scale, 1, rtol=0, atol=1e-12):
+        y = F.interpolate(x, tuple(shape), mode="trilinear", align_corners=False)
+    else:
+        theta = torch.zeros(1, 3, 4, dtype=torch.float64)
+        theta[0, [0, 1, 2], [0, 1, 2]] = torch.from_numpy(np.array(scale)[::-1].copy())  # grid_sample: last axis first
+        grid = F.affine_grid(theta, (1, 1, *shape), align_corners=False).float()
+        y = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return y[0, 0].numpy()
+
+
+def voxel_sizes(affine):
+    """Voxel edge lengths in mm, (3,)."""
+    return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
+
+
+def cohort_grid(shapes, affines, size, fit):
+    """The grid that stands for a cohort, for volumes that have no source scan: RAS, centred where the cohort is.
+
+    :param shapes, affines: of the scans' RAS arrays
+    :return: affine (4, 4) of a cube with the median voxel sizes; shape (3,) and affine (4, 4) of the median scan
+    """
+    median_shape = np.rint(np.median(shapes, axis=0)).astype(int)
+    centres = [(a @ [*(np.array(s) - 1) / 2, 1])[:3] for s, a in zip(shapes, affines)]
+    centre = np.median(centres, axis=0)
+
+    def affine(grid, sizes):
+        out = np.diag([*sizes, 1.0])
+        out[:3, 3] = centre - sizes * (np.array(grid) - 1) / 2
+        return out
+
+    cube = np.median([voxel_sizes(cube_affine(s, a, size, fit)) for s, a in zip(shapes, affines)], axis=0)
+    scan = np.median([voxel_sizes(a) for a in affines], axis=0)
+    return affine((size,) * 3, cube), tuple(int(n) for n in median_shape), affine(median_shape, scan)
+
+
+# -------------------------------------------------------------------------------------------- intensities <-> uint8
+
+def intensity_window(array, percentiles):
+    """The intensities (lo, hi) at two percentiles of all voxels. Raises ValueError when they coincide."""
+    lo, hi = (float(v) for v in np.percentile(array, percentiles))
+    if not hi > lo:
+        raise ValueError(f"the percentiles {percentiles[0]:g} and {percentiles[1]:g} are both {lo:g}")
+    return lo, hi
+
+
+def to_uint8(array, window):
+    """Maps lo…hi to 0…255, clipped and rounded; the inverse, up to that, of `from_uint8`."""
+    lo, hi = window
+    return np.rint(np.clip((np.asarray(array, np.float32) - lo) / (hi - lo), 0, 1) * 255).astype(np.uint8)
+
+
+def from_uint8(volume, window=(0.0, 1.0)):
+    """Maps 0…255 to lo…hi (float32)."""
+    lo, hi = window
+    return (np.asarray(volume, np.float32) / 255 * (hi - lo) + lo).astype(np.float32)

@@ -47,8 +47,8 @@ def read_meta(path):
         raise UserError(f"{path}: not a whole safetensors file; use the checkpoint before it") from None
     except (KeyError, ValueError):
         raise UserError(f"{path}: not a MosaicDiT checkpoint; train.py writes them as checkpoints/STEP.safetensors") from None
-    if meta.get("format") != "mosaicdit-checkpoint" or meta.get("version") != VERSION:
-        raise UserError(f"{path}: checkpoint format {meta.get('format')} {meta.get('version')}, this code reads {VERSION}")
+    if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != ("mosaicdit-checkpoint", VERSION):
+        raise UserError(f"{path}: not a MosaicDiT checkpoint of version {VERSION}, which this code reads")
     return meta
 
 
@@ -74,6 +74,8 @@ def restore_model(path, weights="ema", base=None):
     :raises UserError: checkpoint or base missing, damaged, or not belonging to each other
     """
     meta, groups = load_checkpoint(path)
+    if weights not in groups or not isinstance(meta.get("config"), dict) or "base" not in meta:
+        raise UserError(f"{path}: lacks its {weights} weights or its config; use another checkpoint")
     tensors = {}
     if meta["base"]:
         file = find_base(meta["base"], path, base)
@@ -88,13 +90,15 @@ def find_base(recorded, checkpoint, override=None):
     """The base weights that a checkpoint was trained on; found where they were, in weights/, or here."""
     name = recorded["name"]
     places = [Path(override)] if override else [Path(recorded["path"]), WEIGHTS / name, Path(name)]
-    found = next((p for p in places if p.exists()), None)
-    if found is None:
+    found = [p for p in places if p.exists()]
+    if not found:
         raise UserError(f"{override or checkpoint}: needs its base weights {name}, not found at "
                         f"{', '.join(map(str, places))}; say where they are with --base FILE")
-    if sha256_of(found) != recorded["sha256"]:
-        raise UserError(f"{found}: not the base that {checkpoint} was trained on (its SHA-256 differs); say where that is with --base FILE")
-    return found
+    right = next((p for p in found if sha256_of(p) == recorded["sha256"]), None)
+    if right is None:
+        raise UserError(f"{found[0]}: not the base that {checkpoint} was trained on (its SHA-256 differs); "
+                        "say where that is with --base FILE")
+    return right
 
 
 # ---------------------------------------------------------------------------------------------- weights to begin with
@@ -112,9 +116,12 @@ def load_weights(path):
 
     :raises UserError: missing, unsafe, damaged, or not a DiT
     """
-    path = Path(path)
+    path = locate(path)
     if path.is_dir():
-        return _from_diffusers(path)
+        try:
+            return _from_diffusers(path)
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as e:
+            raise UserError(f"--ckpt {path}: a damaged DiTTransformer2DModel folder ({type(e).__name__}: {e}); fetch it anew") from None
     if not path.is_file():
         hint = "; `python download.py dit-xl-2-512` fetches the public one" if "DiT-XL-2" in path.name else ""
         raise UserError(f"--ckpt {path}: no such file{hint}")
@@ -133,11 +140,18 @@ def load_weights(path):
         tensors = _load_pickle(path)
     if isinstance(tensors, dict) and isinstance(tensors.get("ema", tensors.get("model")), dict):
         tensors = tensors.get("ema", tensors.get("model"))  # a training checkpoint of the original repository
-    if not isinstance(tensors, dict) or not isinstance(tensors.get("pos_embed"), torch.Tensor):
+    tensors = {str(k).removeprefix("module."): v for k, v in tensors.items()} if isinstance(tensors, dict) else {}
+    table = tensors.pop("pos_embed", None)
+    if not all(isinstance(v, torch.Tensor) for v in tensors.values()) or not isinstance(table, torch.Tensor) or table.dim() != 3:
         raise UserError(f"{path}: not the weights of a DiT (it has no pos_embed); give DiT-XL-2-512x512.pt or the like")
-    tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    tokens = tensors.pop("pos_embed").shape[1]
+    tokens = table.shape[1]
     return Weights(tensors, round(tokens ** 0.5), "official")
+
+
+def locate(path):
+    """The path, or where download.py put a file of that name: in weights/."""
+    path = Path(path)
+    return path if path.exists() or not (WEIGHTS / path).exists() else WEIGHTS / path
 
 
 def _load_pickle(path):
@@ -152,7 +166,7 @@ def _load_pickle(path):
         culprit = re.search(r"GLOBAL ([\w.]+)", str(e))
         raise UserError(f"{path}: refused, its pickle holds {culprit[1] if culprit else 'more than weights'}, which could run "
                         "code; where you trust it, save its state dict as safetensors and give that") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as e:
+    except Exception as e:  # a damaged file can end the unpickler in any way
         raise UserError(f"{path}: cannot be read as PyTorch weights ({' '.join(str(e).split())[:120]}); fetch or copy it anew") from None
 
 
@@ -180,7 +194,8 @@ def _from_diffusers(folder):
         elif block and block[2].startswith("norm1.emb."):  # one copy a block, all the same in a converted DiT
             name = f"{embedders[block[2].removeprefix('norm1.emb.')]}.{kind}"
             if not torch.equal(tensors.setdefault(name, tensor), tensor):
-                raise UserError(f"{file}: its blocks have embedders of their own, which a DiT has not; it was trained further by other code")
+                raise UserError(f"{file}: its blocks have embedders of their own, which a DiT has not; "
+                                "it was trained further by other code")
         elif block and block[2].startswith("attn1.to_q"):
             i = block[1]
             parts = [theirs[f"transformer_blocks.{i}.attn1.to_{n}.{kind}"] for n in "qkv"]

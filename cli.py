@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -30,9 +31,48 @@ def parser(description):
     return argparse.ArgumentParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
 
+def add_device(p):
+    """The flag --device, checked when it is parsed."""
+    def device(text):
+        import torch  # scripts that need no device need not wait for it
+        try:
+            kind = torch.device(text)
+        except RuntimeError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no device; give cpu or cuda") from None
+        if kind.type == "cuda" and not (kind.index or 0) < torch.cuda.device_count():
+            raise argparse.ArgumentTypeError(f"{text!r}: this machine has {torch.cuda.device_count()} GPUs that PyTorch can use")
+        return text
+
+    import torch
+    p.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+
+
+def seed(text):
+    """A flag's type: a whole number that a random generator takes."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
+    return int(text)
+
+
+def positive(text):
+    """A flag's type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number above 0")
+    return value
+
+
+def _terminate(*_):
+    raise SystemExit(143)  # so that temporary files are removed on the way out
+
+
 def run(main):
     """Calls main() and exits with its code: 0 on None, 2 with one line on stderr for an error the user can mend."""
     prog = Path(sys.argv[0]).name
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         code = main()
     except UserError as e:
@@ -41,6 +81,12 @@ def run(main):
     except OSError as e:  # full disk, no permission, a path that is a file: the system's word names the mend
         where = e.filename or e.filename2
         print(f"{prog}: error: {f'{where}: ' if where else ''}{e.strerror or e}", file=sys.stderr)
+        code = 2
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and "out of memory" not in str(e) and "can't allocate memory" not in str(e):
+            raise
+        print(f"{prog}: error: out of memory ({str(e).splitlines()[0][:120] if str(e) else 'host'}); use a smaller batch, more --accum, "
+              "--grad-checkpoint, or fewer --workers, whichever it has", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

@@ -22,7 +22,7 @@ import manifest
 import metrics
 import mosaic
 import volumes
-from cli import UserError, atomic_folder, parser, progress, refuse_existing, run, write_text
+from cli import UserError, add_device, atomic_folder, parser, progress, refuse_existing, run, write_text
 
 METRICS = ("ms-ssim", "mmd", "fid")
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
@@ -61,7 +61,7 @@ def load_set(path, split, flag):
         spacing = volumes.voxel_sizes(header["affine"])
     else:
         _no_split(split, flag, path)
-        scans = volumes.find_scans(path)
+        scans = volumes.find_scans(path, flag)
         ids, cubes = [s.id for s in scans], []
         for scan in progress(scans, f"{flag[2:]} volumes"):
             ras, affine = volumes.to_ras(*volumes.read_nifti(scan.path))
@@ -112,15 +112,13 @@ def measure(real, fake, args):
                     values = metrics.ms_ssim_pairs(group.volumes, args.protocol, device=args.device, callback=bar.update)
                 entry[name] = {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if count > 1 else None, "pairs": count}
     if "mmd" in args.metrics:
-        smaller = min(n.values())
-        if args.mmd_batch and args.mmd_batch > smaller:
-            raise UserError(f"--mmd-batch {args.mmd_batch}: the smaller set has {smaller} volumes")
         rbf, median = metrics.mmd_rbf(real.volumes, fake.volumes)
         results["mmd"] = {"linear": {"value": metrics.mmd_linear(real.volumes, fake.volumes, args.mmd_batch), "kernel": "linear, biased",
                                      "batch": args.mmd_batch or "whole sets"},
                           "rbf": {"value": rbf, "kernel": "Gaussian, unbiased", "median_distance": median}, "range": [0, 1], "n": n}
     if "fid" in args.metrics:
-        results["fid"] = entry = {"features": "Inception 2048 (pt_inception-2015-12-05), torchmetrics", "slices": "centre, one a volume", "n": n}
+        results["fid"] = entry = {"features": "Inception 2048 (pt_inception-2015-12-05), torchmetrics",
+                                  "slices": "centre, one a volume", "n": n}
         weights = inception_weights(args.inception_weights)
         if weights is None:
             entry["skipped"] = "no Inception weights; `python download.py inception`, or --inception-weights FILE"
@@ -154,7 +152,8 @@ def report(real, fake, results, warnings):
         batch = r["linear"]["batch"]
         how = f"voxels in [0, 1], biased, {batch if isinstance(batch, str) else f'mean over batches of {batch}'}; low is good"
         lines.append(f"| MMD, linear | {r['linear']['value']:.5g} | – | {how} |")
-        lines.append(f"| MMD, Gaussian | {r['rbf']['value']:.5g} | – | unbiased, median distance {r['rbf']['median_distance']:.4g}; low is good |")
+        how = f"unbiased, median distance {r['rbf']['median_distance']:.4g}; low is good"
+        lines.append(f"| MMD, Gaussian | {r['rbf']['value']:.5g} | – | {how} |")
     r = results.get("fid")
     if r:
         for view in metrics.VIEW_AXIS:
@@ -162,8 +161,8 @@ def report(real, fake, results, warnings):
             how = f"{r['features']}, weights {r['weights']['sha256'][:8]}; low is good" if "weights" in r else "–"
             lines.append(f"| FID-{view} | {value} | – | {how} |")
         lines += ["", f"FID: {r['note']}."] if "note" in r else []
-    lines += ["", "![three views by three depths](figures/montage.png)", "", "Values depend on the number of volumes, the batch and the data; "
-              "compare only what was computed alike.", ""]
+    lines += ["", "![three views by three depths](figures/montage.png)", "",
+              "Values depend on the number of volumes, the batch and the data; compare only what was computed alike.", ""]
     return "\n".join(lines)
 
 
@@ -178,7 +177,7 @@ def main():
     p.add_argument("--protocol", choices=metrics.PROTOCOLS, default="kwon2019", help="of MS-SSIM")
     p.add_argument("--mmd-batch", type=int, metavar="B", help="average the linear MMD over batches of B; default: whole sets at once")
     p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: weights/{INCEPTION}, or torch-fidelity's cache")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add_device(p)
     args = p.parse_args()
     refuse_existing(args.output)
     if args.mmd_batch is not None and args.mmd_batch < 1:
@@ -189,9 +188,13 @@ def main():
     if real.volumes.shape[1] != fake.volumes.shape[1]:
         raise UserError(f"--synthetic {args.synthetic}: volumes of {fake.volumes.shape[1]} voxels a side, the real ones have "
                         f"{real.volumes.shape[1]}; preprocess both to one --size")
+    smaller = min(len(real.ids), len(fake.ids))
+    if args.mmd_batch and args.mmd_batch > smaller:
+        raise UserError(f"--mmd-batch {args.mmd_batch}: the smaller set has {smaller} volumes")
     warnings = []
     if real.volumes.shape == fake.volumes.shape and (real.volumes == fake.volumes).all():
         warnings.append("the real and the synthetic set are the same volumes.")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     results = measure(real, fake, args)
     content = {"real": {"path": real.path, "split": real.split, "ids": real.ids}, "size": int(real.volumes.shape[1]),
                "synthetic": {"path": fake.path, "split": fake.split, "ids": fake.ids}, "warnings": warnings, "metrics": results,
@@ -199,8 +202,8 @@ def main():
     with atomic_folder(args.output) as folder:
         (folder / "figures").mkdir()
         middle = len(fake.ids) // 2
-        figures.montage(folder / "figures" / "montage.png", {f"real ({real.ids[0]})": real.volumes[0],
-                        f"synthetic ({fake.ids[middle]})": fake.volumes[middle]}, real.spacing)
+        figures.montage(folder / "figures" / "montage.png", [(f"real ({real.ids[0]})", real.volumes[0]),
+                        (f"synthetic ({fake.ids[middle]})", fake.volumes[middle])], real.spacing)
         figures.gallery(folder / "figures" / "gallery.png", {"real": real.volumes, "synthetic": fake.volumes}, real.spacing)
         write_text(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
         text = report(real, fake, results, warnings)

@@ -25,18 +25,18 @@ def view(volume, name, depth=0.5):
 def montage(path, columns, spacing, depths=(0.35, 0.5, 0.65), title=None):
     """Three views by several depths of each volume, side by side, true to the voxels' proportions.
 
-    :param columns: {heading: volume (X, Y, Z) in [0, 1] or uint8}
+    :param columns: list of (heading, volume (X, Y, Z) in [0, 1] or uint8)
     :param spacing: voxel sizes, mm, (3,)
     """
     n = len(columns) * len(depths)
-    size = np.array(next(iter(columns.values())).shape) * spacing  # mm
+    size = np.array(columns[0][1].shape) * spacing  # mm
     heights = [size[1], size[2], size[2]]                         # of the three views
     width = max(size[0], size[1]) * n
     inches = 1.45 * n / width                                     # per mm
     fig = plt.figure(figsize=(width * inches + 0.3, sum(heights) * inches + 0.6), facecolor="black")
     grid = fig.add_gridspec(3, n, height_ratios=heights, left=0.02, right=1, bottom=0, wspace=0.02, hspace=0.02,
                             top=1 - (0.6 if title else 0.35) / fig.get_figheight())
-    for c, (heading, volume) in enumerate(columns.items()):
+    for c, (heading, volume) in enumerate(columns):
         vmax = 255 if volume.dtype == np.uint8 else 1
         for r, name in enumerate(VIEWS):
             x, y = [a for a in range(3) if a != NORMAL[name]]

@@ -22,7 +22,7 @@ REPOS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 WEIGHTS = Path("weights")  # where download.py puts them, unless told otherwise
 
 
-def load_vae(name, device="cpu"):
+def load_vae(name, device="cpu", flag="--vae"):
     """An AutoencoderKL in eval mode, frozen, float32.
 
     :param name: "ema" or "mse" (stabilityai/sd-vae-ft-*: looked for in weights/, then in the Hugging Face cache, then
@@ -37,17 +37,21 @@ def load_vae(name, device="cpu"):
     elif name in REPOS:
         sources = [(REPOS[name], dict(local_files_only=True)), (REPOS[name], {})]
     else:
-        raise UserError(f"--vae {name}: no such folder; give {' or '.join(REPOS)}, or a folder that train_vae.py wrote")
+        raise UserError(f"{flag} {name}: no such folder; give {' or '.join(REPOS)}, or a folder that train_vae.py wrote")
     for source, options in sources:
         try:
-            vae = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False, **options)
+            vae, info = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False,
+                                                      output_loading_info=True, **options)
+            wrong = [k for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for k in info[kind]]
+            if wrong:  # diffusers would go on with random weights
+                raise ValueError(f"{len(wrong)} of its tensors do not fit, such as {wrong[0]}")
             break
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as e:
             error = " ".join(str(e).split())[:200]
     else:
         if local.is_dir():
-            raise UserError(f"--vae {local}: cannot be loaded as an AutoencoderKL with safetensors weights ({error})")
-        raise UserError(f"--vae {name}: neither in {local} nor to be had from the internet; run `python download.py "
+            raise UserError(f"{flag} {local}: cannot be loaded as an AutoencoderKL with safetensors weights ({error})")
+        raise UserError(f"{flag} {name}: neither in {local} nor to be had from the internet; run `python download.py "
                         f"sd-vae-ft-{name}` on a machine with internet and copy {WEIGHTS}/ here")
     return vae.requires_grad_(False).eval().to(device)
 
@@ -107,7 +111,7 @@ def decode(vae, latents):
 def fingerprint(vae):
     """SHA-256 of the VAE's config and weights: the same for the same VAE, wherever it lies."""
     digest = hashlib.sha256()
-    config = {k: v for k, v in sorted(vae.config.items()) if not k.startswith("_")}
+    config = {k: vae.config.get(k) for k in ("block_out_channels", "latent_channels", "scaling_factor", "shift_factor")}
     digest.update(json.dumps(config, default=str).encode())
     for name, tensor in sorted(vae.state_dict().items()):
         digest.update(name.encode())
@@ -149,5 +153,8 @@ def cached_moments(folder, header, volumes, vae, name):
                          for v in progress(volumes, "VAE encodes")])
     if os.access(folder, os.W_OK):
         with atomic(path) as tmp:
-            save_file({"moments": moments}, tmp, metadata={"key": key, "vae": name})
+            try:
+                save_file({"moments": moments}, tmp, metadata={"key": key, "vae": name})
+            except SafetensorError as e:
+                raise OSError(None, str(e), str(path)) from None
     return moments

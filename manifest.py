@@ -18,7 +18,7 @@ from cli import UserError, write_bytes, write_text
 
 VERSION = 1
 HEADER = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape", "source_affine", "classes")
-Image.MAX_IMAGE_PIXELS = 64_000_000  # 512 cubed in layout "gray" is 133 M; PIL refuses a sheet of twice the limit
+Image.MAX_IMAGE_PIXELS = 140_000_000  # 512 cubed in layout "gray" is 139 M; PIL warns above it and refuses twice as much
 
 
 def write_manifest(folder, header, volumes):
@@ -46,10 +46,18 @@ def read_manifest(path):
         raise UserError(f"{path}: format version {content.get('version')}, this code reads {VERSION}; preprocess anew")
     header = check_header({k: content.get(k) for k in HEADER}, path)
     volumes = content.get("volumes", [])
-    for v in volumes:
-        missing = {"id", "subject", "shape", "affine", "window", "class", "split"} - set(v)
-        if missing or Path(str(v["id"])).name != v["id"]:
-            raise UserError(f"{path}: volume {v.get('id')!r} is damaged; preprocess anew")
+    if not isinstance(volumes, list):
+        raise UserError(f"{path}: `volumes` is no list; preprocess anew")
+    for n, v in enumerate(volumes):
+        try:
+            name, numbers = v["id"], np.array([*v["shape"], *v["window"], *np.ravel(v["affine"])], float)
+            sound = (isinstance(name, str) and Path(name).name == name and v["split"] in ("train", "test") and isinstance(v["class"], int)
+                     and 0 <= v["class"] < len(header["classes"]) and len(numbers) == 21 and np.isfinite(numbers).all()
+                     and numbers[:3].min() >= 2 and numbers[4] > numbers[3] and v["subject"])
+        except (KeyError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise UserError(f"{path}: its volume {n + 1} is damaged or names a path; preprocess anew")
     return header, volumes
 
 
@@ -61,6 +69,9 @@ def check_header(header, path):
     try:
         grid = mosaic.grid_size(header["size"], header["layout"])
         shapes = np.array(header["affine"], float).shape, np.array(header["source_affine"], float).shape
+        if min(header["source_shape"]) < 1 or len(header["source_shape"]) != 3 or header["fit"] not in ("stretch", "pad"):
+            raise ValueError("source_shape or fit")
+        len(header["classes"])
     except (ValueError, TypeError) as e:
         raise UserError(f"{path}: damaged header ({e}); preprocess anew") from None
     if header["grid"] != grid or shapes != ((4, 4), (4, 4)):

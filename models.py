@@ -208,7 +208,7 @@ def matrices_to_bf16(model):
 
 SIZES = {  # width, depth, heads
     "XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6),
-    "T": (256, 6, 4),  # not published: for CPUs
+    "T": (384, 4, 6),  # not published: for CPUs
 }
 
 

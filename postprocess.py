@@ -29,7 +29,7 @@ def main():
     p = parser(__doc__)
     p.add_argument("--input", type=Path, required=True, metavar="DIR", help="data folder, samples folder, or folder of PNG mosaics")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for ID.nii.gz")
-    p.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.json or samples.json, or the folder that holds it; default: --input")
+    p.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.json or samples.json, or its folder; default: --input")
     p.add_argument("--restore-shape", action="store_true", help="resample back to the source's grid and affine")
     args = p.parse_args()
 

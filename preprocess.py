@@ -20,7 +20,7 @@ import torch
 
 import mosaic
 import volumes
-from cli import UserError, atomic_folder, parser, progress, run
+from cli import UserError, atomic_folder, parser, progress, run, seed
 from manifest import mosaic_path, write_manifest, write_mosaic
 
 
@@ -104,14 +104,15 @@ def main():
     p.add_argument("--labels", type=Path, metavar="FILE.tsv", help="table with a class for each participant_id (or id)")
     p.add_argument("--label-column", metavar="NAME", help="column of --labels that holds the class")
     p.add_argument("--split", default="63:32", metavar="TRAIN:TEST", help="proportion of subjects to train on and to hold out")
-    p.add_argument("--seed", type=int, default=0, help="of the split")
+    p.add_argument("--seed", type=seed, default=0, help="of the split")
     p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
                    else os.cpu_count(), help="processes")
     args = p.parse_args()
 
-    side = mosaic.mosaic_side(max(args.size, 1), args.layout)
+    size = max(args.size, 8)
+    side = mosaic.mosaic_side(size, args.layout)
     if args.size < 8 or side % 16:
-        near = [d for d in range(max(8, args.size - 16), args.size + 17) if mosaic.mosaic_side(d, args.layout) % 16 == 0]
+        near = [d for d in range(max(8, size - 16), size + 17) if mosaic.mosaic_side(d, args.layout) % 16 == 0]
         raise UserError(f"--size {args.size}: gives a mosaic of {side} pixels, which must be a multiple of 16 "
                         f"(VAE factor x patch size); near it work {', '.join(map(str, near))}")
     if not 0 <= args.window[0] < args.window[1] <= 100:
@@ -122,7 +123,7 @@ def main():
         raise UserError(f"--workers {args.workers}: must be at least 1")
     ratio = parse_ratio(args.split)
 
-    found = volumes.find_scans(args.input)
+    found = volumes.find_scans(args.input, "--input")
     classes, class_names, skipped = labels_of(found, args.labels, args.label_column)
     scans = [s for s in found if s.id not in skipped]
     with atomic_folder(args.output) as folder:

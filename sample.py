@@ -7,6 +7,8 @@ The checkpoint knows its model, VAE and geometry. Sample i draws from (seed, i):
 Run again, the same command goes on with the samples that are not there yet.
 """
 import json
+import math
+import os
 import sys
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import manifest
 import models
 import mosaic
 import volumes
-from cli import UserError, parser, progress, run, write_text
+from cli import UserError, add_device, parser, progress, run, seed, write_text
 
 
 def parse_args():
@@ -29,7 +31,7 @@ def parse_args():
     p.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint written by train.py")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="samples folder: mosaics/, nifti/, samples.json")
     p.add_argument("--num-samples", type=int, default=32, help="volumes")
-    p.add_argument("--seed", type=int, default=0, help="sample i draws from (seed, i)")
+    p.add_argument("--seed", type=seed, default=0, help="sample i draws from (seed, i)")
     p.add_argument("--sampler", choices=diffusion.SAMPLERS, default="ddpm", help="dpm++ needs 20 to 50 steps, ddpm 250")
     p.add_argument("--num-sampling-steps", type=int, default=250, help="network evaluations a sample")
     p.add_argument("--cfg-scale", type=float, default=1.0, help="classifier-free guidance; 1: none, at half the cost")
@@ -40,12 +42,17 @@ def parse_args():
     p.add_argument("--vae", metavar="ema|mse|PATH", help="VAE that decodes; default: the one that was trained with")
     p.add_argument("--base", metavar="FILE", help="base weights, where they are no longer where train.py read them")
     p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add_device(p)
     args = p.parse_args()
-    if min(args.num_samples, args.batch_size, args.num_sampling_steps) < 1:
-        raise UserError("--num-samples, --batch-size and --num-sampling-steps must be at least 1")
-    if args.num_sampling_steps > diffusion.NUM_TIMESTEPS:
-        raise UserError(f"--num-sampling-steps {args.num_sampling_steps}: the process has {diffusion.NUM_TIMESTEPS} steps")
+    if min(args.num_samples, args.batch_size) < 1:
+        raise UserError("--num-samples and --batch-size must be at least 1")
+    most = diffusion.NUM_TIMESTEPS - (args.sampler == "dpm++")
+    if not 2 <= args.num_sampling_steps <= most:
+        raise UserError(f"--num-sampling-steps {args.num_sampling_steps}: {args.sampler} takes 2 to {most}")
+    if not math.isfinite(args.cfg_scale):
+        raise UserError(f"--cfg-scale {args.cfg_scale}: must be a finite number")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("WORLD_SIZE: sample.py runs in one process; start it with python, not torchrun")
     return args
 
 
@@ -57,7 +64,7 @@ def load_decoder(args, meta):
         raise UserError(f"--vae {recorded['path'] or recorded['name']}: changed since {args.ckpt} was trained; name the right one")
     shape = latents.factor(vae) * meta["config"]["input_size"], vae.config.latent_channels
     if shape != (meta["image_size"], meta["config"]["in_channels"]):
-        raise UserError(f"--vae {args.vae}: decodes {meta['config']['in_channels']} x {meta['config']['input_size']} latents to "
+        raise UserError(f"--vae {args.vae or recorded['name']}: decodes latents of side {meta['config']['input_size']} to "
                         f"{shape[0]} pixels with {shape[1]} channels; the model was trained for {meta['image_size']} pixels")
     return vae
 
@@ -70,11 +77,16 @@ def begin(args, meta, recipe):
             raise UserError(f"--output {args.output}: exists already and was not begun by sample.py; name a new folder")
         return {}
     content = manifest.read_json(path)
-    different = [k for k in recipe if content.get("recipe", {}).get(k) != recipe[k]]
+    try:
+        theirs = dict(content["recipe"])
+        done = {s["id"]: s for s in content["samples"] if (args.output / "nifti" / f"{s['id']}.nii.gz").is_file()}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: damaged; name a new folder for --output") from None
+    different = [k for k in recipe if theirs.get(k) != recipe[k]]
     if different:
         k = different[0]
-        raise UserError(f"--output {args.output}: holds samples of {k} {content.get('recipe', {}).get(k)}, not {recipe[k]}; name a new folder")
-    return {s["id"]: s for s in content["samples"] if (args.output / "nifti" / f"{s['id']}.nii.gz").is_file()}
+        raise UserError(f"--output {args.output}: holds samples of {k} {theirs.get(k)}, not {recipe[k]}; name a new folder")
+    return done
 
 
 def write_samples_json(args, meta, recipe, entries):
@@ -88,18 +100,19 @@ def main():
     meta = checkpoints.read_meta(args.ckpt)
     header = manifest.check_header(meta["header"], args.ckpt)
     config = meta["config"]
-    if not 0 <= args.class_label < config["num_classes"]:
-        raise UserError(f"--class-label {args.class_label}: the model has classes 0 to {config['num_classes'] - 1}")
+    if not 0 <= args.class_label < len(header["classes"]):
+        known = ", ".join(f"{i} ({name})" for i, name in enumerate(header["classes"]))
+        raise UserError(f"--class-label {args.class_label}: the model was trained on {known}")
     if args.cfg_channels is not None and not 1 <= args.cfg_channels <= config["in_channels"]:
         raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {config['in_channels']}")
-    recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae=args.vae, **{k: getattr(args, k) for k in (
+    vae = load_decoder(args, meta)
+    recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
         "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision")})
     entries = begin(args, meta, recipe)
     wanted = [i for i in range(args.num_samples) if f"{i:06d}" not in entries]
     if not wanted:
         print(f"{args.output} has its {args.num_samples} samples already")
         return
-    vae = load_decoder(args, meta)
     model, _ = checkpoints.restore_model(args.ckpt, args.weights, args.base)
     model.requires_grad_(False).to(args.device)
     if args.precision == "bf16":
@@ -118,6 +131,9 @@ def main():
                 torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
             z = diffusion.sample(model, shape, y, config["num_classes"], generators, args.sampler, args.num_sampling_steps,
                                  args.cfg_scale, args.cfg_channels, args.device, bar.update)
+        if not z.isfinite().all():
+            raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are not finite; use a lower scale, "
+                            "--precision fp32, or an earlier checkpoint")
         for i, sheet in zip(batch, latents.decode(vae, z)):
             name = f"{i:06d}"
             manifest.write_mosaic(manifest.mosaic_path(args.output, name), sheet)

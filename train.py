@@ -8,6 +8,7 @@ Run again, the same command goes on where it stopped. Step s draws all it needs 
 run that was resumed equals one that was not. `--ckpt none` begins with random weights.
 """
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -25,7 +26,7 @@ import checkpoints
 import diffusion
 import latents
 import models
-from cli import UserError, parser, run, write_text
+from cli import UserError, add_device, parser, positive, run, seed, write_text
 from manifest import read_json, read_manifest, select, write_mosaic
 
 # What may differ between the command that began a run and the one that goes on with it.
@@ -44,6 +45,11 @@ def draw_step(seed, step, volumes, batch, latent_shape, label_dropout):
             torch.rand(batch, generator=g) < label_dropout)
 
 
+def learning_rate(args, step):
+    """Of step 1…max_steps, from the step alone: constant, or half a cosine from --lr to zero."""
+    return args.lr if args.lr_schedule == "constant" else args.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / args.max_steps))
+
+
 def train_step(model, moments, labels, vae_config, optimizer, args, step):
     """One optimizer step on the global batch, in --accum parts. Returns the batch's mean loss, mse and vb, on the device."""
     shape = (moments.shape[1] // 2, *moments.shape[2:])
@@ -59,6 +65,8 @@ def train_step(model, moments, labels, vae_config, optimizer, args, step):
             losses = diffusion.training_losses(model, x0, t, y, noise)
         (losses["loss"].sum() / args.global_batch_size).backward()
         sums += torch.stack([losses[k].detach().sum() for k in ("loss", "mse", "vb")])
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(args, step)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return sums / args.global_batch_size
@@ -129,7 +137,7 @@ class Run:
     def open_logs(self, step):
         """Logs that go on after `step`: what an interrupted run wrote beyond it is dropped."""
         path = self.folder / "log.jsonl"
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step] if path.exists() else []
+        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
         write_text(path, "".join(line + "\n" for line in kept))
         self._text, self._json = open(self.folder / "log.txt", "a"), open(path, "a")
         self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
@@ -147,9 +155,17 @@ class Run:
         self._board.flush()
 
 
+def _step_of(line):
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # cut short when the job was killed
+        return math.inf
+
+
 def identity(args, free=False):
     """The flags that make a run what it is, as JSON holds them; with `free`, the others too."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if free or k not in FREE}
+    fixed = ("max_steps",) if vars(args).get("lr_schedule") == "cosine" else ()  # the schedule ends there
+    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if free or k not in FREE or k in fixed}
 
 
 # ------------------------------------------------------------------------------------------------------------ set-up
@@ -160,14 +176,14 @@ def build_model(args, header, vae_config, channels, side):
     config = dict(size, input_size=side, in_channels=channels, num_classes=args.num_classes, gamma_blocks=args.gamma_blocks)
     if args.ckpt == "none":
         torch.manual_seed(args.global_seed)
-        config.update(base_grid=side // size["patch_size"], numerics="official")
+        config.update(base_grid=args.base_grid or side // size["patch_size"], numerics="official")
         model, base = models.DiT(**config).initialize_weights(), None
     else:
         weights = checkpoints.load_weights(args.ckpt)
         grid = side // size["patch_size"]
         config.update(base_grid=grid if args.pos_embed == "extrapolate" else weights.base_grid, numerics=weights.numerics)
         model = checkpoints.assemble(config, checkpoints.fit_base(weights, config, args.ckpt), args.ckpt)
-        path = Path(args.ckpt).resolve()
+        path = checkpoints.locate(args.ckpt).resolve()
         base = dict(path=str(path), name=path.name, sha256=checkpoints.sha256_of(path))
     trained = models.set_trainable(model, args.tune)
     meta = dict(model=args.model, config=config, tune=args.tune, base=base if args.tune != "full" else None, header=header,
@@ -264,20 +280,23 @@ def parse_args():
     p.add_argument("--gamma-blocks", type=int, default=0, help="first blocks that get DiffFit's scale vectors (DiffFit's advice: 14)")
     p.add_argument("--pos-embed", choices=("interpolate", "extrapolate"), default="interpolate", help="positions scaled to the "
                    "pretraining grid, or raw")
-    p.add_argument("--lr", type=float, default=5e-4, help="constant learning rate of AdamW")
+    p.add_argument("--base-grid", type=int, help="with --ckpt none: positions are scaled to this many patches along a side; default: "
+                   "the grid itself. On small grids, spreading positions out makes them easier to tell apart")
+    p.add_argument("--lr", type=positive, default=5e-4, help="learning rate of AdamW")
+    p.add_argument("--lr-schedule", choices=("constant", "cosine"), default="constant", help="cosine falls to zero at --max-steps")
     p.add_argument("--weight-decay", type=float, default=0.0, help="of AdamW")
     p.add_argument("--label-dropout", type=float, default=0.1, help="probability of the null class, for guidance")
     p.add_argument("--max-steps", type=int, default=66000, help="optimizer steps")
-    p.add_argument("--epochs", type=float, help="passes over the data, instead of --max-steps")
+    p.add_argument("--epochs", type=positive, help="as many steps as draw each volume this often on average, instead of --max-steps")
     p.add_argument("--global-batch-size", type=int, default=4, help="volumes a step")
     p.add_argument("--accum", type=int, default=1, help="parts that a step's batch is computed in, to save memory")
-    p.add_argument("--global-seed", type=int, default=0, help="step s draws from (seed, s)")
+    p.add_argument("--global-seed", type=seed, default=0, help="step s draws from (seed, s)")
     p.add_argument("--ema-decay", type=float, default=0.9999, help="of the moving average over what trains, per step")
     p.add_argument("--vae", default="ema", metavar="ema|mse|PATH", help="VAE whose latents are trained on")
     p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic; what trains stays fp32")
     p.add_argument("--grad-checkpoint", action="store_true", help="recompute each block in the backward pass, to save memory")
     p.add_argument("--compile", action="store_true", help="torch.compile the blocks")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    add_device(p)
     p.add_argument("--log-every", type=int, default=100, help="steps")
     p.add_argument("--ckpt-every", type=int, default=5000, help="steps")
     p.add_argument("--sample-every", type=int, default=0, help="steps between sample mosaics in the run folder; 0: none")
@@ -289,10 +308,14 @@ def parse_args():
         raise UserError("WORLD_SIZE: train.py runs in one process; start it with python, not torchrun")
     if args.global_batch_size < 1 or args.accum < 1 or args.global_batch_size % args.accum:
         raise UserError(f"--accum {args.accum}: must divide --global-batch-size {args.global_batch_size}")
-    if not 0 <= args.ema_decay < 1 or not 0 <= args.label_dropout <= 1 or not args.lr > 0:
-        raise UserError("--ema-decay must be in [0, 1), --label-dropout in [0, 1], --lr positive")
+    if not 0 <= args.ema_decay < 1 or not 0 <= args.label_dropout <= 1 or not 0 <= args.weight_decay < math.inf:
+        raise UserError("--ema-decay must be in [0, 1), --label-dropout in [0, 1], --weight-decay 0 or more")
+    if args.ckpt == "none" and args.tune != "full":
+        raise UserError("--ckpt none: random weights are of no use when only some parameters train; add --tune full")
     if min(args.max_steps, args.log_every, args.ckpt_every, args.num_classes) < 1 or args.sample_every < 0:
         raise UserError("--max-steps, --log-every, --ckpt-every and --num-classes must be at least 1")
+    if args.base_grid is not None and (args.ckpt != "none" or args.base_grid < 1):
+        raise UserError(f"--base-grid {args.base_grid}: a positive number, and only with --ckpt none; other weights know their own")
     if not 0 <= args.gamma_blocks <= models.config_of(args.model)["depth"]:
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {models.config_of(args.model)['depth']} blocks")
     return args
@@ -302,7 +325,8 @@ def check_data(args, header, entries, vae):
     """Refuses flags that do not fit the data, before anything is allocated. Returns the side of the latents."""
     image, f, patch = header["grid"] * header["size"], latents.factor(vae), models.config_of(args.model)["patch_size"]
     if args.image_size not in (None, image):
-        raise UserError(f"--image-size {args.image_size}: {args.data_path} holds mosaics of {image} pixels; leave the flag out, or preprocess anew")
+        raise UserError(f"--image-size {args.image_size}: {args.data_path} holds mosaics of {image} pixels; "
+                        "leave the flag out, or preprocess anew")
     if image % (f * patch):
         raise UserError(f"--model {args.model}: mosaics of {image} pixels are no multiple of VAE factor {f} x patch size {patch}; "
                         "take another patch size, or preprocess with another --size")
@@ -331,6 +355,7 @@ def main():
     del vae
     labels = torch.tensor([v["class"] for v in entries])
     model, trained, meta = build_model(args, header, vae_config, channels, side)
+    meta["data_key"] = hashlib.sha256(moments.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     ema = {k: p.detach().clone().to(args.device) for k, p in trained.items()}
     to_device(model, args)
     optimizer = torch.optim.AdamW(trained.values(), args.lr, weight_decay=args.weight_decay)
@@ -340,6 +365,11 @@ def main():
     step, sums, count = 0, torch.zeros(3, device=args.device), 0
     if run_:
         state, groups = checkpoints.load_checkpoint(run_.last)
+        for what, ours, theirs in (("the data folder's geometry", meta["header"], state["header"]), ("the VAE", meta["vae"], state["vae"]),
+                                   ("the weights of --ckpt", meta["begun_from"], state["begun_from"]),
+                                   ("the mosaics or their classes", meta["data_key"], state["data_key"])):
+            if ours != theirs:
+                raise UserError(f"--resume {args.resume}: {what} changed since {run_.folder} was begun; put it back, or --resume none")
         step, count = state["step"], state["log_count"]
         sums += torch.tensor(state["log_sums"], device=args.device)
         for k, p in trained.items():
@@ -359,6 +389,9 @@ def main():
 
     def save(step):
         groups = dict(ema=ema, raw=trained)
+        if not all(t.isfinite().all() for named in groups.values() for t in named.values()):
+            raise UserError(f"--lr {args.lr:g}: the weights are no longer finite at step {step}; use a lower one. "
+                            "The checkpoints before it stand")
         checkpoints.save_checkpoint(run_.folder / "checkpoints" / f"{step:07d}.safetensors", dict(meta, step=step), **groups)
         moments_of = {m: {k: optimizer.state[p][m] for k, p in trained.items()} for m in ("exp_avg", "exp_avg_sq")}
         checkpoints.save_checkpoint(run_.last, dict(meta, step=step, log_sums=sums.tolist(), log_count=count), **groups, **moments_of)
@@ -376,7 +409,8 @@ def main():
             rate = (step - clock_step) / (time.monotonic() - clock)
             if not math.isfinite(loss):
                 raise UserError(f"--lr {args.lr:g}: the loss is {loss} at step {step}; use a lower one. The checkpoints before it stand")
-            run_.record(dict(step=step, loss=loss, mse=mse, vb=vb, lr=args.lr, images_per_s=round(rate * args.global_batch_size, 4)))
+            run_.record(dict(step=step, loss=loss, mse=mse, vb=vb, lr=learning_rate(args, step),
+                             images_per_s=round(rate * args.global_batch_size, 4)))
             run_.say(f"step {step}/{args.max_steps}: loss {loss:.4f} (mse {mse:.4f}, vb {vb:.5f}), {rate:.3g} steps/s, "
                      f"{(args.max_steps - step) / rate / 3600:.2f} h left")
             sums.zero_()

@@ -2,7 +2,7 @@
 """Trains a VAE on mosaics, or adapts a pretrained one's decoder to them.
 
     python train_vae.py --data-path data/adni --init weights/sd-vae-ft-mse --tune decoder --output vae/adni
-    python train_vae.py --data-path data/adni --init tiny --tune all --output vae/tiny
+    python train_vae.py --data-path data/t1w data/t2w --init tiny --tune all --output vae/tiny
 
 `--tune decoder` leaves the encoder, so the latent space, as it is: a pretrained DiT still fits. `--init tiny` is a small
 VAE of factor 4 and 8 channels for CPUs. Ends with the PSNR of held-out volumes after the way volume -> mosaic -> latent ->
@@ -10,6 +10,7 @@ mosaic -> volume, and a figure of them: what the VAE loses, no DiT can give back
 """
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from diffusers import AutoencoderKL
 import figures
 import latents
 import mosaic
-from cli import UserError, atomic_folder, parser, progress, refuse_existing, run, write_text
+from cli import UserError, add_device, atomic_folder, parser, positive, progress, refuse_existing, run, seed, write_text
 from manifest import read_manifest, read_mosaics, select
 from volumes import voxel_sizes
 
@@ -28,7 +29,7 @@ from volumes import voxel_sizes
 def tiny_vae():
     """A small AutoencoderKL: factor 4, 8 latent channels, no attention, so that it may be trained on crops."""
     blocks = 3
-    return AutoencoderKL(block_out_channels=(24, 48, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8,
+    return AutoencoderKL(block_out_channels=(16, 32, 64), layers_per_block=1, latent_channels=8, norm_num_groups=8,
                          down_block_types=("DownEncoderBlock2D",) * blocks, up_block_types=("UpDecoderBlock2D",) * blocks,
                          mid_block_add_attention=False)
 
@@ -41,13 +42,13 @@ def crops(pixels, n, size, step, generator):
 
 
 def loss_of(vae, x, noise_generator, encoder_trains, kl_weight):
-    """Mean absolute + mean squared error of the round trip, and the KL divergence where the encoder trains."""
+    """Mean squared error of the round trip, which is what PSNR judges, and the KL divergence where the encoder trains."""
     with torch.set_grad_enabled(encoder_trains):
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=noise_generator).to(x)
         z = posterior.mean + posterior.std * noise
     out = vae.decode(z).sample
-    loss = F.l1_loss(out, x) + F.mse_loss(out, x)
+    loss = F.mse_loss(out, x)
     return loss + kl_weight * posterior.kl().mean() / z[0].numel() if encoder_trains else loss
 
 
@@ -65,18 +66,47 @@ def slice_psnr(real, fake, axis):
     return float(np.mean(values)) if values else float("inf")
 
 
+@dataclass
+class Folder:
+    """A data folder: what trains of it, and the volumes that judge."""
+    path: Path
+    header: dict
+    train: list
+    judges: list
+
+    @classmethod
+    def read(cls, path):
+        header, entries = read_manifest(path)
+        held_out = [v for v in entries if v["split"] == "test"]
+        if not held_out:
+            print(f"{path}: has no test split, so the PSNR below is of volumes that were trained on")
+        return cls(path, header, select(entries, "train", path), held_out or entries)
+
+
+def judge(vae, folder, entry):
+    """PSNR of one volume after volume -> mosaic -> latent -> mosaic -> volume, and both volumes."""
+    size, layout = folder.header["size"], folder.header["layout"]
+    sheet = read_mosaics(folder.path, folder.header, [entry])
+    moments = latents.encode_moments(vae, sheet)
+    z = latents.draw(vae.config, moments, torch.zeros_like(moments.chunk(2, 1)[0]))
+    real, fake = (mosaic.untile(m[0], size, layout) for m in (sheet, latents.decode(vae, z)))
+    row = dict(folder=str(folder.path), id=entry["id"], split=entry["split"], volume=psnr(real, fake),
+               **{view: slice_psnr(real, fake, axis) for view, axis in figures.NORMAL.items()})
+    return row, (real, fake)
+
+
 def main():
     p = parser(__doc__)
-    p.add_argument("--data-path", type=Path, required=True, help="data folder; its train split trains, its test split judges")
+    p.add_argument("--data-path", type=Path, required=True, nargs="+", help="data folders; train splits train, test splits judge")
     p.add_argument("--init", required=True, metavar="PATH|tiny", help="VAE to begin with (ema, mse, or a folder), or tiny")
     p.add_argument("--tune", choices=("decoder", "all"), default="decoder", help="what trains")
     p.add_argument("--max-steps", type=int, default=2000, help="optimizer steps")
-    p.add_argument("--lr", type=float, default=1e-4, help="peak learning rate of AdamW, cosine to zero")
+    p.add_argument("--lr", type=positive, default=1e-4, help="peak learning rate of AdamW, cosine to zero")
     p.add_argument("--batch-size", type=int, default=4, help="crops a step")
     p.add_argument("--crop", type=int, default=256, help="side of a crop, pixels; at most the mosaic's")
-    p.add_argument("--kl-weight", type=float, default=1e-3, help="of the KL divergence per latent, where the encoder trains")
-    p.add_argument("--seed", type=int, default=0, help="of weights, crops and noise")
-    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    p.add_argument("--kl-weight", type=float, default=1e-5, help="of the KL divergence per latent, where the encoder trains")
+    p.add_argument("--seed", type=seed, default=0, help="of weights, crops and noise")
+    add_device(p)
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the arithmetic; weights stay fp32")
     p.add_argument("--log-every", type=int, default=50, help="steps")
     p.add_argument("--output", type=Path, required=True, help="new folder: a diffusers VAE, psnr.json, reconstruction.png")
@@ -87,14 +117,14 @@ def main():
         raise UserError("--init tiny: begins with random weights, so the encoder must train too; add --tune all")
     if min(args.max_steps, args.batch_size, args.log_every) < 1:
         raise UserError("--max-steps, --batch-size and --log-every must be at least 1")
-    header, entries = read_manifest(args.data_path)
-    train = read_mosaics(args.data_path, header, select(entries, "train", args.data_path))
-    held_out = [v for v in entries if v["split"] == "test"]
-    if not held_out:
-        print("no test split: the PSNR below is of training volumes")
-        held_out = [v for v in entries if v["split"] == "train"]
+    folders = [Folder.read(path) for path in args.data_path]
+    header = folders[0].header
+    for f in folders[1:]:
+        if (f.header["size"], f.header["layout"]) != (header["size"], header["layout"]):
+            raise UserError(f"--data-path {f.path}: another size or layout than {folders[0].path}; preprocess both alike")
+    train = np.concatenate([read_mosaics(f.path, f.header, f.train) for f in folders])
     torch.manual_seed(args.seed)
-    vae = tiny_vae() if args.init == "tiny" else latents.load_vae(args.init)
+    vae = tiny_vae() if args.init == "tiny" else latents.load_vae(args.init, flag="--init")
     factor = latents.factor(vae)
     side = train.shape[1]
     size = min(args.crop, side) // factor * factor
@@ -132,24 +162,19 @@ def main():
         moments = latents.encode_moments(vae, train[:64])
         mean, std = moments.chunk(2, 1)
         vae.register_to_config(scaling_factor=float(1 / (mean.var() + (std ** 2).mean()).sqrt()))
-    report, first = [], None
-    for entry, sheet in zip(held_out, read_mosaics(args.data_path, header, held_out)):
-        moments = latents.encode_moments(vae, sheet[None])
-        z = latents.draw(vae.config, moments, torch.zeros_like(moments.chunk(2, 1)[0]))
-        back = latents.decode(vae, z)[0]
-        real, fake = (mosaic.untile(m, header["size"], header["layout"]) for m in (sheet, back))
-        first = first or (real, fake)
-        report.append(dict(id=entry["id"], volume=psnr(real, fake),
-                           **{view: slice_psnr(real, fake, axis) for view, axis in figures.NORMAL.items()}))
+    report, shown = [], []
+    for f in folders:
+        rows = [judge(vae, f, entry) for entry in progress(f.judges, f"round trips of {f.path}")]
+        report += [row for row, _ in rows]
+        row, (real, fake) = rows[0]
+        shown += [(f"{row['id']}: real", real), (f"through the VAE, {row['volume']:.1f} dB", fake)]
     means = {k: float(np.mean([r[k] for r in report])) for k in ("volume", *figures.VIEWS)}
-    with atomic_folder(args.output) as folder:
-        vae.save_pretrained(folder)
-        write_text(folder / "psnr.json", json.dumps(dict(
-            unit="dB", split=held_out[0]["split"], mean=means, volumes=report, steps=history, args=vars(args)), indent=1, default=str))
-        figures.montage(folder / "reconstruction.png", {"real": first[0], "through the VAE": first[1]},
-                        voxel_sizes(header["affine"]),
-                        title=f"{report[0]['id']} ({held_out[0]['split']}): {report[0]['volume']:.1f} dB")
-    print(f"PSNR of {len(report)} {held_out[0]['split']} volumes: {means['volume']:.2f} dB; mean over slices: "
+    with atomic_folder(args.output) as out:
+        vae.save_pretrained(out)
+        write_text(out / "psnr.json", json.dumps(dict(unit="dB", mean=means, volumes=report, steps=history, args=vars(args)),
+                                                 indent=1, default=str) + "\n")
+        figures.montage(out / "reconstruction.png", shown, voxel_sizes(header["affine"]))
+    print(f"PSNR of {len(report)} volumes: {means['volume']:.2f} dB; mean over slices: "
           + ", ".join(f"{v} {means[v]:.2f}" for v in figures.VIEWS))
     print(f"{args.output}: VAE, psnr.json, reconstruction.png; scaling factor {vae.config.scaling_factor:.5f}")
 

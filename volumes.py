@@ -31,7 +31,7 @@ class Scan:
     path: Path
 
 
-def find_scans(source):
+def find_scans(source, flag="--input"):
     """The scans of a folder, a glob pattern or a TSV, sorted by id.
 
     In a folder, searched with its subfolders, a BIDS tree is known by its `*_T1w` files: those alone are taken, and
@@ -56,7 +56,7 @@ def find_scans(source):
             paths = [Path(p) for p in glob.glob(source, recursive=True) if p.endswith(NIFTI_SUFFIXES)]
         scans = [Scan(stem(p), _bids_subject(p) or stem(p), p) for p in paths]
     if not scans:
-        raise UserError(f"--input {source}: no .nii or .nii.gz files; name a folder, a glob in quotes, or a .tsv")
+        raise UserError(f"{flag} {source}: no .nii or .nii.gz files; name a folder, a glob in quotes, or a .tsv")
     seen = {}
     for scan in scans:
         if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", scan.id):
@@ -256,7 +256,7 @@ def cohort_grid(shapes, affines, size, fit):
     :return: affine (4, 4) of a cube with the median voxel sizes; shape (3,) and affine (4, 4) of the median scan
     """
     median_shape = np.rint(np.median(shapes, axis=0)).astype(int)
-    centres = [(a @ [*(np.array(s) - 1) / 2, 1])[:3] for s, a in zip(shapes, affines)]
+    centres = [nib.affines.apply_affine(a, (np.array(s) - 1) / 2) for s, a in zip(shapes, affines)]
     centre = np.median(centres, axis=0)
 
     def affine(grid, sizes):
@@ -266,6 +266,10 @@ def cohort_grid(shapes, affines, size, fit):
 
     cube = np.median([voxel_sizes(cube_affine(s, a, size, fit)) for s, a in zip(shapes, affines)], axis=0)
     scan = np.median([voxel_sizes(a) for a in affines], axis=0)
+    if fit == "stretch":  # the medians of shapes and sizes need not belong together: the cube's field of view decides
+        scan = cube * size / median_shape
+    else:
+        scan = scan * (cube[0] * size / (scan * median_shape).max())
     return affine((size,) * 3, cube), tuple(int(n) for n in median_shape), affine(median_shape, scan)
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Makes a cohort of NIfTI "subjects" from the MNI152 template that nilearn's package carries. Nothing is downloaded.
 
-    python demo/cohort.py --contrast t1w --n 48 --seed 0 --output demo/out/t1w
+    python demo/cohort.py --contrast flash --n 48 --seed 0 --output demo/out/flash
 
 Each subject is the template's brain under a random affine (rotation <= 4 degrees, scale +-6 %, half of the time a
 left-right mirror) and a smooth random displacement (2.5 mm standard deviation), with tissue intensities, bias field and
-noise of its own, on a 2 mm grid. Every other file is stored in LAS order, as scanners do. The anatomy is one template's:
-enough to try the toolkit on, no substitute for data.
+noise of its own, on a 3 mm grid. Every other file is stored in LAS order, as some scanners
+do. The anatomy is one template's: enough to try the toolkit on, no substitute for data.
 """
 import sys
 from pathlib import Path
@@ -17,12 +17,13 @@ from nilearn import datasets
 from scipy import ndimage, signal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import atomic_folder, parser, progress, run  # noqa: E402
+from cli import atomic_folder, parser, progress, run, seed  # noqa: E402
 
 # mean intensity of cerebrospinal fluid, grey and white matter; the standard deviation between subjects is 0.04
-CONTRASTS = {"t1w": (0.18, 0.60, 0.92), "t2w": (0.95, 0.60, 0.34)}
+CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.08, 0.48, 0.92)}  # weak and strong T1 weighting
 MARGIN = 6      # mm around the brain
-SPACING = 2     # mm
+SPACING = 3     # mm
+SPREAD = 2.4    # mm, standard deviation of the scanner's point spread
 
 
 def template():
@@ -68,7 +69,7 @@ def subject(tissues, contrast, rng):
     for k in range(3):
         where[k] += smooth_field(rng, 2.5, (6, 7, 6), out_shape)  # knots about 28 mm apart
     levels = np.array(CONTRASTS[contrast]) + rng.normal(0, 0.04, 3)
-    mixed = sum(level * t for level, t in zip(levels, tissues))
+    mixed = ndimage.gaussian_filter(sum(level * t for level, t in zip(levels, tissues)), SPREAD)
     volume = ndimage.map_coordinates(mixed, where, order=1)
     bias = smooth_field(rng, 0.05, (3, 3, 3), out_shape)
     volume = np.where(volume > 0.02, volume * np.exp(bias) + rng.normal(0, 0.01, volume.shape), 0)
@@ -77,9 +78,9 @@ def subject(tissues, contrast, rng):
 
 def main():
     p = parser(__doc__)
-    p.add_argument("--contrast", choices=CONTRASTS, default="t1w", help="tissue intensities")
+    p.add_argument("--contrast", choices=CONTRASTS, default="flash", help="tissue intensities")
     p.add_argument("--n", type=int, default=48, help="number of subjects")
-    p.add_argument("--seed", type=int, default=0, help="subject i draws from (seed, i)")
+    p.add_argument("--seed", type=seed, default=0, help="subject i draws from (seed, i)")
     p.add_argument("--output", type=Path, required=True, help="new folder for the NIfTI files")
     args = p.parse_args()
     with atomic_folder(args.output) as folder:
@@ -90,7 +91,7 @@ def main():
             if i % 2:
                 image = image.as_reoriented([[0, -1], [1, 1], [2, 1]])
             image.header.set_xyzt_units("mm")
-            nib.save(image, folder / f"sub-{i:03d}_{args.contrast[:2].upper()}w.nii.gz")
+            nib.save(image, folder / f"sub-{i:03d}_acq-{args.contrast}_T1w.nii.gz")
 
 
 if __name__ == "__main__":

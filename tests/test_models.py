@@ -1,0 +1,139 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, golden
+
+import models
+
+
+def small(**kwargs):
+    return models.DiT(**{**dict(input_size=8, patch_size=2, in_channels=4, hidden_size=64, depth=3, num_heads=4, num_classes=10), **kwargs})
+
+
+def test_output_is_the_references():
+    g = golden("dit_small.npz")
+    model = models.DiT(**json.loads(str(g["config"]))).eval()
+    state = {k.removeprefix("state/"): torch.from_numpy(v) for k, v in g.items() if k.startswith("state/")}
+    assert torch.equal(model.pos_embed, state["pos_embed"])
+    model.load_state_dict(state)  # strict: every name and shape
+    with torch.no_grad():
+        out = model(*(torch.from_numpy(g[k]) for k in "xty"))
+    assert np.abs(out.numpy() - g["out"]).max() <= 1e-5 * np.abs(g["out"]).max()
+
+
+@pytest.mark.parametrize("name, size", [("DiT-XL/2", 512), ("DiT-S/8", 256)])
+def test_names_and_shapes_are_the_official_ones(name, size):
+    official = json.loads((GOLDEN / "state_dict_shapes.json").read_text())[f"{name}@{size}"]
+    with torch.device("meta"):
+        model = models.DiT_models[name](input_size=size // 8)
+    assert {k: list(v.shape) for k, v in model.state_dict().items()} == official
+
+
+def test_position_table_at_the_pretrained_grid():
+    g = golden("pos_embed_xl2_512.npz")
+    table = models.pos_embed(1152, 32, 32)
+    assert table.shape == (1024, 1152) and table.dtype == torch.float32
+    assert np.abs(table[g["rows"]].numpy() - g["values"]).max() < 1e-6
+    assert np.isclose(table.double().sum(), g["sum"]) and np.isclose(table.double().abs().sum(), g["abs_sum"])
+
+
+def test_position_table_on_a_larger_grid():
+    """Row (r, c) of grid 56 holds sin and cos of column c * 32 / 56 in its first half, of row r * 32 / 56 in its second."""
+    table = models.pos_embed(16, 56, 32).reshape(56, 56, 16)
+    for r, c in ((0, 0), (3, 41), (55, 7)):
+        omega = 1 / 10000 ** (np.arange(4) / 4)
+        x, y = c * 32 / 56 * omega, r * 32 / 56 * omega
+        expected = np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)])
+        assert np.abs(table[r, c].numpy() - expected).max() < 1e-6
+    assert torch.equal(models.pos_embed(16, 56, 56)[:10], models.pos_embed(16, 99, 99)[:10])  # raw positions do not depend on the grid
+
+
+def test_the_published_sizes():
+    """Parameters in millions, table 1 of the DiT paper (patch size 2, 256 x 256), without the position table."""
+    published = {"DiT-S/2": 33, "DiT-B/2": 130, "DiT-L/2": 458, "DiT-XL/2": 675}
+    for name, millions in published.items():
+        with torch.device("meta"):
+            model = models.DiT_models[name](input_size=32)
+        assert round(sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6) == millions
+    assert {f"DiT-{s}/{p}" for s in ("XL", "L", "B", "S") for p in (2, 4, 8)} < set(models.DiT_models)
+
+
+def test_difffit_trains_what_the_paper_says():
+    with torch.device("meta"):
+        model = models.DiT_models["DiT-XL/2"](input_size=112, base_grid=32)
+    trained = models.set_trainable(model, "difffit")
+    kinds = {}
+    for name, p in trained.items():
+        kinds[models.parameter_kind(name)] = kinds.get(models.parameter_kind(name), 0) + p.numel()
+    assert kinds == {"bias": 489_632, "class table": 1_153_152}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == set(trained)
+    with torch.device("meta"):
+        model = models.DiT_models["DiT-XL/2"](input_size=112, base_grid=32, gamma_blocks=14)
+    trained = models.set_trainable(model, "difffit")
+    gammas = {n: p.numel() for n, p in trained.items() if models.parameter_kind(n) == "gamma"}
+    assert set(gammas) == {f"blocks.{i}.gamma{j}" for i in range(14) for j in (1, 2)} and set(gammas.values()) == {1152}
+    full = models.set_trainable(model, "full")
+    assert set(n for n, _ in model.named_parameters()) - set(full) == {"pos_embed"}
+
+
+def test_gamma_of_ones_changes_nothing_and_scales_both_branches():
+    torch.manual_seed(0)
+    plain, scaled = small(), small(gamma_blocks=2)
+    for p in plain.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    args = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
+    assert torch.equal(plain(*args), scaled(*args))
+    with torch.no_grad():
+        for i in range(2):
+            scaled.blocks[i].gamma1.zero_(), scaled.blocks[i].gamma2.zero_()
+    plain.blocks = plain.blocks[2:]  # with gamma zero, both branches of the first two blocks vanish
+    assert torch.allclose(plain(*args), scaled(*args), atol=1e-6)
+
+
+def test_initialisation_makes_every_block_the_identity():
+    model = small().initialize_weights()
+    assert torch.count_nonzero(model(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.tensor([0]))) == 0
+    x, c = torch.randn(1, 16, 64), torch.randn(1, 64)
+    assert torch.equal(model.blocks[0](x, c), x)
+
+
+def test_grad_checkpoint_gives_the_same_gradients():
+    torch.manual_seed(0)
+    model = small()
+    args = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
+    grads = []
+    for model.grad_checkpoint in (False, True):
+        model.zero_grad()
+        model(*args).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_frozen_matrices_in_bf16_give_autocasts_results():
+    torch.manual_seed(0)
+    model = small()
+    args = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
+    trained = models.set_trainable(model, "difffit")
+    results = []
+    for _ in range(2):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(*args)
+        out.float().square().sum().backward()
+        results.append([out.detach().clone()] + [p.grad.clone() for p in trained.values()])
+        models.matrices_to_bf16(model)
+    assert model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16 and model.blocks[0].mlp.fc1.bias.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("kwargs, words", [(dict(input_size=9), "patches of 2"), (dict(gamma_blocks=4), "3 blocks")])
+def test_errors(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        small(**kwargs)
+    with pytest.raises(ValueError, match="multiple of 4"):
+        models.pos_embed(6, 4, 4)
+    with pytest.raises(KeyError):
+        models.config_of("DiT-XXL/2")

@@ -1,0 +1,161 @@
+"""sample.py and evaluate.py as a user runs them."""
+import json
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import error_line, random_vae, script
+from PIL import Image
+from test_metrics import inception_file  # noqa: F401
+
+import checkpoints
+import diffusion
+import latents
+import manifest
+import metrics
+import mosaic
+
+SAMPLER = ("--sampler", "ddim", "--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def ckpt(finetuned):
+    return finetuned / "checkpoints" / "0000004.safetensors"
+
+
+@pytest.fixture(scope="session")
+def samples(ckpt, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("samples") / "s"
+    script("sample.py", "--ckpt", ckpt, "--num-samples", 3, "--batch-size", 2, "--output", folder, "--cfg-scale", 1.5, *SAMPLER)
+    return folder
+
+
+def test_samples_folder(samples, ckpt, data, vae_folder):
+    header, _ = manifest.read_manifest(samples)
+    assert header == manifest.read_manifest(data)[0]
+    content = json.loads((samples / "samples.json").read_text())
+    assert content["format"] == "mosaicdit-samples" and content["recipe"]["ckpt_sha256"] == checkpoints.sha256_of(ckpt)
+    assert content["samples"] == [{"id": f"{i:06d}", "index": i, "class": 0} for i in range(3)]
+    for i in range(3):
+        sheet = np.array(Image.open(samples / "mosaics" / f"{i:06d}.png"))
+        image = nib.load(samples / "nifti" / f"{i:06d}.nii.gz")
+        assert np.array_equal(np.asarray(image.dataobj.get_unscaled()), mosaic.untile(sheet, 16, "rgb"))
+        assert np.allclose(image.affine, header["affine"], atol=1e-5)
+    model, meta = checkpoints.restore_model(ckpt)
+    z = diffusion.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [diffusion.sample_generator(0, 2)], "ddim", 3, 1.5)
+    direct = latents.decode(latents.load_vae(vae_folder), z)[0]
+    assert np.abs(direct.astype(int) - sheet).max() <= 1  # sheet of sample 2, which was alone in its batch
+
+
+def test_samples_do_not_depend_on_the_batch_and_go_on(samples, ckpt, tmp_path):
+    args = ("--ckpt", ckpt, "--output", tmp_path / "s", "--cfg-scale", 1.5, *SAMPLER)
+    script("sample.py", *args, "--num-samples", 1, "--batch-size", 1)
+    before = (tmp_path / "s" / "mosaics" / "000000.png").stat().st_mtime_ns
+    script("sample.py", *args, "--num-samples", 3, "--batch-size", 8)
+    assert (tmp_path / "s" / "mosaics" / "000000.png").stat().st_mtime_ns == before
+    for i in range(3):
+        a, b = (np.array(Image.open(f / "mosaics" / f"{i:06d}.png")).astype(int) for f in (samples, tmp_path / "s"))
+        assert np.abs(a - b).max() <= 1
+    assert "already" in script("sample.py", *args, "--num-samples", 3).stdout
+    assert "holds samples of seed 0, not 1" in error_line(script("sample.py", *args, "--seed", 1, expect=2))
+
+
+def test_flags_change_the_samples(samples, ckpt, tmp_path):
+    first = np.array(Image.open(samples / "mosaics" / "000000.png"))
+    plain = ("--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
+    guided = (*SAMPLER, "--cfg-scale", 1.5)
+    for i, flags in enumerate([SAMPLER, (*guided, "--cfg-channels", 3), (*guided, "--weights", "raw"), (*guided, "--seed", 1),
+                               (*guided, "--class-label", 1), (*plain, "--cfg-scale", 1.5, "--sampler", "ddpm")]):
+        script("sample.py", "--ckpt", ckpt, "--num-samples", 1, "--output", tmp_path / str(i), *flags)
+        other = np.array(Image.open(tmp_path / str(i) / "mosaics" / "000000.png"))
+        assert not np.array_equal(first, other), flags
+
+
+def test_sample_refusals(ckpt, vae_folder, pretrained, data, tmp_path):
+    def refused(*args, ckpt=ckpt):
+        return error_line(script("sample.py", "--ckpt", ckpt, "--output", tmp_path / "o", *args, expect=2))
+
+    assert "no such file" in refused(ckpt=tmp_path / "none.safetensors")
+    assert "not a whole safetensors file" in refused(ckpt=data / "manifest.json")
+    assert "the model has classes 0 to 1" in refused("--class-label", 2)
+    assert "the latents have 5" in refused("--cfg-channels", 6)
+    assert "at least 1" in refused("--num-samples", 0)
+    other = random_vae(tmp_path / "v", channels=3)
+    assert "with 3 channels" in refused("--vae", other)
+    assert "SHA-256 differs" in refused("--base", ckpt)
+    whole = pretrained / "checkpoints" / "0000002.safetensors"
+    assert "holds the whole model" in refused("--base", ckpt, ckpt=whole)
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "x").write_text("")
+    assert "exists already" in refused()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o", "v"]
+
+
+def test_postprocess_of_samples_is_what_sample_wrote(samples, tmp_path):
+    script("postprocess.py", "--input", samples, "--output", tmp_path / "n")
+    for path in (tmp_path / "n").iterdir():
+        assert path.read_bytes() == (samples / "nifti" / path.name).read_bytes()
+    script("postprocess.py", "--input", samples, "--output", tmp_path / "r", "--restore-shape")
+    assert nib.load(tmp_path / "r" / "000000.nii.gz").shape == (20, 26, 22)
+
+
+def test_evaluate(data, samples, tmp_path, inception_file):  # noqa: F811
+    done = script("evaluate.py", "--real", data, "--synthetic", samples, "--output", tmp_path / "e",
+                  "--inception-weights", inception_file, "--device", "cpu")
+    content = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    header, entries = manifest.read_manifest(data)
+    entries = [v for v in entries if v["split"] == "test"]
+    assert content["real"] == dict(path=str(data), split="test", ids=[v["id"] for v in entries])
+    real = np.stack([mosaic.untile(m, 16, "rgb") for m in manifest.read_mosaics(data, header, entries)])
+    fake = np.stack([mosaic.untile(np.array(Image.open(p)), 16, "rgb") for p in sorted((samples / "mosaics").iterdir())])
+    m = content["metrics"]
+    pairs = metrics.ms_ssim_pairs(fake)
+    assert np.isclose(m["ms-ssim"]["synthetic"]["mean"], pairs.mean()) and m["ms-ssim"]["synthetic"]["pairs"] == 3
+    assert np.isclose(m["ms-ssim"]["real"]["mean"], metrics.ms_ssim_pairs(real).mean()) and m["ms-ssim"]["protocol"] == "kwon2019"
+    assert np.isclose(m["mmd"]["linear"]["value"], ((real.mean(0) - fake.mean(0)) ** 2).sum() / 255 ** 2)
+    assert np.isclose(m["mmd"]["rbf"]["value"], metrics.mmd_rbf(real, fake)[0])
+    fid = metrics.frechet_inception_distances(real, fake, inception_file)
+    assert all(np.isclose(m["fid"][v], fid[v], rtol=1e-3) for v in "ACS")
+    assert m["fid"]["weights"]["sha256"] == checkpoints.sha256_of(inception_file)
+    assert "fewer than 2048" in m["fid"]["note"] and m["fid"]["n"] == {"real": len(real), "synthetic": 3}
+    report = (tmp_path / "e" / "report.md").read_text()
+    for words in (f"| MS-SSIM, % | {100 * pairs.mean():.2f}", "`kwon2019`", f"| FID-A | {m['fid']['A']:.4g}", "figures/montage.png", "16³"):
+        assert words in report
+    assert f"| MMD, linear | {m['mmd']['linear']['value']:.5g}" in done.stdout
+    for name in ("montage", "gallery"):
+        assert np.array(Image.open(tmp_path / "e" / "figures" / f"{name}.png")).std() > 5
+
+
+def test_equal_treatment(data, tmp_path):
+    """A set against a copy of itself, once as mosaics and once as the NIfTIs that postprocess wrote: nothing differs."""
+    script("postprocess.py", "--input", data, "--output", tmp_path / "n")
+    script("evaluate.py", "--real", data, "--real-split", "all", "--synthetic", tmp_path / "n", "--output", tmp_path / "e",
+           "--mmd-batch", 2, cwd=tmp_path)
+    content = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    m = content["metrics"]
+    assert m["mmd"]["linear"]["value"] == 0 and m["mmd"]["linear"]["batch"] == 2
+    assert m["ms-ssim"]["real"] == m["ms-ssim"]["synthetic"] and "same volumes" in content["warnings"][0]
+    assert "download.py inception" in m["fid"]["skipped"] and "download.py inception" in (tmp_path / "e" / "report.md").read_text()
+
+
+def test_evaluate_refusals(data, samples, scans, tmp_path):
+    def refused(real, fake, *args):
+        return error_line(script("evaluate.py", "--real", real, "--synthetic", fake, "--output", tmp_path / "o", *args, expect=2))
+
+    assert "no such folder" in refused(tmp_path / "none", samples)
+    assert "run preprocess.py" in refused(data, scans)
+    assert "no data folder and has no splits" in refused(data, samples, "--synthetic-split", "test")
+    assert "smaller set has" in refused(data, samples, "--mmd-batch", 9)
+    (tmp_path / "one" / "mosaics").mkdir(parents=True)
+    shutil.copy(samples / "samples.json", tmp_path / "one")
+    shutil.copy(samples / "mosaics" / "000000.png", tmp_path / "one" / "mosaics")
+    assert "holds 1 volumes; at least 2" in refused(data, tmp_path / "one")
+    Image.new("RGB", (48, 48), (9, 9, 9)).save(tmp_path / "one" / "mosaics" / "000001.png")
+    assert "000001 is constant" in refused(data, tmp_path / "one")
+    Image.new("RGB", (32, 48)).save(tmp_path / "one" / "mosaics" / "000001.png")
+    assert "32 x 48 RGB" in refused(data, tmp_path / "one")
+    (tmp_path / "w.pth").write_bytes(b"junk")
+    assert "--inception-weights" in refused(data, samples, "--inception-weights", tmp_path / "w.pth", "--metrics", "fid")
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,187 @@
+"""train.py as a user runs it."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import AFFINE, TRAIN, brain, error_line, random_vae, save_nifti, script
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import checkpoints
+import diffusion
+import latents
+import manifest
+import models
+
+
+def train(data, vae, results, *args, **kwargs):
+    return script("train.py", "--data-path", data, "--vae", vae, "--results-dir", results, *args, **kwargs)
+
+
+def tensors(run, name):
+    return load_file(run / "checkpoints" / f"{name}.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_run_folder(finetuned, pretrained, data, vae_folder):
+    names = sorted(p.stem for p in (finetuned / "checkpoints").iterdir())
+    assert names == ["0000002", "0000004", "last"]
+    args = json.loads((finetuned / "args.json").read_text())
+    assert args["tune"] == "difffit" and args["lr"] == 1e-3 and args["max_steps"] == 4
+    meta = checkpoints.read_meta(finetuned / "checkpoints" / "0000004.safetensors")
+    base = pretrained / "checkpoints" / "0000002.safetensors"
+    assert meta["base"] == dict(path=str(base), name=base.name, sha256=checkpoints.sha256_of(base))
+    assert (meta["step"], meta["model"], meta["tune"], meta["image_size"]) == (4, "DiT-T/4", "difffit", 48)
+    assert meta["header"] == manifest.read_manifest(data)[0] and meta["vae"]["sha256"] == latents.fingerprint(latents.load_vae(vae_folder))
+    log = [json.loads(line) for line in (finetuned / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in log] == [2, 4] and all(np.isclose(e["loss"], e["mse"] + e["vb"]) for e in log)
+    board = EventAccumulator(str(finetuned)).Reload()
+    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(e["step"], np.float32(e["loss"])) for e in log]
+    assert "step 4/4: loss" in (finetuned / "log.txt").read_text()
+
+
+def test_only_what_should_trains(finetuned, pretrained):
+    raw = {k.removeprefix("raw."): v for k, v in tensors(finetuned, "0000004").items() if k.startswith("raw.")}
+    with torch.device("meta"):
+        model = models.DiT_models["DiT-T/4"](input_size=12, in_channels=5, num_classes=2, gamma_blocks=2)
+    assert raw.keys() == models.set_trainable(model, "difffit").keys()
+    before = checkpoints.restore_model(pretrained / "checkpoints" / "0000002.safetensors")[0].state_dict()
+    moved = [k for k in raw if not torch.equal(raw[k], before.get(k, torch.ones_like(raw[k])))]
+    assert {models.parameter_kind(k) for k in moved} == {"bias", "class table", "gamma"}
+    full = {k.removeprefix("raw.") for k in tensors(pretrained, "0000002") if k.startswith("raw.")}
+    assert full == before.keys() - {"pos_embed"}
+
+
+def test_one_step_is_adamw_on_the_papers_loss(data, vae_folder, tmp_path):
+    """Two steps of full tuning, repeated here without the script: the same draws, loss, update and EMA."""
+    train(data, vae_folder, tmp_path, "--tune", "full", "--max-steps", 2, *TRAIN, "--label-dropout", 0.5, "--weight-decay", 0.01)
+    header, entries = manifest.read_manifest(data)
+    entries = [v for v in entries if v["split"] == "train"]
+    vae = latents.load_vae(vae_folder)
+    moments = latents.encode_moments(vae, manifest.read_mosaics(data, header, entries))
+    torch.manual_seed(0)
+    model = models.DiT_models["DiT-T/4"](input_size=12, in_channels=5, num_classes=2).initialize_weights()
+    trained = {k: p for k, p in model.named_parameters() if k != "pos_embed"}
+    optimizer = torch.optim.AdamW(trained.values(), 1e-3, weight_decay=0.01)
+    ema = {k: p.detach().clone() for k, p in trained.items()}
+    for step in (1, 2):
+        seed = int(np.random.SeedSequence([0, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        g = torch.Generator().manual_seed(seed)
+        index, t = torch.randint(len(entries), (4,), generator=g), torch.randint(1000, (4,), generator=g)
+        noise, vae_noise = torch.randn(4, 5, 12, 12, generator=g), torch.randn(4, 5, 12, 12, generator=g)
+        y = torch.where(torch.rand(4, generator=g) < 0.5, 2, 0)
+        mean, std = moments[index].chunk(2, 1)
+        losses = diffusion.training_losses(model, (mean + std * vae_noise) * 0.7, t, y, noise)
+        optimizer.zero_grad()
+        losses["loss"].mean().backward()
+        optimizer.step()
+        for k, p in trained.items():
+            ema[k] = 0.9 * ema[k] + 0.1 * p.detach()
+    saved = tensors(tmp_path / "000-DiT-T-4", "0000002")
+    for k, p in trained.items():
+        assert torch.allclose(saved[f"raw.{k}"], p, atol=2e-6), k
+        assert torch.allclose(saved[f"ema.{k}"], ema[k], atol=2e-6), k
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(finetuned, pretrained, data, vae_folder, tmp_path):
+    args = [a if a != "none" else pretrained / "checkpoints" / "0000002.safetensors" for a in TRAIN] + ["--gamma-blocks", 2]
+    train(data, vae_folder, tmp_path, "--max-steps", 3, *args)                                # stops between two log lines
+    done = train(data, vae_folder, tmp_path, "--max-steps", 4, *args)
+    assert "goes on at step 3" in done.stdout
+    run = tmp_path / "000-DiT-T-4"
+    assert [p.name for p in tmp_path.iterdir()] == [run.name]
+    assert same(tensors(run, "last"), tensors(finetuned, "last")) and same(tensors(run, "0000004"), tensors(finetuned, "0000004"))
+    ours, theirs = ([json.loads(line) for line in (r / "log.jsonl").read_text().splitlines()] for r in (run, finetuned))
+    assert {k: v for k, v in ours[-1].items() if k != "images_per_s"}["step"] == theirs[-1]["step"]
+    assert "has its 4 steps already" in train(data, vae_folder, tmp_path, "--max-steps", 4, *args).stdout
+    train(data, vae_folder, tmp_path, "--max-steps", 1, *args, "--resume", "none")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000-DiT-T-4", "001-DiT-T-4"]
+    contradiction = train(data, vae_folder, tmp_path, "--max-steps", 9, *args, "--lr", 2e-3, "--resume", run, expect=2)
+    assert "--lr 0.002" in error_line(contradiction) and "begun with 0.001" in error_line(contradiction)
+
+
+def test_accumulated_parts_give_the_whole_batchs_step(data, vae_folder, pretrained, tmp_path):
+    args = [a if a != "none" else pretrained / "checkpoints" / "0000002.safetensors" for a in TRAIN]
+    for results, extra in (("a", ()), ("b", ("--accum", 4, "--grad-checkpoint"))):
+        train(data, vae_folder, tmp_path / results, "--max-steps", 2, *args, *extra)
+    a, b = (tensors(tmp_path / r / "000-DiT-T-4", "0000002") for r in "ab")
+    assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
+
+
+def test_bf16_is_near_fp32(finetuned, data, vae_folder, pretrained, tmp_path):
+    args = [{"none": pretrained / "checkpoints" / "0000002.safetensors", "fp32": "bf16"}.get(a, a) for a in TRAIN] + ["--gamma-blocks", 2]
+    train(data, vae_folder, tmp_path, "--max-steps", 4, *args, "--sample-every", 4)
+    ours, theirs = (json.loads((r / "log.jsonl").read_text().splitlines()[-1]) for r in (tmp_path / "000-DiT-T-4", finetuned))
+    assert ours["loss"] != theirs["loss"] and abs(ours["loss"] / theirs["loss"] - 1) < 1e-3
+    assert all(v.dtype == torch.float32 for v in tensors(tmp_path / "000-DiT-T-4", "last").values())
+    header, _ = manifest.read_manifest(data)
+    assert manifest.read_mosaic(tmp_path / "000-DiT-T-4" / "samples" / "0000004.png", header).std() > 1
+
+
+def test_dry_run_of_the_papers_model(tmp_path):
+    """At full size: one 128-cube, a VAE of factor 8 with 4 channels, DiT-XL/2. No weights are needed, nothing is written."""
+    save_nifti(tmp_path / "in" / "a.nii.gz", brain((30, 34, 30)), AFFINE)
+    script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d", "--split", "1:0", "--workers", 1)
+    vae = random_vae(tmp_path / "v", blocks=(8, 8, 8, 8), channels=4)
+    args = ("--data-path", tmp_path / "d", "--vae", vae, "--results-dir", tmp_path / "r", "--image-size", 896, "--dry-run")
+    out = script("train.py", *args, "--gamma-blocks", 14).stdout
+    assert "latents 4 x 112 x 112, 3,136 tokens; 1 volumes" in out and "28 blocks, width 1152, 16 heads" in out
+    rows = {line.split("  ")[1]: line.split() for line in out.splitlines() if " tensors " in line}
+    assert rows["class table"][2:5:2] == ["1", "1,153,152"] and rows["bias"][3] == "489,632"
+    assert rows["gamma"][1:4:2] == ["28", f"{28 * 1152:,}"]
+    assert "a checkpoint: 13.4 MB" in out and not (tmp_path / "r").exists()
+    full = script("train.py", *args, "--tune", "full", "--precision", "fp32").stdout
+    assert "100.000% of the model" in full
+
+    def activations(text):
+        return float(next(line.split()[-1] for line in text.splitlines() if "activations" in line and "images" in line))
+
+    # 4 images: above the residual stream and qkv in bf16 alone, and full tuning in fp32 keeps more
+    assert 4 * 28 * 3136 * 1152 * (4 + 3 * 2) / 1e9 < activations(out) < activations(full)
+    assert "is no multiple" not in out
+    wrong = script("train.py", *args[:-3], "--image-size", 512, expect=2)
+    assert "--image-size 512" in error_line(wrong) and "896" in error_line(wrong)
+
+
+def test_refusals(data, vae_folder, tmp_path):
+    def refused(*args, vae=vae_folder, folder=data):
+        return error_line(train(folder, vae, tmp_path / "r", *args, expect=2))
+
+    base = ("--ckpt", "none", "--model", "DiT-T/4", "--device", "cpu")
+    assert "no such file" in refused("--model", "DiT-T/4", "--ckpt", tmp_path / "no.pt")
+    assert "DiT-T/8: mosaics of 48 pixels" in refused("--ckpt", "none", "--model", "DiT-T/8")
+    assert "must divide --global-batch-size 4" in refused(*base, "--accum", 3)
+    assert "--gamma-blocks 9: DiT-T/4 has 4 blocks" in refused(*base, "--gamma-blocks", 9)
+    assert "no such folder" in refused(*base, vae=tmp_path / "none")
+    assert "manifest.json" in refused(*base, folder=tmp_path)
+    shutil.copytree(data, tmp_path / "d", ignore=shutil.ignore_patterns("latents-*"))
+    next(p for p in (tmp_path / "d" / "mosaics").iterdir() if "sub-0" in p.name).write_bytes(b"")
+    manifest_ = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    for v in manifest_["volumes"]:
+        v["split"] = "train"
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest_))
+    assert "cannot be read as PNG" in refused(*base, folder=tmp_path / "d")
+    manifest_["volumes"][0]["class"] = 1000
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest_))
+    assert "--num-classes 1000: the data has 1001" in refused(*base, folder=tmp_path / "d")
+    manifest_["grid"] = 4
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest_))
+    assert "contradict each other" in refused(*base, folder=tmp_path / "d")
+    assert not (tmp_path / "r").exists()
+    assert "unrecognized arguments" in script("train.py", "--data-path", data, "--max-step", 3, expect=2).stderr
+
+
+def test_two_jobs_get_two_folders(data, vae_folder, tmp_path):
+    from types import SimpleNamespace
+
+    from train import Run
+    args = SimpleNamespace(model="DiT-T/4", results_dir=tmp_path, resume="auto")
+    runs = [Run.new(args) for _ in range(3)]
+    assert [r.folder.name for r in runs] == ["000-DiT-T-4", "001-DiT-T-4", "002-DiT-T-4"]
+    with pytest.raises(BlockingIOError):  # held while its process lives
+        Run(runs[0].folder)

@@ -79,7 +79,8 @@ def scans(tmp_path_factory):
 def data(scans, tmp_path_factory):
     """A data folder of 16-voxel cubes: 3 x 3 rgb tiles, 48 x 48 mosaics."""
     folder = tmp_path_factory.mktemp("data") / "d16"
-    script("preprocess.py", "--input", scans, "--output", folder, "--size", 16, "--split", "3:2", "--workers", 1)
+    script("preprocess.py", "--input", scans, "--output", folder, "--size", 16, "--split", "3:2", "--workers", 1,
+           "--labels", scans / "participants.tsv", "--label-column", "group")
     return folder
 
 
@@ -107,7 +108,8 @@ TRAIN = ("--ckpt", "none", "--model", "DiT-T/4", "--num-classes", 2, "--precisio
 def pretrained(data, vae_folder, tmp_path_factory):
     """A run folder of `--tune full` from random weights: the stand-in for a pretrained model."""
     results = tmp_path_factory.mktemp("pretrained")
-    script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir", results, "--tune", "full", "--max-steps", 2, *TRAIN)
+    script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir", results, "--tune", "full", "--max-steps", 2,
+           *TRAIN, "--lr", 1e-2)
     return results / "000-DiT-T-4"
 
 

@@ -63,7 +63,7 @@ def test_trajectories_are_the_references(sampler, steps, monkeypatch):
     assert close(x0, g[f"{sampler}{steps}/x_0"], 1e-4)
 
 
-@pytest.mark.parametrize("sampler, steps, tolerance", [("dpm++", 25, 0.01), ("ddim", 250, 0.03), ("ddpm", 250, None)])
+@pytest.mark.parametrize("sampler, steps, tolerance", [("dpm++", 25, 0.03), ("dpm++", 50, 0.005), ("ddim", 250, 0.03), ("ddpm", 250, None)])
 def test_samplers_reach_the_distribution_they_must(sampler, steps, tolerance):
     """For data of variance s^2 the right noise prediction is linear in x, and the ODE samplers scale x_T by a known factor."""
     s = 0.5
@@ -95,8 +95,8 @@ def test_guidance_is_the_references_with_three_channels():
         four = diffusion.guided(model, x, t, y, 10, scale)
         conditional, null = model(x, t, y), model(x, t, torch.full_like(y, 10))
     assert close(three, g["cfg_out"][:2], 1e-5)
-    assert torch.allclose(four[:, :4], null[:, :4] + scale * (conditional - null)[:, :4], atol=1e-5)
-    assert torch.allclose(four[:, 4:], conditional[:, 4:], atol=1e-6) and torch.allclose(four[:, :3], three[:, :3])
+    assert torch.allclose(four[:, :4], null[:, :4] + scale * (conditional - null)[:, :4], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(four[:, 4:], conditional[:, 4:], rtol=1e-4, atol=1e-5) and torch.allclose(four[:, :3], three[:, :3])
 
 
 def test_one_forward_when_nothing_guides():

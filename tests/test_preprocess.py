@@ -18,7 +18,7 @@ import volumes
 def test_data_folder(scans, data):
     header, entries = manifest.read_manifest(data)
     assert {k: header[k] for k in ("size", "layout", "grid", "fit", "window_percentiles", "classes")} == dict(
-        size=16, layout="rgb", grid=3, fit="stretch", window_percentiles=[0.0, 99.9], classes=["all"])
+        size=16, layout="rgb", grid=3, fit="stretch", window_percentiles=[0.0, 99.9], classes=["AD", "CN"])
     assert [v["id"] for v in entries] == ["sub-00_ses-1_T1w", "sub-00_ses-2_T1w"] + [f"sub-{i:02d}_ses-1_T1w" for i in range(1, 5)]
     assert np.allclose(header["affine"], volumes.cube_affine((20, 26, 22), AFFINE, 16, "stretch"))
     assert header["source_shape"] == [20, 26, 22] and np.allclose(header["source_affine"], AFFINE)
@@ -52,7 +52,8 @@ def test_the_papers_split():
 
 
 def test_workers_and_runs_write_the_same_bytes(scans, data, tmp_path):
-    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16, "--split", "3:2", "--workers", 2)
+    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16, "--split", "3:2", "--workers", 2,
+           "--labels", scans / "participants.tsv", "--label-column", "group")
     for path in sorted(p.relative_to(data) for p in data.rglob("*") if p.suffix in (".png", ".json")):
         assert (tmp_path / "d" / path).read_bytes() == (data / path).read_bytes()
 
@@ -126,7 +127,7 @@ def test_refusals_leave_nothing_behind(scans, data, tmp_path):
     for p in ("a.nii", "b/a.nii"):
         save_nifti(tmp_path / "two" / p, brain(), AFFINE)
     assert "has the id 'a' of" in refused("--input", tmp_path / "two")
-    assert "near it work 32, 36, 40, 44, 48" in refused("--input", scans, "--size", 42)
+    assert "near it work 28, 32, 36, 40, 44, 48" in refused("--input", scans, "--size", 42)
     assert "0 <= LO < HI <= 100" in refused("--input", scans, "--window", 50, 50)
     assert "TRAIN:TEST" in refused("--input", scans, "--split", "most")
     assert "go together" in refused("--input", scans, "--label-column", "group")

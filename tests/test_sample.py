@@ -28,7 +28,7 @@ def ckpt(finetuned):
 @pytest.fixture(scope="session")
 def samples(ckpt, tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples") / "s"
-    script("sample.py", "--ckpt", ckpt, "--num-samples", 3, "--batch-size", 2, "--output", folder, "--cfg-scale", 1.5, *SAMPLER)
+    script("sample.py", "--ckpt", ckpt, "--num-samples", 3, "--batch-size", 2, "--output", folder, "--cfg-scale", 8, *SAMPLER)
     return folder
 
 
@@ -44,13 +44,13 @@ def test_samples_folder(samples, ckpt, data, vae_folder):
         assert np.array_equal(np.asarray(image.dataobj.get_unscaled()), mosaic.untile(sheet, 16, "rgb"))
         assert np.allclose(image.affine, header["affine"], atol=1e-5)
     model, meta = checkpoints.restore_model(ckpt)
-    z = diffusion.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [diffusion.sample_generator(0, 2)], "ddim", 3, 1.5)
+    z = diffusion.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [diffusion.sample_generator(0, 2)], "ddim", 3, 8)
     direct = latents.decode(latents.load_vae(vae_folder), z)[0]
     assert np.abs(direct.astype(int) - sheet).max() <= 1  # sheet of sample 2, which was alone in its batch
 
 
 def test_samples_do_not_depend_on_the_batch_and_go_on(samples, ckpt, tmp_path):
-    args = ("--ckpt", ckpt, "--output", tmp_path / "s", "--cfg-scale", 1.5, *SAMPLER)
+    args = ("--ckpt", ckpt, "--output", tmp_path / "s", "--cfg-scale", 8, *SAMPLER)
     script("sample.py", *args, "--num-samples", 1, "--batch-size", 1)
     before = (tmp_path / "s" / "mosaics" / "000000.png").stat().st_mtime_ns
     script("sample.py", *args, "--num-samples", 3, "--batch-size", 8)
@@ -65,9 +65,9 @@ def test_samples_do_not_depend_on_the_batch_and_go_on(samples, ckpt, tmp_path):
 def test_flags_change_the_samples(samples, ckpt, tmp_path):
     first = np.array(Image.open(samples / "mosaics" / "000000.png"))
     plain = ("--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
-    guided = (*SAMPLER, "--cfg-scale", 1.5)
+    guided = (*SAMPLER, "--cfg-scale", 8)
     for i, flags in enumerate([SAMPLER, (*guided, "--cfg-channels", 3), (*guided, "--weights", "raw"), (*guided, "--seed", 1),
-                               (*guided, "--class-label", 1), (*plain, "--cfg-scale", 1.5, "--sampler", "ddpm")]):
+                               (*guided, "--class-label", 1), (*plain, "--cfg-scale", 8, "--sampler", "ddpm")]):
         script("sample.py", "--ckpt", ckpt, "--num-samples", 1, "--output", tmp_path / str(i), *flags)
         other = np.array(Image.open(tmp_path / str(i) / "mosaics" / "000000.png"))
         assert not np.array_equal(first, other), flags
@@ -79,9 +79,11 @@ def test_sample_refusals(ckpt, vae_folder, pretrained, data, tmp_path):
 
     assert "no such file" in refused(ckpt=tmp_path / "none.safetensors")
     assert "not a whole safetensors file" in refused(ckpt=data / "manifest.json")
-    assert "the model has classes 0 to 1" in refused("--class-label", 2)
+    assert "trained on 0 (AD), 1 (CN)" in refused("--class-label", 2)
     assert "the latents have 5" in refused("--cfg-channels", 6)
     assert "at least 1" in refused("--num-samples", 0)
+    assert "ddpm takes 2 to 1000" in refused("--num-sampling-steps", 1)
+    assert "dpm++ takes 2 to 999" in refused("--sampler", "dpm++", "--num-sampling-steps", 1000)
     other = random_vae(tmp_path / "v", channels=3)
     assert "with 3 channels" in refused("--vae", other)
     assert "SHA-256 differs" in refused("--base", ckpt)

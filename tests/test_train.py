@@ -74,7 +74,7 @@ def test_one_step_is_adamw_on_the_papers_loss(data, vae_folder, tmp_path):
         g = torch.Generator().manual_seed(seed)
         index, t = torch.randint(len(entries), (4,), generator=g), torch.randint(1000, (4,), generator=g)
         noise, vae_noise = torch.randn(4, 5, 12, 12, generator=g), torch.randn(4, 5, 12, 12, generator=g)
-        y = torch.where(torch.rand(4, generator=g) < 0.5, 2, 0)
+        y = torch.where(torch.rand(4, generator=g) < 0.5, 2, torch.tensor([v["class"] for v in entries])[index])
         mean, std = moments[index].chunk(2, 1)
         losses = diffusion.training_losses(model, (mean + std * vae_noise) * 0.7, t, y, noise)
         optimizer.zero_grad()
@@ -152,9 +152,11 @@ def test_refusals(data, vae_folder, tmp_path):
     def refused(*args, vae=vae_folder, folder=data):
         return error_line(train(folder, vae, tmp_path / "r", *args, expect=2))
 
-    base = ("--ckpt", "none", "--model", "DiT-T/4", "--device", "cpu")
+    base = ("--ckpt", "none", "--tune", "full", "--model", "DiT-T/4", "--device", "cpu")
+    assert "add --tune full" in refused("--ckpt", "none", "--model", "DiT-T/4")
+    assert "only with --ckpt none" in refused("--model", "DiT-T/4", "--base-grid", 8)
     assert "no such file" in refused("--model", "DiT-T/4", "--ckpt", tmp_path / "no.pt")
-    assert "DiT-T/8: mosaics of 48 pixels" in refused("--ckpt", "none", "--model", "DiT-T/8")
+    assert "DiT-T/8: mosaics of 48 pixels" in refused("--ckpt", "none", "--tune", "full", "--model", "DiT-T/8")
     assert "must divide --global-batch-size 4" in refused(*base, "--accum", 3)
     assert "--gamma-blocks 9: DiT-T/4 has 4 blocks" in refused(*base, "--gamma-blocks", 9)
     assert "no such folder" in refused(*base, vae=tmp_path / "none")
@@ -166,9 +168,10 @@ def test_refusals(data, vae_folder, tmp_path):
         v["split"] = "train"
     (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest_))
     assert "cannot be read as PNG" in refused(*base, folder=tmp_path / "d")
-    manifest_["volumes"][0]["class"] = 1000
+    assert "--num-classes 1: the data has 2 classes" in refused(*base, "--num-classes", 1)
+    manifest_["volumes"][0]["class"] = -1
     (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest_))
-    assert "--num-classes 1000: the data has 1001" in refused(*base, folder=tmp_path / "d")
+    assert "volume 1 is damaged" in refused(*base, folder=tmp_path / "d")
     manifest_["grid"] = 4
     (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest_))
     assert "contradict each other" in refused(*base, folder=tmp_path / "d")

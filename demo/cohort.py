@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cli import atomic_folder, parser, progress, run, seed  # noqa: E402
 
 # mean intensity of cerebrospinal fluid, grey and white matter; the standard deviation between subjects is 0.04
-CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.08, 0.48, 0.92)}  # weak and strong T1 weighting
+CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.10, 0.50, 0.92)}  # weak and strong T1 weighting
 MARGIN = 6      # mm around the brain
 SPACING = 3     # mm
-SPREAD = 2.4    # mm, standard deviation of the scanner's point spread
+SPREAD = 2.6    # mm, standard deviation of the scanner's point spread
 
 
 def template():

@@ -33,9 +33,9 @@ step python train_vae.py --data-path "$out/data/flash" "$out/data/mprage" --init
 
 # The stand-in for DiT-XL/2-512: a small DiT, all of it trained, on the first contrast
 step python train.py --data-path "$out/data/flash" --vae "$out/vae" --ckpt none --tune full --model DiT-T/4 --num-classes 1 \
-    --base-grid 48 --max-steps 800 --global-batch-size 16 --lr 1.5e-3 --lr-schedule cosine --ema-decay 0.99 \
-    --precision $precision --ckpt-every 800 --results-dir "$out/results"
-base=$out/results/000-DiT-T-4/checkpoints/0000800.safetensors
+    --base-grid 48 --max-steps 700 --global-batch-size 16 --lr 1.5e-3 --lr-schedule cosine --ema-decay 0.99 \
+    --precision $precision --ckpt-every 700 --results-dir "$out/results"
+base=$out/results/000-DiT-T-4/checkpoints/0000700.safetensors
 
 # DiffFit: the second contrast by biases, class table and scale vectors alone
 step python train.py --data-path "$out/data/mprage" --vae "$out/vae" --ckpt "$base" --tune difffit --gamma-blocks 4 \

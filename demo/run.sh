@@ -28,7 +28,7 @@ step python preprocess.py --input "$out/scans/flash" --output "$out/data/flash" 
 step python preprocess.py --input "$out/scans/mprage" --output "$out/data/mprage" --size 32 --split 32:16
 
 # The autoencoder, and what it loses
-step python train_vae.py --data-path "$out/data/flash" "$out/data/mprage" --init tiny --tune all --max-steps 2000 --lr 3e-3 \
+step python train_vae.py --data-path "$out/data/flash" "$out/data/mprage" --init tiny --tune all --max-steps 2200 --lr 3e-3 \
     --crop 48 --precision $precision --output "$out/vae"
 
 # The stand-in for DiT-XL/2-512: a small DiT, all of it trained, on the first contrast

@@ -140,8 +140,8 @@ def make_scheduler(sampler, num_steps):
     return scheduler, timesteps
 
 
-def sample_generator(seed, index):
-    """Sample `index` draws all its noise from here: the same image whatever the batch or the device."""
+def seeded_generator(seed, index):
+    """Training step or sample `index` draws all it needs from here: the same whatever the batch or the device."""
     state = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
 
@@ -154,7 +154,7 @@ def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=25
     :param model: called model(x, t, y), returns (N, 2C, H, W)
     :param shape: (C, H, W)
     :param y: (N,) labels
-    :param generators: one CPU generator a sample (`sample_generator`)
+    :param generators: one CPU generator a sample (`seeded_generator`)
     :param callback: called after each step
     :return: (N, C, H, W) float32, in the DiT's scale
     """

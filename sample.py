@@ -69,7 +69,7 @@ def load_decoder(args, meta):
     return vae
 
 
-def begin(args, meta, recipe):
+def begin(args, recipe):
     """The entries of a samples folder: new, or one that the same recipe began."""
     path = args.output / "samples.json"
     if not path.is_file():
@@ -108,7 +108,7 @@ def main():
     vae = load_decoder(args, meta)
     recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
         "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision")})
-    entries = begin(args, meta, recipe)
+    entries = begin(args, recipe)
     wanted = [i for i in range(args.num_samples) if f"{i:06d}" not in entries]
     if not wanted:
         print(f"{args.output} has its {args.num_samples} samples already")
@@ -125,7 +125,7 @@ def main():
     shape = (config["in_channels"], config["input_size"], config["input_size"])
     batches = [wanted[i:i + args.batch_size] for i in range(0, len(wanted), args.batch_size)]
     for batch in progress(batches, f"batches of {args.batch_size}"):
-        generators = [diffusion.sample_generator(args.seed, i) for i in batch]
+        generators = [diffusion.seeded_generator(args.seed, i) for i in batch]
         y = torch.full((len(batch),), args.class_label)
         with tqdm(total=args.num_sampling_steps, desc="steps", leave=False, disable=not sys.stderr.isatty()) as bar, \
                 torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):

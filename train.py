@@ -16,7 +16,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
@@ -38,8 +37,7 @@ FREE = ("results_dir", "resume", "max_steps", "epochs", "log_every", "ckpt_every
 
 def draw_step(seed, step, volumes, batch, latent_shape, label_dropout):
     """Everything random of one step's global batch, from (seed, step) alone: indices, t, noise, VAE noise, dropped labels."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
-    g = torch.Generator().manual_seed(int(state >> 1))
+    g = diffusion.seeded_generator(seed, step)
     return (torch.randint(volumes, (batch,), generator=g), torch.randint(diffusion.NUM_TIMESTEPS, (batch,), generator=g),
             torch.randn(batch, *latent_shape, generator=g), torch.randn(batch, *latent_shape, generator=g),
             torch.rand(batch, generator=g) < label_dropout)
@@ -258,7 +256,7 @@ def sample_now(model, ema, trained, meta, args, path):
     c, side = meta["config"]["in_channels"], meta["config"]["input_size"]
     with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
         z = diffusion.sample(model, (c, side, side), torch.zeros(1, dtype=torch.long), model.num_classes,
-                             [diffusion.sample_generator(args.global_seed, 0)], "dpm++", 25, device=args.device)
+                             [diffusion.seeded_generator(args.global_seed, 0)], "dpm++", 25, device=args.device)
     for k, p in trained.items():
         p.data.copy_(raw[k])
     path.parent.mkdir(exist_ok=True)

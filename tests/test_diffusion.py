@@ -74,12 +74,12 @@ def test_samplers_reach_the_distribution_they_must(sampler, steps, tolerance):
         eps = (1 - a).sqrt() * x / (a * s ** 2 + 1 - a)
         return torch.cat([eps, torch.full_like(eps, -1)], 1)
 
-    generators = [diffusion.sample_generator(1, i) for i in range(4)]
+    generators = [diffusion.seeded_generator(1, i) for i in range(4)]
     x0 = diffusion.sample(model, (4, 32, 32), torch.zeros(4, dtype=torch.long), 0, generators, sampler, steps)
     if tolerance is None:
         assert abs(float(x0.std()) - s) < 0.02
     else:
-        x_t = torch.stack([torch.randn((4, 32, 32), generator=diffusion.sample_generator(1, i)) for i in range(4)])
+        x_t = torch.stack([torch.randn((4, 32, 32), generator=diffusion.seeded_generator(1, i)) for i in range(4)])
         a = alphas_bar[-1].float()
         assert torch.allclose(x0, x_t * s / (a * s ** 2 + 1 - a).sqrt(), rtol=tolerance, atol=1e-3)
 
@@ -113,11 +113,11 @@ def test_a_sample_does_not_depend_on_its_batch(sampler):
     model = closed_form(golden("samplers.npz")["weight"])
 
     def draw(indices):
-        generators = [diffusion.sample_generator(7, i) for i in indices]
+        generators = [diffusion.seeded_generator(7, i) for i in indices]
         return diffusion.sample(model, (4, 4, 4), torch.zeros(len(indices), dtype=torch.long), 0, generators, sampler, 10)
 
     together = draw([0, 1, 2, 3])
     assert torch.allclose(together, torch.cat([draw([0]), draw([1, 2]), draw([3])]), atol=1e-5)
     assert not torch.allclose(together[0], together[1])
-    a, b = (torch.randn(4, generator=diffusion.sample_generator(seed, 0)) for seed in (7, 8))
+    a, b = (torch.randn(4, generator=diffusion.seeded_generator(seed, 0)) for seed in (7, 8))
     assert not torch.equal(a, b)

@@ -44,7 +44,7 @@ def test_samples_folder(samples, ckpt, data, vae_folder):
         assert np.array_equal(np.asarray(image.dataobj.get_unscaled()), mosaic.untile(sheet, 16, "rgb"))
         assert np.allclose(image.affine, header["affine"], atol=1e-5)
     model, meta = checkpoints.restore_model(ckpt)
-    z = diffusion.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [diffusion.sample_generator(0, 2)], "ddim", 3, 8)
+    z = diffusion.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [diffusion.seeded_generator(0, 2)], "ddim", 3, 8)
     direct = latents.decode(latents.load_vae(vae_folder), z)[0]
     assert np.abs(direct.astype(int) - sheet).max() <= 1  # sheet of sample 2, which was alone in its batch
 

@@ -152,20 +152,33 @@ def write_text(path, text):
     write_bytes(path, text.encode())
 
 
-def progress(iterable, what, total=None, initial=0, seconds=10):
-    """Iterates with a tqdm bar on a terminal, and with a plain line every `seconds` otherwise (SLURM logs)."""
-    total = total if total is not None else len(iterable)
+@contextlib.contextmanager
+def counter(what, total, initial=0, seconds=10):
+    """Yields a function that counts what was done: a tqdm bar on a terminal, a plain line every `seconds` otherwise (SLURM logs)."""
     if sys.stderr.isatty():
-        yield from tqdm(iterable, desc=what, total=total, initial=initial, dynamic_ncols=True)
+        with tqdm(desc=what, total=total, initial=initial, dynamic_ncols=True) as bar:
+            yield bar.update
         return
     start = said = time.monotonic()
     done = initial
-    for done, item in enumerate(iterable, initial + 1):
-        yield item
+
+    def update(n=1):
+        nonlocal done, said
+        done += n
         now = time.monotonic()
         if now - said >= seconds and done < total:
             rate = (done - initial) / (now - start)
             print(f"{what}: {done}/{total}, {rate:.3g}/s, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
             said = now
+
+    yield update
     if done > initial:
         print(f"{what}: {done}/{total} in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def progress(iterable, what, total=None, initial=0, seconds=10):
+    """Iterates, and counts as `counter` does."""
+    with counter(what, total if total is not None else len(iterable), initial, seconds) as update:
+        for item in iterable:
+            yield item
+            update()

@@ -1,215 +1,254 @@
 #!/usr/bin/env python3
-"""Measures synthetic volumes against real ones: metrics.json, report.md and a figure.
+"""Measures synthetic volumes against real ones: metrics.json, report.md, report.html and figures.
 
-    python evaluate.py --real data/adni --synthetic samples/adni --output evaluation/adni
+    python evaluate.py --real data/adni --synthetic samples/adni --train data/adni --output evaluation/adni
 
-Either side is a data folder (its test split, unless told otherwise), a samples folder, or a folder of NIfTI cubes in
-[0, 1], such as postprocess.py writes. All go through one loader.
+Each side is a data folder (its test split, unless told otherwise), a samples folder, or a folder of NIfTI cubes in [0, 1],
+such as postprocess.py writes. All go through one loader. With --train, it is also asked whether training volumes were copied;
+with --vae, every number is also given for real volumes that went through the VAE and back: what samples can at best reach.
 """
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
+import comparison
 import figures
-import manifest
+import inception
 import metrics
 import mosaic
-import volumes
-from cli import UserError, add_device, atomic_folder, parser, progress, refuse_existing, run, write_text
+import report
+import volume_sets
+from cli import UserError, add_device, atomic_folder, counter, parser, positive, progress, refuse_existing, run, seed, write_text
 
-METRICS = ("ms-ssim", "mmd", "fid")
-INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
-
-
-@dataclass
-class VolumeSet:
-    """Volumes of one side of the comparison."""
-    path: str
-    split: str | None
-    ids: list
-    volumes: np.ndarray     # (N, D, D, D) uint8, RAS
-    spacing: np.ndarray     # mm, (3,)
+METRICS = ("ms-ssim", "mmd", "fid", "kid", "smoothness", "histogram", "memorisation")
+WITHOUT_WEIGHTS = "no Inception weights; `python download.py inception` fetches them, or name them with --inception-weights FILE"
 
 
-def load_set(path, split, flag):
-    """Loads a data folder, a samples folder, or a folder of NIfTI cubes in [0, 1].
+# ------------------------------------------------------------------------------------------------- the ceiling, the checks
 
-    :param split: of a data folder; None: its test split, or all where it has none
-    :raises UserError: nothing there, fewer than 2 volumes, not cubes of one size, outside [0, 1], constant
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise UserError(f"{flag} {path}: no such folder")
-    if (path / "manifest.json").is_file() or (path / "samples.json").is_file():
-        header, entries = manifest.read_manifest(path)
-        if entries:
-            if split is None:
-                split = "test" if any(v["split"] == "test" for v in entries) else "all"
-            ids = [v["id"] for v in manifest.select(entries, split, path)]
-        else:
-            ids = sorted(p.stem for p in (path / "mosaics").glob("*.png"))
-            _no_split(split, flag, path)
-        cubes = [mosaic.untile(manifest.read_mosaic(manifest.mosaic_path(path, i), header), header["size"], header["layout"])
-                 for i in progress(ids, f"{flag[2:]} volumes")]
-        spacing = volumes.voxel_sizes(header["affine"])
-    else:
-        _no_split(split, flag, path)
-        scans = volumes.find_scans(path, flag)
-        ids, cubes = [s.id for s in scans], []
-        for scan in progress(scans, f"{flag[2:]} volumes"):
-            ras, affine = volumes.to_ras(*volumes.read_nifti(scan.path))
-            if len(set(ras.shape)) != 1 or ras.min() < 0 or ras.max() > 1:
-                raise UserError(f"{scan.path}: shape {ras.shape}, intensities {ras.min():g} to {ras.max():g}: not a cube in [0, 1]; "
-                                f"run preprocess.py on {path} and give {flag} the data folder")
-            cubes.append(volumes.to_uint8(ras, (0, 1)))
-            spacing = volumes.voxel_sizes(affine)
-    if len(cubes) < 2:
-        raise UserError(f"{flag} {path}: holds {len(cubes)} volumes; at least 2 are needed")
-    for i, cube in zip(ids, cubes):
-        if cube.shape != cubes[0].shape:
-            raise UserError(f"{flag} {path}: {i} is {cube.shape}, {ids[0]} is {cubes[0].shape}; preprocess them to one --size")
-        if cube.min() == cube.max():
-            raise UserError(f"{flag} {path}: {i} is constant, {cube.flat[0]}; take it out")
-    return VolumeSet(str(path), split, ids, np.stack(cubes), spacing)
+def through_vae(real, room, layout, vae, args):
+    """The real volumes as the VAE gives them back: tiled, encoded (the mean), decoded, untiled. Returns their PSNR, dB."""
+    import torch
+
+    import latents
+    errors = []
+    for i, cube in enumerate(progress(real.volumes, f"VAE, layout {layout}")):
+        moments = latents.encode_moments(vae, mosaic.tile(cube, layout)[None])
+        mean = latents.draw(vae.config, moments, torch.zeros_like(moments[:, :moments.shape[1] // 2]))
+        room[i] = mosaic.untile(latents.decode(vae, mean)[0], real.side, layout)
+        errors.append(np.square((room[i] - cube.astype(np.float64)) / 255).mean())
+    return float(np.mean([10 * np.log10(1 / max(e, 1e-12)) for e in errors]))
 
 
-def _no_split(split, flag, path):
-    if split is not None:
-        raise UserError(f"{flag}-split {split}: {path} is no data folder and has no splits; leave the flag out")
+def overlap_warnings(real, fake, train):
+    """What makes numbers meaningless: the same volumes, or the same subjects, on two sides."""
+    def some(ids):
+        return ", ".join(ids[:5]) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+
+    seen = {s.flag: volume_sets.digests(s) for s in (real, fake, train) if s}
+    out, theirs = [], set(seen[real.flag])
+    same = [i for i, d in zip(fake.ids, seen[fake.flag]) if d in theirs]
+    if set(seen[fake.flag]) == theirs:
+        out.append("the real and the synthetic set are the same volumes")
+    elif same:
+        out.append(f"{len(same)} of {len(fake)} synthetic volumes are in the real set: {some(same)}")
+    if train:
+        trained = set(seen[train.flag])
+        for group, word in ((real, "real"), (fake, "synthetic")):
+            copies = [i for i, d in zip(group.ids, seen[group.flag]) if d in trained]
+            if copies:
+                out.append(f"{len(copies)} of {len(group)} {word} volumes are in the training set, voxel for voxel: {some(copies)}")
+        known = [i for i, s, d in zip(real.ids, real.subjects, seen[real.flag]) if s in set(train.subjects) and d not in trained]
+        if known:
+            out.append(f"{len(known)} of {len(real)} real volumes are of subjects in the training set: {some(known)}")
+    if not np.allclose(real.spacing, fake.spacing, rtol=0.01):
+        sizes = [" × ".join(f"{x:.3g}" for x in s.spacing) for s in (real, fake)]
+        out.append(f"voxels are {sizes[0]} mm in the real and {sizes[1]} mm in the synthetic set")
+    return out
 
 
-def inception_weights(path):
-    """The Inception file: --inception-weights, else download.py's, else torch-fidelity's own cache. None if there is none."""
-    if path:
-        if not path.is_file():
-            raise UserError(f"--inception-weights {path}: no such file; `python download.py inception` fetches it")
-        return path
-    places = [Path("weights") / INCEPTION, Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION]
-    return next((p for p in places if p.is_file()), None)
-
-
-def measure(real, fake, args):
-    """All that is asked for. A metric that cannot be computed holds its reason under "skipped"."""
-    results = {}
-    n = {"real": len(real.volumes), "synthetic": len(fake.volumes)}
-    if "ms-ssim" in args.metrics:
-        results["ms-ssim"] = entry = {"protocol": args.protocol, "formula": metrics.PROTOCOLS[args.protocol][1], "range": [-1, 1],
-                                      "L": metrics.PROTOCOLS[args.protocol][0], "n": n}
-        side = real.volumes.shape[1]
-        if side < metrics.SMALLEST:
-            entry["skipped"] = f"volumes of {side} voxels are too small for five levels; at least {metrics.SMALLEST}"
-        else:
-            for name, group in (("synthetic", fake), ("real", real)):
-                count = len(group.ids) * (len(group.ids) - 1) // 2
-                with tqdm(total=count, desc=f"MS-SSIM {name} pairs", disable=None) as bar:
-                    values = metrics.ms_ssim_pairs(group.volumes, args.protocol, device=args.device, callback=bar.update)
-                entry[name] = {"mean": float(values.mean()), "std": float(values.std(ddof=1)) if count > 1 else None, "pairs": count}
-    if "mmd" in args.metrics:
-        rbf, median = metrics.mmd_rbf(real.volumes, fake.volumes)
-        results["mmd"] = {"linear": {"value": metrics.mmd_linear(real.volumes, fake.volumes, args.mmd_batch), "kernel": "linear, biased",
-                                     "batch": args.mmd_batch or "whole sets"},
-                          "rbf": {"value": rbf, "kernel": "Gaussian, unbiased", "median_distance": median}, "range": [0, 1], "n": n}
-    if "fid" in args.metrics:
-        results["fid"] = entry = {"features": "Inception 2048 (pt_inception-2015-12-05), torchmetrics",
-                                  "slices": "centre, one a volume", "n": n}
-        weights = inception_weights(args.inception_weights)
-        if weights is None:
-            entry["skipped"] = "no Inception weights; `python download.py inception`, or --inception-weights FILE"
-        else:
-            entry["weights"] = {"file": str(weights), "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
-            try:
-                entry.update(metrics.frechet_inception_distances(real.volumes, fake.volumes, weights, device=args.device))
-            except ValueError as e:
-                raise UserError(f"--inception-weights {e}; `python download.py inception` fetches them") from None
-            if min(n.values()) < 2048:
-                entry["note"] = "fewer than 2048 volumes: the covariances are singular and the value is biased upwards"
-    return results
-
-
-def report(real, fake, results, warnings):
-    """report.md: what was compared, each number with its protocol, the figure."""
-    lines = ["# Evaluation", "", "| | folder | split | volumes |", "|---|---|---|---|"]
-    lines += [f"| {name} | `{s.path}` | {s.split or '–'} | {len(s.ids)} of {'³, '.join([str(s.volumes.shape[1]), ''])[:-2]} |"
-              for name, s in (("real", real), ("synthetic", fake))]
-    lines += [""] + [f"**Warning:** {w}\n" for w in warnings]
-    lines += ["| metric | synthetic | real | how |", "|---|---|---|---|"]
-    r = results.get("ms-ssim")
-    if r:
-        how = f"`{r['protocol']}`, volumes in [-1, 1], L = {r['L']:g}, all pairs; close to the real set's is good"
-        cell = [r["skipped"], "–"] if "skipped" in r else [
-            f"{100 * r[k]['mean']:.2f}" + (f" ± {100 * r[k]['std']:.2f}" if r[k]["std"] is not None else "") + f" ({r[k]['pairs']} pairs)"
-            for k in ("synthetic", "real")]
-        lines.append(f"| MS-SSIM, % | {cell[0]} | {cell[1]} | {how} |")
-    r = results.get("mmd")
-    if r:
-        batch = r["linear"]["batch"]
-        how = f"voxels in [0, 1], biased, {batch if isinstance(batch, str) else f'mean over batches of {batch}'}; low is good"
-        lines.append(f"| MMD, linear | {r['linear']['value']:.5g} | – | {how} |")
-        how = f"unbiased, median distance {r['rbf']['median_distance']:.4g}; low is good"
-        lines.append(f"| MMD, Gaussian | {r['rbf']['value']:.5g} | – | {how} |")
-    r = results.get("fid")
-    if r:
-        for view in metrics.VIEW_AXIS:
-            value = r["skipped"] if "skipped" in r else f"{r[view]:.4g}"
-            how = f"{r['features']}, weights {r['weights']['sha256'][:8]}; low is good" if "weights" in r else "–"
-            lines.append(f"| FID-{view} | {value} | – | {how} |")
-        lines += ["", f"FID: {r['note']}."] if "note" in r else []
-    lines += ["", "![three views by three depths](figures/montage.png)", "",
-              "Values depend on the number of volumes, the batch and the data; compare only what was computed alike.", ""]
-    return "\n".join(lines)
-
-
-def main():
+def parse_args():
     p = parser(__doc__)
-    p.add_argument("--real", required=True, metavar="DIR", help="real volumes")
+    p.add_argument("--real", required=True, metavar="DIR", help="real volumes that were not trained on")
     p.add_argument("--synthetic", required=True, metavar="DIR", help="synthetic volumes")
-    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder: metrics.json, report.md, figures/")
+    p.add_argument("--train", metavar="DIR", help="what the model was trained on (a data folder's train split), to look for copies")
+    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder: metrics.json, report.md, report.html, figures/")
     p.add_argument("--real-split", choices=("train", "test", "all"), help="of a data folder; default: test, or all where there is none")
     p.add_argument("--synthetic-split", choices=("train", "test", "all"), help="likewise, to compare real with real")
     p.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="NAME", help="of " + ", ".join(METRICS))
     p.add_argument("--protocol", choices=metrics.PROTOCOLS, default="kwon2019", help="of MS-SSIM")
+    p.add_argument("--pairs", type=int, metavar="N", help="random pairs a set for MS-SSIM; default: all. 500 volumes have 124,750")
+    p.add_argument("--shortlist", type=int, metavar="K", help="look for the most similar training volume by MS-SSIM among the K most "
+                   "correlated; default: among all")
     p.add_argument("--mmd-batch", type=int, metavar="B", help="average the linear MMD over batches of B; default: whole sets at once")
-    p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: weights/{INCEPTION}, or torch-fidelity's cache")
+    p.add_argument("--slices", type=int, default=1, metavar="K", help="middle slices of each view, for FID and KID")
+    p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: weights/{inception.FILE}, or torch-fidelity's cache")
+    p.add_argument("--vae", metavar="ema|mse|PATH", help="give every number for real volumes that went through this VAE and back, too")
+    p.add_argument("--vae-layouts", nargs="+", choices=tuple(mosaic.CHANNELS), default=list(mosaic.CHANNELS), metavar="NAME",
+                   help="mosaics to put through the VAE: rgb (three slices a tile), gray (one)")
+    p.add_argument("--precision", choices=("bf16", "fp32"), default="fp32", help="of the VAE's arithmetic")
+    p.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates for the 95 %% intervals; 0: none")
+    p.add_argument("--seed", type=seed, default=0, help="of pairs, replicates and halves")
+    p.add_argument("--memory-gb", type=positive, default=4.0, metavar="GB", help="bound for volumes and blocks; sets larger than half "
+                   "of it are kept in a temporary file beside --output")
     add_device(p)
     args = p.parse_args()
     refuse_existing(args.output)
-    if args.mmd_batch is not None and args.mmd_batch < 1:
-        raise UserError(f"--mmd-batch {args.mmd_batch}: must be at least 1")
+    for flag in ("mmd_batch", "pairs", "shortlist", "slices"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
+    if args.bootstrap < 0 or args.bootstrap == 1:
+        raise UserError(f"--bootstrap {args.bootstrap}: must be 0, or at least 2")
+    if args.inception_weights and not args.inception_weights.is_file():
+        raise UserError(f"--inception-weights {args.inception_weights}: no such file; `python download.py inception` fetches it")
+    return args
 
-    real = load_set(args.real, args.real_split, "--real")
-    fake = load_set(args.synthetic, args.synthetic_split, "--synthetic")
-    if real.volumes.shape[1] != fake.volumes.shape[1]:
-        raise UserError(f"--synthetic {args.synthetic}: volumes of {fake.volumes.shape[1]} voxels a side, the real ones have "
-                        f"{real.volumes.shape[1]}; preprocess both to one --size")
-    smaller = min(len(real.ids), len(fake.ids))
+
+def find_sets(args):
+    real = volume_sets.find_set(args.real, args.real_split, "--real")
+    fake = volume_sets.find_set(args.synthetic, args.synthetic_split, "--synthetic")
+    train = None
+    if args.train:
+        split = "train" if (Path(args.train) / "manifest.json").is_file() else None
+        train = volume_sets.find_set(args.train, split, "--train")
+    for s in (fake, train):
+        if s and s.side != real.side:
+            raise UserError(f"{s.flag} {s.path}: volumes of {s.side} voxels a side, the real ones have {real.side}; "
+                            "preprocess both to one --size")
+    smaller = min(len(real), len(fake))
     if args.mmd_batch and args.mmd_batch > smaller:
         raise UserError(f"--mmd-batch {args.mmd_batch}: the smaller set has {smaller} volumes")
-    warnings = []
-    if real.volumes.shape == fake.volumes.shape and (real.volumes == fake.volumes).all():
-        warnings.append("the real and the synthetic set are the same volumes.")
+    if args.slices > real.side:
+        raise UserError(f"--slices {args.slices}: the volumes have {real.side}")
+    return real, fake, train
+
+
+def load_inception(args):
+    """The Inception net and what its weights are; None where there are none."""
+    file = args.inception_weights or inception.find_weights("weights")
+    if file is None:
+        return None
+    try:
+        net = inception.load_net(file, args.device)
+    except ValueError as e:
+        raise UserError(f"--inception-weights {e}; `python download.py inception` fetches them") from None
+    with open(file, "rb") as f:
+        return net, {"file": str(file), "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+
+
+def measure(pool, volumes, train, net, args):
+    """All statistics that are asked for, why others were skipped, and the closest training volumes."""
+    stats, skipped, near = [], {}, {}
+    small = f"volumes of {volumes.shape[1]} voxels a side are too small for five levels; at least {metrics.SMALLEST}"
+    if "ms-ssim" in args.metrics:
+        if volumes.shape[1] < metrics.SMALLEST:
+            skipped["MS-SSIM"] = small
+        else:
+            stats += comparison.similarity_statistics(pool, volumes, args)
+    if "mmd" in args.metrics:
+        with counter("inner products of volumes", pool.size) as update:
+            products = metrics.gram(volumes[:pool.size], memory_gb=args.memory_gb / 2, device=args.device, callback=update)
+        stats += comparison.mmd_statistics(pool, products, args)
+    if "fid" in args.metrics or "kid" in args.metrics:
+        if net is None:
+            skipped.update({k.upper(): WITHOUT_WEIGHTS for k in ("fid", "kid") if k in args.metrics})
+        else:
+            stats += comparison.inception_statistics(pool, volumes, *net, args)
+    if "smoothness" in args.metrics:
+        stats += comparison.smoothness_statistics(pool, volumes)
+    if "histogram" in args.metrics:
+        stats += comparison.histogram_statistics(pool, volumes)
+    if "memorisation" in args.metrics:
+        if train is None:
+            skipped["memorisation"] = "the training set is not known; name it with --train DIR"
+        else:
+            more, near = comparison.memorisation_statistics(pool, volumes, train, args)
+            stats += more
+    return stats, skipped, near
+
+
+def main():
+    args = parse_args()
+    real, fake, train = find_sets(args)
+    net = load_inception(args) if {"fid", "kid"} & set(args.metrics) else None
+    vae, layouts, skipped_vae = None, [], {}
+    if args.vae:
+        import torch
+
+        import latents
+        vae = latents.load_vae(args.vae, args.device).to(torch.bfloat16 if args.precision == "bf16" else torch.float32)
+        for layout in dict.fromkeys(args.vae_layouts):
+            side = mosaic.mosaic_side(real.side, layout)
+            if side % latents.factor(vae):
+                skipped_vae[f"VAE, {layout}"] = f"a mosaic of {side} pixels cannot be divided by the VAE's factor {latents.factor(vae)}"
+            else:
+                layouts.append(layout)
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    results = measure(real, fake, args)
-    content = {"real": {"path": real.path, "split": real.split, "ids": real.ids}, "size": int(real.volumes.shape[1]),
-               "synthetic": {"path": fake.path, "split": fake.split, "ids": fake.ids}, "warnings": warnings, "metrics": results,
-               "versions": {"python": platform.python_version(), **{m: version(m) for m in ("torch", "torchmetrics", "numpy", "nibabel")}}}
+    total = len(real) * (1 + len(layouts)) + len(fake) + (len(train) if train else 0)
+    volumes = volume_sets.allocate(total, real.side, args.memory_gb, args.output.parent)
+    volume_sets.load(real, volumes[:len(real)])
+    volume_sets.load(fake, volumes[len(real):len(real) + len(fake)])
+    sets, psnr = {"real": real, "synthetic": fake}, {}
+    for layout in layouts:
+        start = sum(map(len, sets.values()))
+        psnr[layout] = through_vae(real, volumes[start:start + len(real)], layout, vae, args)
+        sets[f"vae {layout}"] = real
+    if train:
+        volume_sets.load(train, volumes[total - len(train):])
+    warnings = overlap_warnings(real, fake, train)
+    for w in warnings:
+        print(f"warning: {w}", flush=True)
+
+    pool = comparison.Pool(sets)
+    stats, skipped, near = measure(pool, volumes, train, net, args)
+    boot = comparison.resamples(pool, args)
+    entries = {s.key: comparison.judge(s, pool, *boot) for s in stats}
+    content = {
+        "format": "mosaicdit-evaluation", "version": 1, "size": real.side,
+        "sets": {s.flag[2:]: {"path": s.path, "split": s.split, "n": len(s), "subjects": len(set(s.subjects)), "ids": s.ids,
+                              "voxel_mm": [round(float(x), 4) for x in s.spacing]} for s in (real, fake, train) if s},
+        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "vae_psnr_db": psnr, "warnings": warnings, "skipped": {**skipped, **skipped_vae}, "metrics": entries,
+        "versions": {"python": platform.python_version(), **{m: version(m) for m in ("torch", "torchmetrics", "numpy", "nibabel")}}}
     with atomic_folder(args.output) as folder:
-        (folder / "figures").mkdir()
-        middle = len(fake.ids) // 2
-        figures.montage(folder / "figures" / "montage.png", [(f"real ({real.ids[0]})", real.volumes[0]),
-                        (f"synthetic ({fake.ids[middle]})", fake.volumes[middle])], real.spacing)
-        figures.gallery(folder / "figures" / "gallery.png", {"real": real.volumes, "synthetic": fake.volumes}, real.spacing)
+        draw(folder / "figures", content, pool, volumes, near, train)
         write_text(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
-        text = report(real, fake, results, warnings)
-        write_text(folder / "report.md", text)
-    print("\n".join(line for line in text.splitlines() if line.startswith(("| ", "**"))))
-    print(f"{args.output}: metrics.json, report.md, figures/montage.png, figures/gallery.png")
+        blocks = report.blocks(content, folder / "figures")
+        write_text(folder / "report.md", report.markdown(blocks))
+        write_text(folder / "report.html", report.html(blocks, folder))
+    for line in report.summary(content):
+        print(line)
+    print(f"{args.output}: metrics.json, report.md, report.html, figures/")
+
+
+def draw(folder, content, pool, volumes, near, train):
+    folder.mkdir()
+    real, fake, entries = pool.sets["real"], pool.sets["synthetic"], content["metrics"]
+    middle = len(fake) // 2
+    figures.montage(folder / "montage.png", [(f"real ({real.ids[0]})", real.volumes[0]),
+                    (f"synthetic ({fake.ids[middle]})", fake.volumes[middle])], real.spacing)
+    groups = {"real": real.volumes, "synthetic": fake.volumes}
+    groups.update({name: volumes[pool.starts[name]:][:len(real)] for name in pool.sets if name.startswith("vae ")})
+    figures.gallery(folder / "gallery.png", groups, real.spacing)
+    figures.intervals(folder / "intervals.png", {k: e for k, e in entries.items() if e.get("interval") and not k.startswith("gradient_")})
+    gradients = {k: e for k, e in entries.items() if k.startswith("gradient_")}
+    if gradients:
+        figures.ratios(folder / "smoothness.png", gradients)
+    lines = {e["name"].replace("∞", ""): e for k, e in entries.items() if k.startswith("fid_infinity_")}
+    if lines:
+        figures.extrapolation(folder / "fid.png", lines)
+    if near:
+        key = "ms_ssim" if "ms_ssim" in near else "correlation"
+        value, index = near[key]
+        mine = pool.index("synthetic")
+        rows = [(fake.ids[i], train.ids[index[mine[i]]], value[mine[i]], fake.volumes[i], train.volumes[index[mine[i]]])
+                for i in np.argsort(-value[mine], kind="stable")[:4]]
+        figures.neighbours(folder / "nearest.png", rows, real.spacing, {"ms_ssim": "MS-SSIM", "correlation": "correlation"}[key])
+        figures.distances(folder / "distances.png", {k: e for k, e in entries.items() if k.startswith("nearest_")})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Every number that evaluate.py reports: pure functions on arrays.
 
-Volumes are (N, D, D, D). uint8 volumes stand for [0, 1]; floating-point ones are taken as they are.
-"""
-import itertools
-from pathlib import Path
+Volumes are (N, D, D, D), axes right, anterior, superior. uint8 volumes stand for [0, 1]; floating-point ones are taken as they are.
 
+Sets of volumes are given twice over: as arrays, and as *weights*. A weight vector says how often each volume of a pool belongs
+to a set: ones for the set itself, counts for a bootstrap replicate, 0 and 1 for a half of it. What takes weights takes many
+vectors at once, (R, N), so that a thousand replicates cost one matrix product on what was computed once per pair of volumes.
+"""
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
     "kwon2019" is what 3dbraingen and the tables that build on it compute; its last level counts four times. A negative mean
     contrast-structure term, which has no such power, counts as 0.
 
+    What depends on one volume is computed once a volume, in blocks that fit the memory; a pair costs its cross term.
+
     :param volumes: (N, D, D, D); uint8 is mapped to [-1, 1], floating point taken as it is. D >= 16
     :param pairs: (P, 2) indices; None: all i < j, in the order of itertools.combinations
     :param data_range: L of the constants; None: the protocol's for [-1, 1]
@@ -43,7 +46,7 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
     if side < SMALLEST:
         raise ValueError(f"volumes of {side} voxels a side: five levels need at least {SMALLEST}")
     length = PROTOCOLS[protocol][0] if data_range is None else data_range
-    pairs = np.array(list(itertools.combinations(range(len(volumes)), 2)) if pairs is None else pairs).reshape(-1, 2)
+    pairs = (all_pairs(len(volumes)) if pairs is None else np.asarray(pairs)).reshape(-1, 2)
     if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(volumes):
         raise ValueError("pairs: index out of range")
     dtype = torch.float64 if volumes.dtype == np.float64 else torch.float32
@@ -53,7 +56,7 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
     out = np.empty(len(pairs))
 
     def statistics(index):
-        return {i: _pyramid(_as_tensor(volumes[i], device, dtype), windows) for i in index}
+        return {i: _pyramid(_as_tensor(volumes[i], device, dtype), windows, length) for i in index}
 
     where = pairs // block
     for a in np.unique(where[:, 0]):
@@ -68,6 +71,11 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
                 if callback:
                     callback(1)
     return out
+
+
+def all_pairs(n):
+    """All i < j below n in the order of itertools.combinations, (n (n - 1) / 2, 2)."""
+    return np.stack(np.triu_indices(n, 1), axis=1)
 
 
 def _as_tensor(volume, device, dtype):
@@ -95,132 +103,298 @@ def _filter(x, window):
     return x @ window.T
 
 
-def _pyramid(x, windows):
-    """What one volume contributes: at each level the volume, its local mean and its local variance."""
+def _pyramid(x, windows, length):
+    """What one volume contributes: at each level the volume, its local mean, and its local variance plus half of C2."""
     levels = []
     for window in windows:
         mean = _filter(x, window)
-        levels.append((x, mean, _filter(x * x, window) - mean * mean))
+        levels.append((x, mean, _filter(x * x, window).addcmul_(mean, mean, value=-1).add_((K2 * length) ** 2 / 2)))
         x = F.avg_pool3d(x[None, None], 2)[0, 0] if len(window) > 1 else x
     return levels
 
 
 def _ms_ssim(first, second, windows, length, protocol):
-    c1, c2 = (K1 * length) ** 2, (K2 * length) ** 2
+    c1 = (K1 * length) ** 2
+    half_c2 = torch.full((), (K2 * length) ** 2 / 2, dtype=windows[0].dtype, device=windows[0].device)
     cs = []
     for (x, mx, vx), (y, my, vy), window in zip(first, second, windows):
-        mxy = mx * my
-        structure = (2 * (_filter(x * y, window) - mxy) + c2) / (vx + vy + c2)
+        # (2 cov + C2) / (var_x + var_y + C2), its halves: the filter leaves a constant as it is, so C2 goes in with the product
+        structure = _filter(torch.addcmul(half_c2, x, y), window).addcmul_(mx, my, value=-1).div_(vx + vy).mul_(2)
         cs.append(structure.mean())
-    ssim = ((2 * mxy + c1) / (mx * mx + my * my + c1) * structure).mean()
+    ssim = ((2 * mx * my + c1) / (mx * mx + my * my + c1) * structure).mean()
     cs, ssim = torch.stack(cs[:-1]).double().clamp(min=0).cpu().numpy(), max(float(ssim), 0.0)
     repeats = len(cs) if protocol == "kwon2019" else 1
     return np.prod(cs ** WEIGHTS[:-1]) * ssim ** (WEIGHTS[-1] * repeats)
 
 
+def mean_of_pairs(values, pairs, weights):
+    """Mean of a symmetric function of two volumes over the pairs of each weighted set; never over a volume and itself.
+
+    :param values: (P,) of `pairs` (P, 2), each pair once
+    :param weights: (R, N)
+    :return: (R,); NaN for a set that holds no pair
+    """
+    total, mass = np.zeros(len(weights)), np.zeros(len(weights))
+    for i in range(0, len(values), 65536):
+        w = weights[:, pairs[i:i + 65536, 0]] * weights[:, pairs[i:i + 65536, 1]]
+        total += w @ values[i:i + 65536]
+        mass += w.sum(1)
+    return np.divide(total, mass, out=np.full(len(weights), np.nan), where=mass > 0)
+
+
 # ----------------------------------------------------------------------------------------------------------- MMD
 
-def _rows(volumes):
-    """(N, voxels) float64 of a few volumes; uint8 stands for [0, 1]."""
-    x = np.asarray(volumes).reshape(len(volumes), -1)
-    return x / 255.0 if x.dtype == np.uint8 else x.astype(np.float64)
+def gram(x, y=None, memory_gb=4, device="cpu", callback=None):
+    """Inner products of the voxels of each of x with each of y, (N, M) float64, streamed in blocks.
 
-
-def _mean(volumes, chunk=8):
-    return sum(_rows(volumes[i:i + chunk]).sum(0) for i in range(0, len(volumes), chunk)) / len(volumes)
-
-
-def mmd_linear(x, y, batch=None):
-    """Squared maximum mean discrepancy (Gretton et al. 2012) with the linear kernel, biased: ||mean x - mean y||^2.
-
-    :param x, y: (N, D, D, D), (M, D, D, D)
-    :param batch: average over consecutive batches of this many of both sets, as 3dbraingen does (a rest is left out); None:
-        the whole sets at once. The value depends on it
+    :param x: (N, ...) array, or a memory map; uint8 stands for [0, 1]
+    :param y: (M, ...); None: x itself, each product computed once
+    :param memory_gb: bound for the blocks in memory
+    :param callback: called with the number of volumes of x done
+    :raises ValueError: volumes of two sizes
     """
+    symmetric = y is None
+    y = x if symmetric else y
     if x.shape[1:] != y.shape[1:]:
         raise ValueError(f"volumes of {x.shape[1:]} and {y.shape[1:]}: must be of one size")
-    if batch is None:
-        return float(np.square(_mean(x) - _mean(y)).sum())
-    starts = range(0, min(len(x), len(y)) - batch + 1, batch)
-    if not len(starts):
-        raise ValueError(f"batch {batch}: the smaller set has {min(len(x), len(y))} volumes")
-    return float(np.mean([mmd_linear(x[i:i + batch], y[i:i + batch]) for i in starts]))
-
-
-def squared_distances(x, y, chunk=32):
-    """Squared Euclidean distances of all voxels between each of x and each of y, (N, M) float64, in blocks of `chunk`."""
+    voxels = int(np.prod(x.shape[1:]))
+    chunk = int(np.clip(memory_gb * 1e9 / (3 * voxels * 8), 1, 64))  # two blocks, and one on its way to float64
     out = np.empty((len(x), len(y)))
     for i in range(0, len(x), chunk):
-        a = _rows(x[i:i + chunk])
-        for j in range(0, len(y), chunk):
-            b = _rows(y[j:j + chunk])
-            block = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
-            out[i:i + chunk, j:j + chunk] = np.maximum(block, 0)
+        a = _rows(x[i:i + chunk], device)
+        for j in range(i if symmetric else 0, len(y), chunk):
+            b = a if symmetric and i == j else _rows(y[j:j + chunk], device)
+            out[i:i + chunk, j:j + chunk] = (a @ b.T).cpu().numpy()
+            if symmetric:
+                out[j:j + chunk, i:i + chunk] = out[i:i + chunk, j:j + chunk].T
+            del b
+        if callback:
+            callback(len(a))
     return out
 
 
-def mmd_rbf(x, y):
-    """Squared MMD with a Gaussian kernel, unbiased (Gretton et al. 2012, eq. 3): exp(-d^2 / (2 s^2)), may be negative.
+def _rows(volumes, device):
+    """(N, voxels) float64 of a few volumes; uint8 stands for [0, 1]."""
+    x = torch.from_numpy(np.ascontiguousarray(volumes).reshape(len(volumes), -1)).to(device)
+    return x.double().div_(255) if x.dtype == torch.uint8 else x.double()
 
-    s^2 is half the median squared distance among all pairs of two different volumes of both sets together.
+
+def mmd_of_kernel(kernel, a, b, unbiased):
+    """Squared maximum mean discrepancy of weighted sets from a kernel matrix (Gretton et al. 2012, eq. 3 and 5).
+
+    :param kernel: (N, N), symmetric, of the pool
+    :param a, b: (R, N) weights of the two sets
+    :param unbiased: leave out the kernel of a volume with itself; the value may then be negative
+    :return: (R,); differences below the rounding error of the kernel's sums are 0
+    """
+    na, nb = a.sum(1), b.sum(1)
+    if unbiased:
+        diagonal = kernel.diagonal()
+        with np.errstate(invalid="ignore", divide="ignore"):  # a set of one volume has no unbiased value: NaN
+            within = [((w @ kernel * w).sum(1) - w ** 2 @ diagonal) / (n ** 2 - (w ** 2).sum(1)) for w, n in ((a, na), (b, nb))]
+        value = within[0] + within[1] - 2 * (a @ kernel * b).sum(1) / (na * nb)
+    else:
+        difference = a / na[:, None] - b / nb[:, None]
+        value = (difference @ kernel * difference).sum(1)
+    return np.where(np.abs(value) < 1e-12 * kernel.diagonal().mean(), 0, value)
+
+
+def mmd_of_batches(kernel, i, j, batch):
+    """Biased squared MMD averaged over consecutive batches of both sets, as 3dbraingen does; a rest is left out.
+
+    :param i, j: indices of the two sets into the kernel matrix, in their order
+    :raises ValueError: the smaller set does not fill one batch
+    """
+    n = min(len(i), len(j)) // batch
+    if not n:
+        raise ValueError(f"batch {batch}: the smaller set has {min(len(i), len(j))} volumes")
+    a, b = np.zeros((n, len(kernel))), np.zeros((n, len(kernel)))
+    rows = np.repeat(np.arange(n), batch)
+    np.add.at(a, (rows, np.asarray(i)[:n * batch]), 1)
+    np.add.at(b, (rows, np.asarray(j)[:n * batch]), 1)
+    return float(mmd_of_kernel(kernel, a, b, unbiased=False).mean())
+
+
+def squared_distances(kernel):
+    """Squared distances of a pool from its inner products, (N, N)."""
+    d = kernel.diagonal()
+    return np.maximum(d[:, None] + d[None] - 2 * kernel, 0)
+
+
+def gaussian_kernel(kernel, within=slice(None)):
+    """exp(-d^2 / m) of a pool from its inner products; m is the median of d^2 over all pairs of two different volumes of
+    `within`, whichever sets they belong to (the median heuristic; the bandwidth is sigma^2 = m / 2).
+
+    :return: (N, N) kernel, median distance m^(1/2)
+    """
+    d2 = squared_distances(kernel)
+    inner = d2[within][:, within]
+    median = float(np.median(inner[np.triu_indices(len(inner), 1)]))
+    return np.exp(-d2 / median) if median > 0 else np.ones_like(d2), median ** 0.5
+
+
+def _two_sets(x, y, **options):
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"volumes of {x.shape[1:]} and {y.shape[1:]}: must be of one size")
+    cross = gram(x, y, **options)
+    kernel = np.block([[gram(x, **options), cross], [cross.T, gram(y, **options)]])
+    a = np.arange(len(kernel))[None] < len(x)
+    return kernel, a.astype(float), 1.0 - a
+
+
+def mmd_linear(x, y, batch=None, unbiased=False, **options):
+    """Squared maximum mean discrepancy with the linear kernel on voxels; biased, it is ||mean x - mean y||^2.
+
+    :param x, y: (N, D, D, D), (M, D, D, D)
+    :param batch: average over consecutive batches of this many of both sets, as 3dbraingen does (a rest is left out); None:
+        the whole sets at once. The biased value depends on it
+    :param options: of `gram`
+    """
+    kernel, a, b = _two_sets(x, y, **options)
+    if batch is not None:
+        return mmd_of_batches(kernel, np.arange(len(x)), len(x) + np.arange(len(y)), batch)
+    return float(mmd_of_kernel(kernel, a, b, unbiased)[0])
+
+
+def mmd_rbf(x, y, **options):
+    """Squared MMD with a Gaussian kernel of the median distance of both sets together, unbiased: it may be negative.
 
     :return: value, median distance
+    :raises ValueError: a set has fewer than 2 volumes
     """
-    z = np.concatenate([x, y])
-    d2, n, m = squared_distances(z, z), len(x), len(y)
-    if min(n, m) < 2:
+    if min(len(x), len(y)) < 2:
         raise ValueError("an unbiased MMD needs at least 2 volumes in each set")
-    median = float(np.median(d2[np.triu_indices(n + m, 1)]))
-    if median == 0:
-        return 0.0, 0.0
-    k = np.exp(-d2 / median)
-    np.fill_diagonal(k, 0)
-    value = k[:n, :n].sum() / (n * (n - 1)) + k[n:, n:].sum() / (m * (m - 1)) - 2 * k[:n, n:].mean()
-    return float(value), median ** 0.5
+    linear, a, b = _two_sets(x, y, **options)
+    kernel, distance = gaussian_kernel(linear)
+    return float(mmd_of_kernel(kernel, a, b, unbiased=True)[0]) if distance else 0.0, distance
 
 
-# ----------------------------------------------------------------------------------------------------------- FID
+# --------------------------------------------------------------------------------------------- distances of features
 
-VIEW_AXIS = {"A": 2, "C": 1, "S": 0}  # axis of a RAS volume across the axial, coronal, sagittal view
+def frechet(products, a, b, callback=None):
+    """Frechet distance of two Gaussians fitted to weighted sets of feature vectors (FID, Heusel et al. 2017, eq. 6).
 
+    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) with unbiased covariances. With fewer vectors than dimensions it needs
+    their inner products alone: tr (S_a S_b)^(1/2) is the sum of the singular values of the centred A B^T / ((n - 1)(m - 1))^(1/2).
 
-def centre_slices(volumes, view):
-    """The centre slices of a view as RGB images, anterior or superior up: (N, 3, D, D) uint8.
-
-    :param volumes: (N, D, D, D) uint8, axes right, anterior, superior
-    :param view: "A", "C" or "S"
+    :param products: (N, N) inner products of the pool's feature vectors, centred as one likes
+    :param a, b: (R, N) whole weights of the two sets
+    :return: (R,)
     """
-    axis = VIEW_AXIS[view] + 1
-    slices = np.take(volumes, volumes.shape[axis] // 2, axis)
-    return torch.from_numpy(np.repeat(np.rot90(slices, axes=(1, 2))[:, None], 3, axis=1).copy())
+    out = np.empty(len(a))
+    for r, (u, v) in enumerate(zip(a, b)):
+        n, m = u.sum(), v.sum()
+        ga, gb = products @ u / n, products @ v / m           # of each vector with the two means
+        aa, bb, ab = ga @ u / n, gb @ v / m, ga @ v / m       # of the means
+        traces = (products.diagonal() @ u - n * aa) / (n - 1) + (products.diagonal() @ v - m * bb) / (m - 1)
+        i, j = np.flatnonzero(u), np.flatnonzero(v)
+        cross = (products[np.ix_(i, j)] - gb[i, None] - ga[None, j] + ab) * np.sqrt(np.outer(u[i], v[j]) / ((n - 1) * (m - 1)))
+        out[r] = aa + bb - 2 * ab + traces - 2 * float(torch.linalg.svdvals(torch.from_numpy(cross)).sum())
+        if callback:
+            callback(1)
+    return out
 
 
-def frechet_inception_distances(real, fake, weights, batch=32, device="cpu"):
-    """FID (Heusel et al. 2017) by view: torchmetrics' FrechetInceptionDistance, Inception pool features (2048).
+def frechet_infinity(products, i, j, seed, sizes=10, draws=30):
+    """Frechet distance extrapolated to infinitely many vectors (FID-infinity, Chong and Forsyth 2020).
 
-    :param real, fake: (N, D, D, D) uint8
-    :param weights: file in the format of pt_inception-2015-12-05, read as weights only
-    :return: {"A": value, "C": value, "S": value}
-    :raises ValueError: the weights are unsafe, or not those of the net; fewer than 2 volumes in a set
+    Least squares of the distance against 1/N over subsets without replacement, N from a quarter of the smaller set to all of it.
+
+    :param i, j: indices of the two sets into `products`
+    :return: dict(value: intercept, r2: of the fit, n: sizes, fid: their mean distances); None with fewer than 8 vectors
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-    weights = Path(weights)
-    try:  # torch-fidelity would unpickle anything: what passes here holds tensors alone
-        torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as e:  # a damaged file can end the unpickler in any way
-        raise ValueError(f"{weights}: not a file of weights alone ({' '.join(str(e).split())[:80]})") from None
-    try:
-        metric = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(weights)).to(device)
-    except (RuntimeError, TypeError, AttributeError) as e:
-        raise ValueError(f"{weights}: not the weights of the FID Inception net ({' '.join(str(e).split())[:80]})") from None
-    if min(len(real), len(fake)) < 2:
-        raise ValueError("a covariance needs at least 2 volumes in each set")
-    values = {}
-    for view in VIEW_AXIS:
-        metric.reset()
-        for volumes, is_real in ((real, True), (fake, False)):
-            images = centre_slices(volumes, view)
-            for i in range(0, len(images), batch):
-                metric.update(images[i:i + batch].to(device), real=is_real)
-        values[view] = float(metric.compute())
-    return values
+    smaller = min(len(i), len(j))
+    if smaller < 8:
+        return None
+    rng = np.random.default_rng(seed)
+    counts = np.unique(np.linspace(smaller // 4, smaller, sizes).round().astype(int))
+    means = []
+    for n in counts:
+        a, b = np.zeros((draws, len(products))), np.zeros((draws, len(products)))
+        for r in range(draws):
+            a[r, rng.choice(i, n, replace=False)] = 1
+            b[r, rng.choice(j, n, replace=False)] = 1
+        means.append(float(frechet(products, a, b).mean()))
+    slope, intercept = np.polyfit(1 / counts, means, 1)
+    residual = np.array(means) - (intercept + slope / counts)
+    r2 = 1 - residual.var() / np.var(means) if np.var(means) > 0 else 1.0
+    return dict(value=float(intercept), r2=float(r2), n=counts.tolist(), fid=means)
+
+
+def kid_kernel(products, dimensions):
+    """Polynomial kernel of KID (Binkowski et al. 2018): (<f, g> / d + 1)^3. KID is its unbiased squared MMD."""
+    return (products / dimensions + 1) ** 3
+
+
+# ------------------------------------------------------------------------------------- smoothness and intensities
+
+GRADIENTS = ("right", "anterior", "superior", "inside_tiles", "between_tiles")
+
+
+def gradient_energy(volume):
+    """Mean squared difference of neighbouring voxels along each axis, and along the axial one within and between rgb tiles.
+
+    Layout "rgb" puts slices 3i, 3i+1, 3i+2 into one tile: steps inside a tile join colours of one pixel, steps from 3i+2 to
+    3i+3 join two places of the mosaic.
+
+    :param volume: (D, D, D); uint8 stands for [0, 1]
+    :return: (5,) float64, in the order of GRADIENTS
+    """
+    x = volume.astype(np.float32) / (255 if volume.dtype == np.uint8 else 1)
+    steps = [np.square(np.diff(x, axis=axis)).mean(axis=tuple(k for k in range(3) if k != axis), dtype=np.float64) for axis in range(3)]
+    between = np.arange(len(steps[2])) % 3 == 2
+    parts = [steps[2][~between].mean(), steps[2][between].mean() if between.any() else np.nan]
+    return np.array([s.mean() for s in steps] + parts)
+
+
+def intensity_histogram(volume):
+    """Share of the voxels at each of the 256 intensities, (256,) float64.
+
+    :param volume: uint8
+    """
+    return np.bincount(volume.reshape(-1), minlength=256) / volume.size
+
+
+def histogram_distance(histograms, a, b, above=0.0):
+    """Wasserstein-1 distance of the mean intensity histograms of weighted sets, intensities in [0, 1].
+
+    :param histograms: (N, 256)
+    :param a, b: (R, N) weights
+    :param above: compare only voxels brighter than this (both histograms are normalised anew)
+    :return: (R,)
+    """
+    keep = np.arange(256) > above * 255 if above else np.ones(256, bool)
+    p, q = (w @ histograms[:, keep] for w in (a, b))
+    with np.errstate(invalid="ignore"):
+        p, q = (h / h.sum(1, keepdims=True) for h in (p, q))
+    return np.abs(np.cumsum(p - q, axis=1)).sum(1) / 255
+
+
+# ------------------------------------------------------------------------------------------------- nearest neighbours
+
+def correlations(x, y, **options):
+    """Pearson correlation over all voxels of each of x with each of y, (N, M).
+
+    :param options: of `gram`
+    """
+    voxels = np.prod(x.shape[1:])
+    moments = []
+    for z in (x, y):
+        scale = 255.0 if z.dtype == np.uint8 else 1.0
+        moments.append((np.array([v.mean(dtype=np.float64) for v in z]) / scale, np.array([v.std(dtype=np.float64) for v in z]) / scale))
+    (mx, sx), (my, sy) = moments
+    return np.clip((gram(x, y, **options) / voxels - np.outer(mx, my)) / np.outer(sx, sy), -1, 1)
+
+
+def share_closer(query, reference, a, b, percentile=5):
+    """Share of one weighted set whose distance lies below a percentile of another's.
+
+    :param query: (N,) distances of the pool; `b` weights those that are judged
+    :param reference: (N,) distances of the pool; `a` weights those that set the percentile
+    :param a, b: (R, N) whole weights
+    :return: (R,)
+    """
+    out = np.empty(len(a))
+    for r, (u, v) in enumerate(zip(a.astype(int), b)):
+        out[r] = v @ (query < np.percentile(np.repeat(reference, u), percentile)) / v.sum()
+    return out

@@ -52,7 +52,8 @@ step python postprocess.py --input "$out/samples/difffit" --restore-shape --outp
 
 # Held-out real scans against: real ones, the finetuned model's, the base model's
 step python evaluate.py --real "$out/data/mprage" --synthetic "$out/data/mprage" --synthetic-split train --output "$out/evaluation/real"
-step python evaluate.py --real "$out/data/mprage" --synthetic "$out/samples/difffit" --output "$out/evaluation/difffit"
+step python evaluate.py --real "$out/data/mprage" --synthetic "$out/samples/difffit" --train "$out/data/mprage" --vae "$out/vae" \
+    --output "$out/evaluation/difffit"
 step python evaluate.py --real "$out/data/mprage" --synthetic "$out/samples/base" --output "$out/evaluation/base"
 step python demo/summary.py "$out"
 printf '\nDone in %d:%02d.\n' $((SECONDS / 60)) $((SECONDS % 60))

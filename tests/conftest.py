@@ -47,6 +47,14 @@ def brain(shape=(20, 26, 22), seed=0):
     return ndimage.gaussian_filter(np.where(inside, value, 0), 1.2).astype(np.float32)
 
 
+def related(n, side, seed=0):
+    """Volumes that share structure, as brains do, in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    common = ndimage.gaussian_filter(rng.random((side,) * 3), 2)
+    out = np.stack([common + 0.5 * ndimage.gaussian_filter(rng.random((side,) * 3), 2) + 0.02 * rng.random((side,) * 3) for _ in range(n)])
+    return (out - out.min()) / (out.max() - out.min())
+
+
 def save_nifti(path, array, affine, dtype=np.int16):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(array.astype(dtype), affine)
@@ -120,3 +128,23 @@ def finetuned(data, vae_folder, pretrained, tmp_path_factory):
     args = [a if a != "none" else pretrained / "checkpoints" / "0000002.safetensors" for a in TRAIN]
     script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir", results, "--gamma-blocks", 2, "--max-steps", 4, *args)
     return results / "000-DiT-T-4"
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory):
+    """Random weights in the format of pt_inception-2015-12-05, scaled so that features do not vanish."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    torch.manual_seed(0)
+    init = FeatureExtractorInceptionV3.load_state_dict
+    FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None
+    load, torch.load = torch.load, lambda *a, **k: None
+    try:
+        net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="unused")
+    finally:
+        FeatureExtractorInceptionV3.load_state_dict, torch.load = init, load
+    for p in net.parameters():
+        if p.dim() == 4:
+            torch.nn.init.kaiming_normal_(p)
+    path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
+    torch.save(net.state_dict(), path)
+    return path

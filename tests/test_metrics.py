@@ -1,10 +1,11 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-import torch
-from conftest import golden
-from scipy import linalg, ndimage
+from conftest import ROOT, golden, related
+from scipy import linalg, ndimage, stats
 
 import metrics
 
@@ -27,14 +28,6 @@ def by_scipy(x, y, protocol, length):
         x, y = (v[:n, :n, :n].reshape(n // 2, 2, n // 2, 2, n // 2, 2).mean((1, 3, 5)) for v in (x, y)) if level < 4 else (x, y)
     first = np.prod([c ** w for c, w in zip(cs[:4], weights[:4], strict=True)])
     return first * ssim ** (weights[4] * (4 if protocol == "kwon2019" else 1))
-
-
-def related(n, side, seed=0):
-    """Volumes that share structure, as brains do, in [0, 1]."""
-    rng = np.random.default_rng(seed)
-    common = ndimage.gaussian_filter(rng.random((side,) * 3), 2)
-    out = np.stack([common + 0.5 * ndimage.gaussian_filter(rng.random((side,) * 3), 2) + 0.02 * rng.random((side,) * 3) for _ in range(n)])
-    return (out - out.min()) / (out.max() - out.min())
 
 
 def test_ms_ssim_is_the_references():
@@ -93,6 +86,8 @@ def test_mmd_by_hand():
     x = np.array([0.0, 2, 4, 6]).reshape(4, 1, 1, 1)
     y = np.array([1.0, 1, 1, 5, 9]).reshape(5, 1, 1, 1)
     assert np.isclose(metrics.mmd_linear(x, y), (3 - 3.4) ** 2)
+    # 2 * 44 / 12 of x (0 2 + 0 4 + 0 6 + 2 4 + 2 6 + 4 6), 2 * 90 / 20 of y (3 ones, 3 * 14, 45), and the product of the means
+    assert np.isclose(metrics.mmd_linear(x, y, unbiased=True), 2 * 44 / 12 + 2 * 90 / 20 - 2 * 3 * 3.4)
     assert np.isclose(metrics.mmd_linear(x, y, batch=2), ((1 - 1) ** 2 + (5 - 3) ** 2) / 2)
     assert metrics.mmd_linear(x, x) == 0
     u = np.array([0, 51], np.uint8).reshape(2, 1, 1, 1)  # uint8 stands for [0, 1]
@@ -115,70 +110,136 @@ def test_mmd_rbf_by_its_double_sums():
                 - 2 * sum(k[i, j] for i in range(5) for j in range(5, 9)) / 20)
     value, distance = metrics.mmd_rbf(x, y)
     assert np.isclose(value, expected) and np.isclose(distance ** 2, median)
-    assert np.allclose(metrics.squared_distances(x, y, chunk=2), d2[:5, 5:])
+    assert np.allclose(metrics.squared_distances(metrics.gram(np.concatenate([x, y]))), d2)
     assert abs(np.mean([metrics.mmd_rbf(*rng.normal(size=(2, 20, 2, 2, 2)))[0] for _ in range(50)])) < 0.01  # unbiased
 
 
-def test_centre_slices_are_the_three_views_upright():
-    volume = np.zeros((1, 8, 8, 8), np.uint8)
-    volume[0, 4, 4, 7] = 1   # top of the midline
-    volume[0, 4, 7, 4] = 2   # front
-    volume[0, 7, 4, 4] = 3   # right
-    a, c, s = (metrics.centre_slices(volume, v)[0] for v in "ACS")
-    assert all(torch.equal(x[0], x[1]) and torch.equal(x[0], x[2]) for x in (a, c, s))
-    assert a[0, 0, 4] == 2 and a[0, 3, 7] == 3          # anterior up, right on the right
-    assert c[0, 0, 4] == 1 and c[0, 3, 7] == 3          # superior up, right on the right
-    assert s[0, 0, 4] == 1 and s[0, 3, 7] == 2          # superior up, anterior on the right
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_weights_are_repeated_volumes(unbiased):
+    """Of a replicate, each kernel value is that of the set with its volumes repeated, but never of a volume with itself."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(7, 4))
+    kernel, counts_a, counts_b = z @ z.T, np.array([2, 0, 1, 3, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1, 2])
+    i, j = (np.repeat(np.arange(7), c) for c in (counts_a, counts_b))
+    if unbiased:
+        def within(k):
+            values = [kernel[p, q] for p in k for q in k if p != q]
+            return sum(values) / len(values)
+        expected = within(i) + within(j) - 2 * kernel[np.ix_(i, j)].mean()
+    else:
+        expected = np.sum((z[i].mean(0) - z[j].mean(0)) ** 2)
+    a, b = counts_a[None].astype(float), counts_b[None].astype(float)
+    assert np.isclose(metrics.mmd_of_kernel(kernel, a, b, unbiased)[0], expected)
+    assert np.isclose(metrics.mmd_of_batches(kernel, i, j, 2), np.mean([np.sum((z[i[k:k + 2]].mean(0) - z[j[k:k + 2]].mean(0)) ** 2)
+                                                                         for k in (0, 2)]))
+    order = metrics.all_pairs(7)
+    values = kernel[order[:, 0], order[:, 1]]
+    expected = np.mean([kernel[p, q] for n, p in enumerate(i) for q in i[:n] if p != q])
+    assert np.allclose(metrics.mean_of_pairs(values, order, np.stack([a[0], np.ones(7), np.eye(7)[0]])),
+                       [expected, values.mean(), np.nan], equal_nan=True)
 
 
-@pytest.fixture(scope="session")
-def inception_file(tmp_path_factory):
-    """Random weights in the format of pt_inception-2015-12-05, scaled so that features do not vanish."""
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    torch.manual_seed(0)
-    init = FeatureExtractorInceptionV3.load_state_dict
-    FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None
-    load, torch.load = torch.load, lambda *a, **k: None
-    try:
-        net = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path="unused")
-    finally:
-        FeatureExtractorInceptionV3.load_state_dict, torch.load = init, load
-    for p in net.parameters():
-        if p.dim() == 4:
-            torch.nn.init.kaiming_normal_(p)
-    path = tmp_path_factory.mktemp("inception") / "pt_inception.pth"
-    torch.save(net.state_dict(), path)
-    return path
+def test_gram_streams_and_is_exact(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (9, 8, 8, 8)).astype(np.uint8), rng.integers(0, 256, (4, 8, 8, 8)).astype(np.uint8)
+    direct = (x.reshape(9, -1) / 255.0) @ (x.reshape(9, -1) / 255.0).T
+    done = []
+    assert np.allclose(metrics.gram(x, memory_gb=3 * 512 * 8 * 2 / 1e9, callback=done.append), direct, rtol=1e-13)  # two a block
+    assert done == [2, 2, 2, 2, 1]
+    assert np.allclose(metrics.gram(y, x), (y.reshape(4, -1) / 255.0) @ (x.reshape(9, -1) / 255.0).T, rtol=1e-13)
+    mapped = np.memmap(tmp_path / "x", np.uint8, "w+", shape=x.shape)
+    mapped[:] = x
+    assert np.array_equal(metrics.gram(mapped), metrics.gram(x))
 
 
-def test_fid_against_a_direct_computation(inception_file):
-    from torchmetrics.image.fid import NoTrainInceptionV3
-    volumes = (related(7, 16) * 255).astype(np.uint8)
-    real, fake = volumes[:4], volumes[4:]
-    values = metrics.frechet_inception_distances(real, fake, inception_file)
-    net = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(inception_file))
-    for view in "ACS":
-        f, g = (net(metrics.centre_slices(v, view)).double().numpy() for v in (real, fake))
-        s, t = np.cov(f, rowvar=False), np.cov(g, rowvar=False)
-        eigenvalues = linalg.eigvals(s @ t) if view == "A" else None
-        # the trace of the square root of S T from the small Gram matrices: S T and (F G') (G F') share their eigenvalues
-        a, b = f - f.mean(0), g - g.mean(0)
-        cross = a @ b.T / np.sqrt((len(f) - 1) * (len(g) - 1))
-        trace = np.sqrt(np.clip(np.linalg.eigvalsh(cross @ cross.T), 0, None)).sum()
-        if eigenvalues is not None:
-            assert np.isclose(trace, np.sqrt(eigenvalues.astype(complex)).real.sum(), rtol=1e-3)
-        expected = ((f.mean(0) - g.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * trace
-        assert np.isclose(values[view], expected, rtol=1e-3)
-    assert len(set(values.values())) == 3 and min(values.values()) > 0
-    same = metrics.frechet_inception_distances(real, real, inception_file)
-    assert all(abs(v) < 1e-3 * values[k] for k, v in same.items())
+def test_gram_of_many_volumes_is_bounded():
+    """The blocks in memory obey the bound: 64 volumes of 64 cubed are 134 MB in float64, and at most 40 MB may be taken."""
+    code = """
+import resource, sys
+import numpy as np, torch
+sys.path.insert(0, sys.argv[1])
+import metrics
+torch.set_num_threads(1)
+x = np.random.default_rng(0).integers(0, 256, (64, 64, 64, 64), dtype=np.uint8)
+metrics.gram(x[:2, :16, :16, :16])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+metrics.gram(x, memory_gb=0.04)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code, ROOT], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60
 
 
-def test_fid_refuses_unsafe_and_wrong_weights(tmp_path):
-    volumes = np.zeros((2, 16, 16, 16), np.uint8)
-    torch.save({"a": np.zeros}, tmp_path / "evil.pth")
-    with pytest.raises(ValueError, match="not a file of weights alone"):
-        metrics.frechet_inception_distances(volumes, volumes, tmp_path / "evil.pth")
-    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="not the weights of the FID Inception net"):
-        metrics.frechet_inception_distances(volumes, volumes, tmp_path / "other.pth")
+@pytest.mark.parametrize("n, m, d", [(6, 9, 40), (30, 20, 5)])
+def test_frechet_is_the_formula(n, m, d):
+    """Fewer vectors than dimensions, and more: against the matrix square root."""
+    rng = np.random.default_rng(n)
+    f, g = rng.normal(size=(n, d)), rng.normal(size=(m, d)) @ np.diag(rng.uniform(0.5, 2, d)) + 0.3
+    z = np.concatenate([f, g])
+    z = z - z.mean(0)
+    s, t = np.cov(f, rowvar=False), np.cov(g, rowvar=False)
+    root = np.sqrt(np.clip(linalg.eigvals(s @ t).real, 0, None)).sum()
+    expected = ((f.mean(0) - g.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * root
+    a = np.arange(n + m)[None] < n
+    done = []
+    assert np.isclose(metrics.frechet(z @ z.T, 1.0 * a, 1.0 - a, done.append)[0], expected, rtol=1e-5) and done == [1]
+    # a replicate is the set with its vectors repeated
+    counts = np.array([2, 1, 0] + [1] * (n - 3))
+    again = np.cov(np.repeat(f, counts, axis=0), rowvar=False)
+    root = np.sqrt(np.clip(linalg.eigvals(again @ t).real, 0, None)).sum()
+    expected = ((np.repeat(f, counts, axis=0).mean(0) - g.mean(0)) ** 2).sum() + np.trace(again) + np.trace(t) - 2 * root
+    assert np.isclose(metrics.frechet(z @ z.T, np.pad(counts, (0, m))[None] * 1.0, 1.0 - a)[0], expected, rtol=1e-5)
+
+
+def test_frechet_infinity_removes_the_bias():
+    """Two samples of one distribution: the distance falls as 1/N, and extrapolates to nearly nothing."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(800, 6))
+    products, i, j = z @ z.T, np.arange(400), np.arange(400, 800)
+    a = (np.arange(800) < 400)[None] * 1.0
+    found = metrics.frechet_infinity(products, i, j, seed=0)
+    plain = metrics.frechet(products, a, 1 - a)[0]
+    assert np.isclose(found["fid"][-1], plain) and found["n"][0] == 100 and found["n"][-1] == 400
+    assert abs(found["value"]) < plain / 3 and found["r2"] > 0.9
+    slope, intercept = np.polyfit(1 / np.array(found["n"]), found["fid"], 1)
+    assert np.isclose(found["value"], intercept)
+    assert metrics.frechet_infinity(products, i[:7], j, seed=0) is None
+
+
+def test_gradient_energy_by_hand():
+    volume = np.zeros((6, 6, 6), np.uint8)
+    volume[:, :, 3:] = 51                      # one step of 0.2 between slices 2 and 3: from the first rgb tile to the second
+    assert np.allclose(metrics.gradient_energy(volume), [0, 0, 0.04 / 5, 0, 0.04])
+    volume[:, :, 3:] = 0
+    volume[4:] = 102                           # a step of 0.4 along the first axis
+    assert np.allclose(metrics.gradient_energy(volume), [0.16 / 5, 0, 0, 0, 0])
+    volume[:] = 0
+    volume[:, :, 1] = 255                      # inside a tile: two steps of 1 among its four
+    assert np.allclose(metrics.gradient_energy(volume), [0, 0, 2 / 5, 2 / 4, 0])
+    assert np.allclose(metrics.gradient_energy(volume / 255.0), metrics.gradient_energy(volume))
+
+
+def test_histogram_distance_is_wasserstein():
+    rng = np.random.default_rng(0)
+    volumes = rng.integers(0, 256, (5, 6, 6, 6)).astype(np.uint8)
+    volumes[3:] //= 2
+    h = np.stack([metrics.intensity_histogram(v) for v in volumes])
+    assert np.allclose(h.sum(1), 1) and h[0, volumes[0, 0, 0, 0]] >= 1 / 216
+    a, b = np.array([[1.0, 1, 1, 0, 0]]), np.array([[0, 0, 0, 2.0, 1]])
+    first, second = volumes[:3].reshape(-1) / 255, np.concatenate([volumes[3], volumes[3], volumes[4]]).reshape(-1) / 255
+    assert np.isclose(metrics.histogram_distance(h, a, b)[0], stats.wasserstein_distance(first, second))
+    bright = [v[v > 0.05] for v in (first, second)]
+    assert np.isclose(metrics.histogram_distance(h, a, b, above=0.05)[0], stats.wasserstein_distance(*bright))
+    assert metrics.histogram_distance(h, a, a)[0] == 0
+
+
+def test_correlations_and_shares():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (3, 5, 5, 5)).astype(np.uint8), rng.integers(0, 256, (4, 5, 5, 5)).astype(np.uint8)
+    y[2] = x[1]
+    c = metrics.correlations(x, y)
+    assert np.allclose(c, np.corrcoef(x.reshape(3, -1), y.reshape(4, -1))[:3, 3:]) and np.isclose(c[1, 2], 1)
+    distance = np.array([1.0, 2, 3, 4, 0.5, 1.1, 9, 2.5])
+    a, b = np.array([[1.0] * 4 + [0] * 4, [2.0, 0, 0, 2] + [0] * 4]), np.array([[0.0] * 4 + [1] * 4, [0.0] * 4 + [1, 3, 0, 0]])
+    # 5th percentiles: 1.15 of 1 2 3 4, and 1 of 1 1 4 4
+    assert np.allclose(metrics.share_closer(distance, distance, a, b), [2 / 4, 1 / 4])

@@ -1,6 +1,5 @@
-"""sample.py and evaluate.py as a user runs them."""
+"""sample.py and postprocess.py as a user runs them."""
 import json
-import shutil
 
 import nibabel as nib
 import numpy as np
@@ -8,13 +7,11 @@ import pytest
 import torch
 from conftest import error_line, random_vae, script
 from PIL import Image
-from test_metrics import inception_file  # noqa: F401
 
 import checkpoints
 import diffusion
 import latents
 import manifest
-import metrics
 import mosaic
 
 SAMPLER = ("--sampler", "ddim", "--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
@@ -101,63 +98,3 @@ def test_postprocess_of_samples_is_what_sample_wrote(samples, tmp_path):
         assert path.read_bytes() == (samples / "nifti" / path.name).read_bytes()
     script("postprocess.py", "--input", samples, "--output", tmp_path / "r", "--restore-shape")
     assert nib.load(tmp_path / "r" / "000000.nii.gz").shape == (20, 26, 22)
-
-
-def test_evaluate(data, samples, tmp_path, inception_file):  # noqa: F811
-    done = script("evaluate.py", "--real", data, "--synthetic", samples, "--output", tmp_path / "e",
-                  "--inception-weights", inception_file, "--device", "cpu")
-    content = json.loads((tmp_path / "e" / "metrics.json").read_text())
-    header, entries = manifest.read_manifest(data)
-    entries = [v for v in entries if v["split"] == "test"]
-    assert content["real"] == dict(path=str(data), split="test", ids=[v["id"] for v in entries])
-    real = np.stack([mosaic.untile(m, 16, "rgb") for m in manifest.read_mosaics(data, header, entries)])
-    fake = np.stack([mosaic.untile(np.array(Image.open(p)), 16, "rgb") for p in sorted((samples / "mosaics").iterdir())])
-    m = content["metrics"]
-    pairs = metrics.ms_ssim_pairs(fake)
-    assert np.isclose(m["ms-ssim"]["synthetic"]["mean"], pairs.mean()) and m["ms-ssim"]["synthetic"]["pairs"] == 3
-    assert np.isclose(m["ms-ssim"]["real"]["mean"], metrics.ms_ssim_pairs(real).mean()) and m["ms-ssim"]["protocol"] == "kwon2019"
-    assert np.isclose(m["mmd"]["linear"]["value"], ((real.mean(0) - fake.mean(0)) ** 2).sum() / 255 ** 2)
-    assert np.isclose(m["mmd"]["rbf"]["value"], metrics.mmd_rbf(real, fake)[0])
-    fid = metrics.frechet_inception_distances(real, fake, inception_file)
-    assert all(np.isclose(m["fid"][v], fid[v], rtol=1e-3) for v in "ACS")
-    assert m["fid"]["weights"]["sha256"] == checkpoints.sha256_of(inception_file)
-    assert "fewer than 2048" in m["fid"]["note"] and m["fid"]["n"] == {"real": len(real), "synthetic": 3}
-    report = (tmp_path / "e" / "report.md").read_text()
-    for words in (f"| MS-SSIM, % | {100 * pairs.mean():.2f}", "`kwon2019`", f"| FID-A | {m['fid']['A']:.4g}", "figures/montage.png", "16³"):
-        assert words in report
-    assert f"| MMD, linear | {m['mmd']['linear']['value']:.5g}" in done.stdout
-    for name in ("montage", "gallery"):
-        assert np.array(Image.open(tmp_path / "e" / "figures" / f"{name}.png")).std() > 5
-
-
-def test_equal_treatment(data, tmp_path):
-    """A set against a copy of itself, once as mosaics and once as the NIfTIs that postprocess wrote: nothing differs."""
-    script("postprocess.py", "--input", data, "--output", tmp_path / "n")
-    script("evaluate.py", "--real", data, "--real-split", "all", "--synthetic", tmp_path / "n", "--output", tmp_path / "e",
-           "--mmd-batch", 2, cwd=tmp_path)
-    content = json.loads((tmp_path / "e" / "metrics.json").read_text())
-    m = content["metrics"]
-    assert m["mmd"]["linear"]["value"] == 0 and m["mmd"]["linear"]["batch"] == 2
-    assert m["ms-ssim"]["real"] == m["ms-ssim"]["synthetic"] and "same volumes" in content["warnings"][0]
-    assert "download.py inception" in m["fid"]["skipped"] and "download.py inception" in (tmp_path / "e" / "report.md").read_text()
-
-
-def test_evaluate_refusals(data, samples, scans, tmp_path):
-    def refused(real, fake, *args):
-        return error_line(script("evaluate.py", "--real", real, "--synthetic", fake, "--output", tmp_path / "o", *args, expect=2))
-
-    assert "no such folder" in refused(tmp_path / "none", samples)
-    assert "run preprocess.py" in refused(data, scans)
-    assert "no data folder and has no splits" in refused(data, samples, "--synthetic-split", "test")
-    assert "smaller set has" in refused(data, samples, "--mmd-batch", 9)
-    (tmp_path / "one" / "mosaics").mkdir(parents=True)
-    shutil.copy(samples / "samples.json", tmp_path / "one")
-    shutil.copy(samples / "mosaics" / "000000.png", tmp_path / "one" / "mosaics")
-    assert "holds 1 volumes; at least 2" in refused(data, tmp_path / "one")
-    Image.new("RGB", (48, 48), (9, 9, 9)).save(tmp_path / "one" / "mosaics" / "000001.png")
-    assert "000001 is constant" in refused(data, tmp_path / "one")
-    Image.new("RGB", (32, 48)).save(tmp_path / "one" / "mosaics" / "000001.png")
-    assert "32 x 48 RGB" in refused(data, tmp_path / "one")
-    (tmp_path / "w.pth").write_bytes(b"junk")
-    assert "--inception-weights" in refused(data, samples, "--inception-weights", tmp_path / "w.pth", "--metrics", "fid")
-    assert not (tmp_path / "o").exists()

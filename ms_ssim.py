@@ -1,0 +1,181 @@
+"""Multi-scale structural similarity of volumes (Wang et al. 2003, in 3D), fast enough for all pairs of hundreds."""
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, of the five levels, fine to coarse
+SIGMA, RADIUS = 1.5, 6                               # Gaussian window, voxels
+K1, K2 = 0.01, 0.03                                  # constants C = (K L)^2 of SSIM, Wang et al. 2004
+SMALLEST = 2 ** (len(WEIGHTS) - 1)                   # side whose coarsest level is one voxel
+PROTOCOLS = {
+    # name: (dynamic range L for volumes in [-1, 1], what is multiplied)
+    "kwon2019": (1.0, "3dbraingen, HA-GAN, cDPM: L = 1, product over i < 5 of cs_i^w_i * ssim_5^w_5"),
+    "wang2003": (2.0, "L = 2, product over i < 5 of cs_i^w_i, times ssim_5^w_5"),
+}
+
+
+def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, memory_gb=4, device="cpu", callback=None):
+    """Multi-scale structural similarity of pairs of volumes (Wang et al. 2003, in 3D).
+
+    Gaussian window of sigma 1.5 and radius 6 with reflected borders, five levels of 2 x 2 x 2 mean pooling. The protocol
+    "kwon2019" is what 3dbraingen and the tables that build on it compute; its last level counts four times. A negative mean
+    contrast-structure term, which has no such power, counts as 0.
+
+    What depends on one volume is computed once a volume, in blocks that fit the memory; a pair costs its cross term.
+
+    :param volumes: (N, D, D, D); uint8 is mapped to [-1, 1], floating point taken as it is. D >= 16
+    :param pairs: (P, 2) indices; None: all i < j, in the order of itertools.combinations
+    :param data_range: L of the constants; None: the protocol's for [-1, 1]
+    :param memory_gb: bound for the statistics kept per volume
+    :param callback: called with the number of pairs done
+    :return: (P,) float64
+    :raises ValueError: not cubes of one size, too small for five levels, an index out of range
+    """
+    if volumes.ndim != 4 or len(set(volumes.shape[1:])) != 1:
+        raise ValueError(f"volumes of shape {volumes.shape}: must be (N, D, D, D)")
+    side = volumes.shape[1]
+    if side < SMALLEST:
+        raise ValueError(f"volumes of {side} voxels a side: five levels need at least {SMALLEST}")
+    length = PROTOCOLS[protocol][0] if data_range is None else data_range
+    pairs = (all_pairs(len(volumes)) if pairs is None else np.asarray(pairs)).reshape(-1, 2)
+    if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(volumes):
+        raise ValueError("pairs: index out of range")
+    dtype = torch.float64 if volumes.dtype == np.float64 else torch.float32
+    per_volume = 3 * side ** 3 * (8 if dtype == torch.float64 else 4) * 8 / 7
+    block = max(1, int(memory_gb * 1e9 / (2 * per_volume)))
+    out, where, own = np.empty(len(pairs)), pairs // block, threading.local()
+
+    def levels():  # each thread works in its own buffers
+        if not hasattr(own, "levels"):
+            own.levels = [_Level(side >> k, device, dtype) for k in range(len(WEIGHTS))]
+        return own.levels
+
+    def statistics(i):
+        return _pyramid(_as_tensor(volumes[i], device, dtype), levels(), length)
+
+    def compare(p):
+        return _ms_ssim(first[pairs[p, 0]], second[pairs[p, 1]], levels(), length, protocol)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a core a pair: cores that share one pair's small products wait for each other
+    try:
+        with ThreadPoolExecutor(threads if torch.device(device).type == "cpu" else 1) as pool:
+            for a in np.unique(where[:, 0]):
+                rows = where[:, 0] == a
+                needed = np.unique(pairs[rows, 0])
+                first = dict(zip(needed, pool.map(statistics, needed)))
+                for b in np.unique(where[rows, 1]):
+                    chosen = np.flatnonzero(rows & (where[:, 1] == b))
+                    second = {i: first[i] for i in np.unique(pairs[chosen, 1]) if i in first}
+                    needed = [i for i in np.unique(pairs[chosen, 1]) if i not in second]
+                    second.update(zip(needed, pool.map(statistics, needed)))
+                    for p, value in zip(chosen, pool.map(compare, chosen)):
+                        out[p] = value
+                        if callback:
+                            callback(1)
+    finally:
+        torch.set_num_threads(threads)
+    return out
+
+
+def all_pairs(n):
+    """All i < j below n in the order of itertools.combinations, (n (n - 1) / 2, 2)."""
+    return np.stack(np.triu_indices(n, 1), axis=1)
+
+
+def _as_tensor(volume, device, dtype):
+    x = torch.from_numpy(np.ascontiguousarray(volume)).to(device)
+    return x.to(dtype) / 127.5 - 1 if x.dtype == torch.uint8 else x.to(dtype)
+
+
+def _window_matrix(n):
+    """The Gaussian filter of a line of n voxels as an (n, n) matrix, the reflected border folded in (d c b a | a b c d)."""
+    offsets = np.arange(-RADIUS, RADIUS + 1)
+    weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
+    weights /= weights.sum()
+    matrix = np.zeros((n, n))
+    for i in range(n):
+        j = (i + offsets) % (2 * n)
+        np.add.at(matrix[i], np.minimum(j, 2 * n - 1 - j), weights)
+    return torch.from_numpy(matrix)
+
+
+class _Level:
+    """The Gaussian filter of cubes of n voxels a side as matrix products, and the buffers that it works in.
+
+    On a CPU, slabs of planes that stay in its cache are filtered along two axes, and the third axis in bands: rows of the
+    window's matrix touch 13 columns each. A GPU takes the cube at once.
+    """
+
+    def __init__(self, n, device, dtype):
+        window = _window_matrix(n).to(device, dtype)
+        cpu = torch.device(device).type == "cpu"
+        self.n, self.window, self.transposed = n, window, window.T.contiguous()
+        self.planes = min(n, max(1, 2 ** 17 // n ** 2)) if cpu else n
+        step = 16 if cpu else n
+        self.bands = []
+        for i in range(0, n, step):
+            lo, hi = max(0, i - RADIUS), min(n, i + step + RADIUS)
+            self.bands.append((slice(i, i + step), slice(lo, hi), window[i:i + step, lo:hi].contiguous()))
+        self.slabs = torch.empty(2, self.planes, n, n, device=device, dtype=dtype)
+        self.cubes = torch.empty(2, n, n, n, device=device, dtype=dtype)
+
+    def filter(self, x, y=None, constant=None, out=None):
+        """Filters x, or constant + x * y, into `out`, or into a buffer that the next call overwrites."""
+        n, rows, out = self.n, self.cubes[0], self.cubes[1] if out is None else out
+        for i in range(0, n, self.planes):
+            part, (a, b) = slice(i, i + self.planes), self.slabs[:, :min(self.planes, n - i)]
+            product = x[part] if y is None else torch.addcmul(constant, x[part], y[part], out=a)
+            torch.matmul(self.window, product, out=b)
+            torch.mm(b.view(-1, n), self.transposed, out=rows[part].view(-1, n))
+        for to, of, window in self.bands:
+            torch.mm(window, rows[of].view(-1, n * n), out=out[to].view(-1, n * n))
+        return out
+
+
+def _pyramid(x, levels, length):
+    """What one volume contributes: at each level the volume, its local mean, and its local variance plus half of C2."""
+    out = []
+    half_c2 = torch.full((), (K2 * length) ** 2 / 2, dtype=x.dtype, device=x.device)
+    for level in levels:
+        mean = level.filter(x, out=torch.empty_like(x))
+        # the filter leaves a constant as it is, so C2 goes in with the square
+        out.append((x, mean, level.filter(x, x, half_c2, torch.empty_like(x)).addcmul_(mean, mean, value=-1)))
+        x = F.avg_pool3d(x[None, None], 2)[0, 0] if level.n > 1 else x
+    return out
+
+
+def _ms_ssim(first, second, levels, length, protocol):
+    c1, cs = (K1 * length) ** 2, []
+    half_c2 = torch.full((), (K2 * length) ** 2 / 2, dtype=first[0][0].dtype, device=first[0][0].device)
+    for (x, mx, vx), (y, my, vy), level in zip(first, second, levels):
+        structure = level.filter(x, y, half_c2)  # becomes (2 cov + C2) / (var_x + var_y + C2), both halved
+        total = 0
+        for i in range(0, level.n, level.planes):
+            part = slice(i, i + level.planes)
+            s, spread = structure[part], level.slabs[0][:min(level.planes, level.n - i)]
+            s.addcmul_(mx[part], my[part], value=-1).div_(torch.add(vx[part], vy[part], out=spread))
+            total = total + s.sum()
+        cs.append(2 * total / level.n ** 3)
+    ssim = ((2 * mx * my + c1) / (mx * mx + my * my + c1) * structure).mean() * 2
+    cs, ssim = torch.stack(cs[:-1]).double().clamp(min=0).cpu().numpy(), max(float(ssim), 0.0)
+    repeats = len(cs) if protocol == "kwon2019" else 1
+    return np.prod(cs ** WEIGHTS[:-1]) * ssim ** (WEIGHTS[-1] * repeats)
+
+
+def mean_of_pairs(values, pairs, weights):
+    """Mean of a symmetric function of two volumes over the pairs of each weighted set; never over a volume and itself.
+
+    :param values: (P,) of `pairs` (P, 2), each pair once
+    :param weights: (R, N)
+    :return: (R,); NaN for a set that holds no pair
+    """
+    total, mass = np.zeros(len(weights)), np.zeros(len(weights))
+    for i in range(0, len(values), 65536):
+        w = weights[:, pairs[i:i + 65536, 0]] * weights[:, pairs[i:i + 65536, 1]]
+        total += w @ values[i:i + 65536]
+        mass += w.sum(1)
+    return np.divide(total, mass, out=np.full(len(weights), np.nan), where=mass > 0)

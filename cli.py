@@ -116,8 +116,11 @@ def atomic_folder(path):
     Raises UserError when `path` exists and is not an empty folder.
     """
     path = refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as e:
+        raise UserError(f"--output {path}: cannot be made there ({e.strerror}); name a folder where you may write") from None
     try:
         yield tmp
         tmp.chmod(0o777 & ~_umask())

@@ -26,7 +26,7 @@ class Statistic:
     of: Callable = None             # (real weights, other weights) -> (R,)
     value: float | None = None      # where it is not of(…) of the whole sets
     vae: bool = True                # has a value for volumes that went through the VAE
-    share: bool = False             # a share of the synthetic volumes: its interval is the exact binomial one
+    share: bool = False             # a share of the synthetic volumes, by a threshold that the real ones set
     more: dict = field(default_factory=dict)
 
 
@@ -37,6 +37,7 @@ class Pool:
         self.sets = sets
         self.starts = dict(zip(sets, np.cumsum([0, *(len(s) for s in sets.values())])))
         self.size = sum(len(s) for s in sets.values())
+        _, self.groups = np.unique([f"{name} {subject}" for name, s in sets.items() for subject in s.subjects], return_inverse=True)
 
     def index(self, name):
         return self.starts[name] + np.arange(len(self.sets[name]))
@@ -105,13 +106,13 @@ def mmd_statistics(pool, products, args):
         linear = Statistic("mmd_linear", "MMD, linear", f"{biased}, whole sets at once; the value depends on N", "low", whole)
     linear.more = {"range": [0, 1], "kernel": "linear, biased", "batch": args.mmd_batch or "whole sets"}
     return [linear,
-            Statistic("mmd_linear_unbiased", "MMD, linear, unbiased", "linear kernel, voxels in [0, 1], no volume paired with itself; its "
+            Statistic("mmd_linear_unbiased", "MMD, linear, unbiased", "linear kernel, voxels in [0, 1], no subject paired with itself; its "
                       "expectation does not depend on N, and it may be negative", "0",
-                      lambda a, b: metrics.mmd_of_kernel(products, a, b, unbiased=True),
+                      lambda a, b: metrics.mmd_of_kernel(products, a, b, True, pool.groups),
                       more={"range": [0, 1], "kernel": "linear, unbiased"}),
             Statistic("mmd_rbf", "MMD, Gaussian, unbiased", f"kernel exp(−d²/m), voxels in [0, 1], unbiased; m = ({distance:.4g})² is the "
                       "median of d² over all pairs of two volumes, real and synthetic together", "0",
-                      lambda a, b: metrics.mmd_of_kernel(gaussian, a, b, unbiased=True),
+                      lambda a, b: metrics.mmd_of_kernel(gaussian, a, b, True, pool.groups),
                       more={"range": [0, 1], "kernel": "Gaussian, unbiased", "median_distance": distance})]
 
 
@@ -119,14 +120,13 @@ def inception_statistics(pool, volumes, net, weights, args):
     """FID and KID on the middle slices of the three views.
 
     :param weights: dict(file, sha256) of the net's
+    :return: a generator, so that what one view takes in memory is free before the next
     """
-    out = []
     for view, word in zip("ACS", ("axial", "coronal", "sagittal")):
         with counter(f"Inception features, {word}", pool.size) as update:
             features = inception.features(net, volumes[:pool.size], view, args.slices, device=args.device, callback=update)
         more = {"view": word, "slices": args.slices, "weights": weights}
-        out += view_statistics(pool, features.reshape(-1, inception.DIMENSIONS).astype(np.float64), view, more, args)
-    return out
+        yield from view_statistics(pool, features.reshape(-1, inception.DIMENSIONS).astype(np.float64), view, more, args)
 
 
 def view_statistics(pool, features, view, more, args):
@@ -143,7 +143,7 @@ def view_statistics(pool, features, view, more, args):
             return metrics.frechet(products, spread(a), spread(b), update)
 
     def polynomial(a, b):
-        return metrics.mmd_of_kernel(kernel, spread(a), spread(b), unbiased=True)
+        return metrics.mmd_of_kernel(kernel, spread(a), spread(b), True, np.repeat(pool.groups, k))
 
     real, fake = (np.flatnonzero(spread(pool.weights(name))[0]) for name in ("real", "synthetic"))
     how = (f"Inception pool features ({inception.DIMENSIONS}), weights {more['weights']['sha256'][:8]}, "
@@ -156,10 +156,10 @@ def view_statistics(pool, features, view, more, args):
             f"; fewer than {inception.DIMENSIONS} images: the covariances are singular and the value is biased upwards, the more the fewer")
         out.append(Statistic(f"fid_{view.lower()}", f"FID-{view}", f"{how}; torchmetrics{few}", "low", frechet,
                              value=inception.fid(features[real], features[fake]), more=more))
-        limit = metrics.frechet_infinity(products, real, fake, args.seed)
+        limit = metrics.frechet_infinity(products, pool.index("real"), pool.index("synthetic"), args.seed, each=k)
         if limit:
             out.append(Statistic(f"fid_infinity_{view.lower()}", f"FID∞-{view}", "FID extrapolated to N = ∞, linearly in 1/N, from "
-                                 f"subsets of {limit['n'][0]} to {limit['n'][-1]}; rough below a few hundred volumes, where KID is to be "
+                                 f"subsets of {limit['n'][0]} to {limit['n'][-1]} volumes; rough below a few hundred, where KID is to be "
                                  "trusted", "low", value=limit["value"], more={**more, **limit}))
     if "kid" in args.metrics:
         kernel = metrics.kid_kernel(features @ features.T, inception.DIMENSIONS)
@@ -173,7 +173,8 @@ def smoothness_statistics(pool, volumes):
     energy = np.stack([metrics.gradient_energy(v) for v in progress(volumes[:pool.size], "gradients")])
 
     def ratio(k):
-        return lambda a, b: (b @ energy[:, k] / b.sum(1)) / (a @ energy[:, k] / a.sum(1))
+        return lambda a, b: np.divide(b @ energy[:, k] / b.sum(1), base := a @ energy[:, k] / a.sum(1), out=np.full(len(a), np.nan),
+                                      where=base > 0)
 
     def through_plane(a, b):
         return ratio(2)(a, b) / np.sqrt(ratio(0)(a, b) * ratio(1)(a, b))
@@ -211,7 +212,7 @@ def memorisation_statistics(pool, volumes, train, args):
     near = {"correlation": (correlation.max(1), correlation.argmax(1))}
     how = {"correlation": "Pearson correlation over all voxels with the most correlated training volume"}
     if volumes.shape[1] >= metrics.SMALLEST:
-        keep = min(args.shortlist or len(train), len(train))
+        keep = min(args.shortlist, len(train))
         columns = np.argsort(-correlation, axis=1, kind="stable")[:, :keep]
         pairs = np.stack([np.repeat(np.arange(query), keep), first + columns.reshape(-1)], axis=1)
         with counter("MS-SSIM with training volumes", len(pairs)) as update:
@@ -226,34 +227,41 @@ def nearest_statistics(pool, value, key, how):
     """The mean similarity to the nearest training volume, and the share that comes nearer than real volumes do."""
     word = {"correlation": "correlation", "ms_ssim": "MS-SSIM"}[key]
     own = {name: value[pool.index(name)].tolist() for name in ("real", "synthetic")}
-    value = np.pad(value, (0, pool.size - len(value)))  # volumes that went through the VAE are in no set here
-    return [Statistic(f"nearest_{key}", f"nearest training volume, {word}", f"{how}, mean; well above the real volumes': copied", "real",
-                      lambda a, b: b @ value / b.sum(1), vae=False, more={"of_volumes": own}),
-            Statistic(f"copied_{key}", f"nearer to training than 95 % of real, {word}", f"share of volumes whose distance (1 − {word}) to "
-                      "the nearest training volume lies below the real volumes' 5th percentile; interval: exact binomial, "
-                      "the percentile taken as known", "0.05", lambda a, b: metrics.share_closer(1 - value, 1 - value, a, b), vae=False,
-                      share=True)]
+    value, n = np.pad(value, (0, pool.size - len(value))), len(own["real"])  # volumes that went through the VAE are in no set here
+    return [Statistic(f"nearest_{key}", f"nearest training volume, {word}", f"{how}, mean; well above the real volumes': copied, or "
+                      "smoother than real volumes, which brings any volume nearer", "real", lambda a, b: b @ value / b.sum(1), vae=False,
+                      more={"of_volumes": own}),
+            Statistic(f"copied_{key}", f"nearer than 95 % of real, {word}", f"share of volumes whose distance (1 − {word}) to the nearest "
+                      f"training volume lies below the 5th percentile of the {n} real volumes' (below the least, with fewer than 19); the "
+                      "aim is what volumes like the real ones have", f"{max(0.05, 1 / (n + 1)):.3g}",
+                      lambda a, b: metrics.share_closer(1 - value, 1 - value, a, b), vae=False, share=True)]
 
 
 # -------------------------------------------------------------------------------------------------------- how sure it is
 
-def judge(s, pool, boot, halves, matched):
-    """One number with its interval, its floor and its ceiling, as metrics.json holds it."""
+def judge(s, pool, args, boot, halves, matched):
+    """One number with its interval, its floor and its ceiling, as metrics.json holds it; None for what is not finite."""
     real, fake = pool.weights("real"), pool.weights("synthetic")
-    entry = {"name": s.name, "aim": s.aim, "how": s.how, "value": s.value if s.value is not None else float(s.of(real, fake)[0]), **s.more}
-    if s.of is None:
+    lowest = 0.0 if s.aim == "low" else None
+
+    def finite(x):
+        return (float(x) if lowest is None else max(float(x), lowest)) if np.isfinite(x) else None
+
+    entry = {"name": s.name, "aim": s.aim, "how": s.how, "value": finite(s.value if s.value is not None else s.of(real, fake)[0]), **s.more}
+    if s.of is None or entry["value"] is None:
         return entry
 
     def summary(values):
         values = values[np.isfinite(values)]
-        return {"mean": float(values.mean()), "low": float(values.min()), "high": float(values.max())} if len(values) else None
+        return {"mean": finite(values.mean()), "low": finite(values.min()), "high": finite(values.max())} if len(values) else None
 
-    if boot is not None:
-        n = len(pool.sets["synthetic"])
-        entry["interval"] = (uncertainty.binomial(round(entry["value"] * n), n) if s.share
-                             else uncertainty.interval(entry["value"], s.of(*boot), lowest=0 if s.aim == "low" else None))
+    if boot is not None and s.share:
+        entry["interval"] = uncertainty.share_interval(s.of(boot[0], np.repeat(fake, len(boot[0]), axis=0)), len(pool.sets["synthetic"]),
+                                                       [args.seed, 4])
+    elif boot is not None:
+        entry["interval"] = uncertainty.interval(entry["value"], s.of(*boot), lowest=lowest)
     if s.aim == "real":
-        entry["target"] = {"value": float(s.of(real, real)[0])}
+        entry["target"] = {"value": finite(s.of(real, real)[0])}
         if boot is not None:
             entry["target"]["interval"] = uncertainty.interval(entry["target"]["value"], s.of(boot[0], boot[0]))
     if halves is not None:
@@ -261,22 +269,30 @@ def judge(s, pool, boot, halves, matched):
     if matched is not None:
         entry["at_floor_n"] = summary(s.of(*matched))
     if s.vae:
-        entry["vae"] = {name[4:]: float(s.of(real, pool.weights(name))[0]) for name in pool.sets if name.startswith("vae ")}
+        entry["vae"] = {name[4:]: finite(s.of(real, pool.weights(name))[0]) for name in pool.sets if name.startswith("vae ")}
     return entry
 
 
 def resamples(pool, args):
-    """Weights for the bootstrap, for halves of the real set, and for as many synthetic volumes as a half holds; None where too few."""
+    """Weights for the bootstrap, for halves of the real set, and for as many synthetic volumes as a half holds.
+
+    :return: each None where there are too few subjects; why, {what: reason}
+    """
     real, fake = pool.sets["real"], pool.sets["synthetic"]
     boot = halves = matched = None
-    if args.bootstrap:
+    why, few = {}, {s.flag: len(set(s.subjects)) for s in (fake, real) if len(set(s.subjects)) < uncertainty.FEWEST}
+    for flag, n in few.items():
+        why["intervals"] = f"{flag} has {n} subject{'s' * (n > 1)}; at least {uncertainty.FEWEST} are needed"
+    if args.bootstrap and not few:
         boot = (pool.weights("real", uncertainty.bootstrap_weights(real.subjects, args.bootstrap, [args.seed, 0])),
                 pool.weights("synthetic", uncertainty.bootstrap_weights(fake.subjects, args.bootstrap, [args.seed, 1])))
-    if len(set(real.subjects)) >= 4:
+    if real.flag in few:
+        why["the floor"] = why["intervals"]
+    else:
         first, second = uncertainty.halves(real.subjects, SPLITS, [args.seed, 2])
         halves = pool.weights("real", first), pool.weights("real", second)
         counts = second.sum(1).astype(int)
         if counts.max() <= len(fake):
             rank = np.argsort(np.argsort(np.random.default_rng([args.seed, 3]).random((SPLITS, len(fake))), axis=1), axis=1)
             matched = halves[0], pool.weights("synthetic", (rank < counts[:, None]).astype(float))
-    return boot, halves, matched
+    return (boot, halves, matched), why

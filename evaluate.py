@@ -62,7 +62,9 @@ def overlap_warnings(real, fake, train):
             copies = [i for i, d in zip(group.ids, seen[group.flag]) if d in trained]
             if copies:
                 out.append(f"{len(copies)} of {len(group)} {word} volumes are in the training set, voxel for voxel: {some(copies)}")
-        known = [i for i, s, d in zip(real.ids, real.subjects, seen[real.flag]) if s in set(train.subjects) and d not in trained]
+        # a subject that is but the file's name says nothing: other files have that name, too
+        trained_on = {s for s, i in zip(train.subjects, train.ids) if s != i}
+        known = [i for i, s, d in zip(real.ids, real.subjects, seen[real.flag]) if s in trained_on and d not in trained]
         if known:
             out.append(f"{len(known)} of {len(real)} real volumes are of subjects in the training set: {some(known)}")
     if not np.allclose(real.spacing, fake.spacing, rtol=0.01):
@@ -82,15 +84,15 @@ def parse_args():
     p.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="NAME", help="of " + ", ".join(METRICS))
     p.add_argument("--protocol", choices=metrics.PROTOCOLS, default="kwon2019", help="of MS-SSIM")
     p.add_argument("--pairs", type=int, metavar="N", help="random pairs a set for MS-SSIM; default: all. 500 volumes have 124,750")
-    p.add_argument("--shortlist", type=int, metavar="K", help="look for the most similar training volume by MS-SSIM among the K most "
-                   "correlated; default: among all")
+    p.add_argument("--shortlist", type=int, default=100, metavar="K", help="look for the most similar training volume by MS-SSIM among "
+                   "the K most correlated")
     p.add_argument("--mmd-batch", type=int, metavar="B", help="average the linear MMD over batches of B; default: whole sets at once")
     p.add_argument("--slices", type=int, default=1, metavar="K", help="middle slices of each view, for FID and KID")
     p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: weights/{inception.FILE}, or torch-fidelity's cache")
     p.add_argument("--vae", metavar="ema|mse|PATH", help="give every number for real volumes that went through this VAE and back, too")
-    p.add_argument("--vae-layouts", nargs="+", choices=tuple(mosaic.CHANNELS), default=list(mosaic.CHANNELS), metavar="NAME",
-                   help="mosaics to put through the VAE: rgb (three slices a tile), gray (one)")
-    p.add_argument("--precision", choices=("bf16", "fp32"), default="fp32", help="of the VAE's arithmetic")
+    p.add_argument("--vae-layouts", nargs="+", choices=tuple(mosaic.CHANNELS), metavar="NAME", help="mosaics to put through the VAE: rgb "
+                   "(three slices a tile), gray (one); default: both")
+    p.add_argument("--precision", choices=("bf16", "fp32"), help="of the VAE's arithmetic; default: fp32")
     p.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates for the 95 %% intervals; 0: none")
     p.add_argument("--seed", type=seed, default=0, help="of pairs, replicates and halves")
     p.add_argument("--memory-gb", type=positive, default=4.0, metavar="GB", help="bound for volumes and blocks; sets larger than half "
@@ -98,6 +100,13 @@ def parse_args():
     add_device(p)
     args = p.parse_args()
     refuse_existing(args.output)
+    features = {"fid", "kid"} & set(args.metrics)
+    for flag, needed, given in (("vae_layouts", "--vae", args.vae), ("precision", "--vae", args.vae),
+                                ("inception_weights", "fid or kid among --metrics", features),
+                                ("mmd_batch", "mmd among --metrics", "mmd" in args.metrics)):
+        if getattr(args, flag) is not None and not given:
+            raise UserError(f"--{flag.replace('_', '-')} is of no use without {needed}")
+    args.vae_layouts = list(dict.fromkeys(args.vae_layouts or mosaic.CHANNELS))
     for flag in ("mmd_batch", "pairs", "shortlist", "slices"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
@@ -141,82 +150,86 @@ def load_inception(args):
 
 
 def measure(pool, volumes, train, net, args):
-    """All statistics that are asked for, why others were skipped, and the closest training volumes."""
-    stats, skipped, near = [], {}, {}
-    small = f"volumes of {volumes.shape[1]} voxels a side are too small for five levels; at least {metrics.SMALLEST}"
+    """All numbers that are asked for, {key: entry}; why others were not computed; the closest training volumes."""
+    entries, skipped, near = {}, {}, {}
+    draws, why = comparison.resamples(pool, args)
+    skipped.update({what: reason for what, reason in why.items() if args.bootstrap or what != "intervals"})
+
+    def take(statistics):
+        entries.update({s.key: comparison.judge(s, pool, args, *draws) for s in statistics})
+
     if "ms-ssim" in args.metrics:
         if volumes.shape[1] < metrics.SMALLEST:
-            skipped["MS-SSIM"] = small
+            skipped["MS-SSIM"] = (f"volumes of {volumes.shape[1]} voxels a side are too small for five levels; "
+                                  f"at least {metrics.SMALLEST}")
         else:
-            stats += comparison.similarity_statistics(pool, volumes, args)
+            take(comparison.similarity_statistics(pool, volumes, args))
     if "mmd" in args.metrics:
         with counter("inner products of volumes", pool.size) as update:
             products = metrics.gram(volumes[:pool.size], memory_gb=args.memory_gb / 2, device=args.device, callback=update)
-        stats += comparison.mmd_statistics(pool, products, args)
-    if "fid" in args.metrics or "kid" in args.metrics:
-        if net is None:
-            skipped.update({k.upper(): WITHOUT_WEIGHTS for k in ("fid", "kid") if k in args.metrics})
-        else:
-            stats += comparison.inception_statistics(pool, volumes, *net, args)
+        take(comparison.mmd_statistics(pool, products, args))
+    if net:
+        take(comparison.inception_statistics(pool, volumes, *net, args))
+    elif {"fid", "kid"} & set(args.metrics):
+        skipped.update({k.upper(): WITHOUT_WEIGHTS for k in ("fid", "kid") if k in args.metrics})
     if "smoothness" in args.metrics:
-        stats += comparison.smoothness_statistics(pool, volumes)
+        take(comparison.smoothness_statistics(pool, volumes))
     if "histogram" in args.metrics:
-        stats += comparison.histogram_statistics(pool, volumes)
+        take(comparison.histogram_statistics(pool, volumes))
     if "memorisation" in args.metrics:
         if train is None:
             skipped["memorisation"] = "the training set is not known; name it with --train DIR"
         else:
-            more, near = comparison.memorisation_statistics(pool, volumes, train, args)
-            stats += more
-    return stats, skipped, near
+            statistics, near = comparison.memorisation_statistics(pool, volumes, train, args)
+            take(statistics)
+    return entries, skipped, near
+
+
+def load_vae(args, side):
+    """The VAE, the layouts whose mosaics it can divide, and why others were left out."""
+    import torch
+
+    import latents
+    vae = latents.load_vae(args.vae, args.device).to(torch.bfloat16 if args.precision == "bf16" else torch.float32)
+    f, sides = latents.factor(vae), {layout: mosaic.mosaic_side(side, layout) for layout in args.vae_layouts}
+    skipped = {f"VAE, {layout}": f"a mosaic of {n} pixels cannot be divided by the VAE's factor {f}"
+               for layout, n in sides.items() if n % f}
+    return vae, [layout for layout, n in sides.items() if not n % f], skipped
 
 
 def main():
     args = parse_args()
     real, fake, train = find_sets(args)
     net = load_inception(args) if {"fid", "kid"} & set(args.metrics) else None
-    vae, layouts, skipped_vae = None, [], {}
-    if args.vae:
-        import torch
-
-        import latents
-        vae = latents.load_vae(args.vae, args.device).to(torch.bfloat16 if args.precision == "bf16" else torch.float32)
-        for layout in dict.fromkeys(args.vae_layouts):
-            side = mosaic.mosaic_side(real.side, layout)
-            if side % latents.factor(vae):
-                skipped_vae[f"VAE, {layout}"] = f"a mosaic of {side} pixels cannot be divided by the VAE's factor {latents.factor(vae)}"
-            else:
-                layouts.append(layout)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    total = len(real) * (1 + len(layouts)) + len(fake) + (len(train) if train else 0)
-    volumes = volume_sets.allocate(total, real.side, args.memory_gb, args.output.parent)
-    volume_sets.load(real, volumes[:len(real)])
-    volume_sets.load(fake, volumes[len(real):len(real) + len(fake)])
-    sets, psnr = {"real": real, "synthetic": fake}, {}
-    for layout in layouts:
-        start = sum(map(len, sets.values()))
-        psnr[layout] = through_vae(real, volumes[start:start + len(real)], layout, vae, args)
-        sets[f"vae {layout}"] = real
-    if train:
-        volume_sets.load(train, volumes[total - len(train):])
-    warnings = overlap_warnings(real, fake, train)
-    for w in warnings:
-        print(f"warning: {w}", flush=True)
-
-    pool = comparison.Pool(sets)
-    stats, skipped, near = measure(pool, volumes, train, net, args)
-    boot = comparison.resamples(pool, args)
-    entries = {s.key: comparison.judge(s, pool, *boot) for s in stats}
-    content = {
-        "format": "mosaicdit-evaluation", "version": 1, "size": real.side,
-        "sets": {s.flag[2:]: {"path": s.path, "split": s.split, "n": len(s), "subjects": len(set(s.subjects)), "ids": s.ids,
-                              "voxel_mm": [round(float(x), 4) for x in s.spacing]} for s in (real, fake, train) if s},
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "vae_psnr_db": psnr, "warnings": warnings, "skipped": {**skipped, **skipped_vae}, "metrics": entries,
-        "versions": {"python": platform.python_version(), **{m: version(m) for m in ("torch", "torchmetrics", "numpy", "nibabel")}}}
+    vae, layouts, skipped_vae = load_vae(args, real.side) if args.vae else (None, [], {})
     with atomic_folder(args.output) as folder:
+        total = len(real) * (1 + len(layouts)) + len(fake) + (len(train) if train else 0)
+        volumes = volume_sets.allocate(total, real.side, args.memory_gb, folder)
+        volume_sets.load(real, volumes[:len(real)])
+        volume_sets.load(fake, volumes[len(real):len(real) + len(fake)])
+        if train:
+            volume_sets.load(train, volumes[total - len(train):])
+        warnings = overlap_warnings(real, fake, train)
+        for w in warnings:
+            print(f"warning: {w}", flush=True)
+        sets, psnr = {"real": real, "synthetic": fake}, {}
+        for layout in layouts:
+            start = sum(map(len, sets.values()))
+            psnr[layout] = through_vae(real, volumes[start:start + len(real)], layout, vae, args)
+            sets[f"vae {layout}"] = real
+        del vae
+
+        pool = comparison.Pool(sets)
+        entries, skipped, near = measure(pool, volumes, train, net, args)
+        content = {
+            "format": "mosaicdit-evaluation", "version": 1, "size": real.side,
+            "sets": {s.flag[2:]: {"path": s.path, "split": s.split, "n": len(s), "subjects": len(set(s.subjects)), "ids": s.ids,
+                                  "voxel_mm": [round(float(x), 4) for x in s.spacing]} for s in (real, fake, train) if s},
+            "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+            "vae_psnr_db": psnr, "warnings": warnings, "skipped": {**skipped, **skipped_vae}, "metrics": entries,
+            "versions": {"python": platform.python_version()} | {m: version(m) for m in ("torch", "torchmetrics", "numpy", "nibabel")}}
+        write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         draw(folder / "figures", content, pool, volumes, near, train)
-        write_text(folder / "metrics.json", json.dumps(content, indent=1) + "\n")
         blocks = report.blocks(content, folder / "figures")
         write_text(folder / "report.md", report.markdown(blocks))
         write_text(folder / "report.html", report.html(blocks, folder))
@@ -229,13 +242,15 @@ def draw(folder, content, pool, volumes, near, train):
     folder.mkdir()
     real, fake, entries = pool.sets["real"], pool.sets["synthetic"], content["metrics"]
     middle = len(fake) // 2
-    figures.montage(folder / "montage.png", [(f"real ({real.ids[0]})", real.volumes[0]),
-                    (f"synthetic ({fake.ids[middle]})", fake.volumes[middle])], real.spacing)
+    figures.montage(folder / "montage.png", [(f"real ({figures.short(real.ids[0])})", real.volumes[0]),
+                    (f"synthetic ({figures.short(fake.ids[middle])})", fake.volumes[middle])], real.spacing)
     groups = {"real": real.volumes, "synthetic": fake.volumes}
     groups.update({name: volumes[pool.starts[name]:][:len(real)] for name in pool.sets if name.startswith("vae ")})
     figures.gallery(folder / "gallery.png", groups, real.spacing)
-    figures.intervals(folder / "intervals.png", {k: e for k, e in entries.items() if e.get("interval") and not k.startswith("gradient_")})
-    gradients = {k: e for k, e in entries.items() if k.startswith("gradient_")}
+    shown = {k: e for k, e in entries.items() if e["value"] is not None and ("interval" in e or "floor" in e) and "gradient" not in k}
+    if shown:
+        figures.intervals(folder / "intervals.png", shown)
+    gradients = {k: e for k, e in entries.items() if k.startswith("gradient_") and e["value"]}
     if gradients:
         figures.ratios(folder / "smoothness.png", gradients)
     lines = {e["name"].replace("∞", ""): e for k, e in entries.items() if k.startswith("fid_infinity_")}

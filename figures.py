@@ -34,7 +34,7 @@ def montage(path, columns, spacing, depths=(0.35, 0.5, 0.65), title=None):
     width = max(size[0], size[1]) * n
     inches = 1.45 * n / width                                     # per mm
     fig = plt.figure(figsize=(width * inches + 0.3, sum(heights) * inches + 0.6), facecolor="black")
-    grid = fig.add_gridspec(3, n, height_ratios=heights, left=0.02, right=1, bottom=0, wspace=0.02, hspace=0.02,
+    grid = fig.add_gridspec(3, n, height_ratios=heights, left=0.3 / fig.get_figwidth(), right=1, bottom=0, wspace=0.02, hspace=0.02,
                             top=1 - (0.6 if title else 0.35) / fig.get_figheight())
     for c, (heading, volume) in enumerate(columns):
         vmax = 255 if volume.dtype == np.uint8 else 1
@@ -98,12 +98,12 @@ def intervals(path, entries):
     for ax in axes.flat[n:]:
         ax.set_visible(False)
     for ax, e in zip(axes.flat, entries.values()):
-        marks = [("synthetic", e["value"], *e["interval"])]
+        marks = [("synthetic", e["value"], *(e.get("interval") or [e["value"]] * 2))]
         if e.get("floor"):
             marks.append(("real halves", e["floor"]["mean"], e["floor"]["low"], e["floor"]["high"]))
         if e.get("at_floor_n"):
             marks.append(("synthetic, as few", e["at_floor_n"]["mean"], e["at_floor_n"]["low"], e["at_floor_n"]["high"]))
-        marks += [(f"vae {k}", v, v, v) for k, v in e.get("vae", {}).items()]
+        marks += [(f"vae {k}", v, v, v) for k, v in e.get("vae", {}).items() if v is not None]
         for y, (label, value, low, high) in enumerate(reversed(marks)):
             ax.plot([low, high], [y, y], color=COLOURS[label], lw=3, alpha=0.45, solid_capstyle="butt")
             ax.plot(value, y, "o", color=COLOURS[label], ms=5)
@@ -129,10 +129,10 @@ def ratios(path, entries):
     :param entries: {key: entry of metrics.json}
     """
     fig, ax = plt.subplots(figsize=(9, 3.6))
-    labels = ["right-left", "anterior-posterior", "inferior-superior", "inf.-sup.,\ninside rgb tiles", "inf.-sup.,\nbetween rgb tiles"]
+    labels = [e["name"].removeprefix("gradient energy, ").replace(" rgb", "\nrgb") for e in entries.values()]
     for x, e in enumerate(entries.values()):
         marks = [("synthetic", e["value"], e.get("interval") or [e["value"]] * 2)]
-        marks += [(f"vae {k}", v, [v, v]) for k, v in e.get("vae", {}).items()]
+        marks += [(f"vae {k}", v, [v, v]) for k, v in e.get("vae", {}).items() if v]
         for k, (label, value, span) in enumerate(marks):
             at = x + 0.14 * (k - (len(marks) - 1) / 2)
             ax.plot([at, at], span, color=COLOURS[label], lw=4, alpha=0.45, solid_capstyle="butt")
@@ -141,7 +141,7 @@ def ratios(path, entries):
             ax.fill_between([x - 0.4, x + 0.4], e["floor"]["low"], e["floor"]["high"], color="0.85", zorder=0,
                             label="between halves of the real set" if x == 0 else None)
     ax.axhline(1, color="black", lw=1, ls=":")
-    ax.set_xticks(range(len(entries)), labels[:len(entries)], fontsize=8)
+    ax.set_xticks(range(len(entries)), labels, fontsize=8)
     ax.set_ylabel("gradient energy over real")
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:g}")
@@ -189,7 +189,7 @@ def neighbours(path, rows, spacing, measure):
                 ax.imshow(view(volume, name), cmap="gray", vmin=0, vmax=255, aspect=spacing[y] / spacing[x], interpolation="bicubic")
                 ax.set_axis_off()
                 if k == 1:
-                    text = (f"synthetic {ours}", f"nearest training: {theirs}", f"|difference|, {measure} {similarity:.3f}")[g]
+                    text = (f"synthetic {short(ours)}", f"training {short(theirs)}", f"|difference|, {measure} {similarity:.3f}")[g]
                     ax.set_title(text, color="white", fontsize=8)
     fig.tight_layout(pad=0.4)
     save(fig, path)
@@ -204,8 +204,9 @@ def distances(path, entries):
     for ax, e in zip(axes.flat, entries.values()):
         for name, colour in (("real", "0.45"), ("synthetic", COLOURS["synthetic"])):
             d = np.sort(1 - np.array(e["of_volumes"][name]))
-            ax.step(d, np.arange(1, len(d) + 1) / len(d), where="post", color=colour, label=f"{name}, N = {len(d)}")
-        ax.axvline(np.percentile(1 - np.array(e["of_volumes"]["real"]), 5), color="black", lw=1, ls=":", label="5th percentile of real")
+            ax.step([d[0], *d], np.arange(len(d) + 1) / len(d), where="post", color=colour, label=f"{name}, N = {len(d)}")
+        threshold = np.percentile(1 - np.array(e["of_volumes"]["real"]), 5, method="weibull")
+        ax.axvline(threshold, color="black", lw=1, ls=":", label="5th percentile of real")
         ax.set_xlabel(f"1 − {e['name'].split(', ')[-1]} to the nearest training volume")
         ax.set_ylabel("share of volumes at most so far")
         ax.set_ylim(0, 1.02)
@@ -213,6 +214,12 @@ def distances(path, entries):
         ax.legend(fontsize=8, frameon=False)
     fig.tight_layout()
     save(fig, path)
+
+
+def short(name, most=28):
+    """A long id with its middle left out; `$` as it is, which matplotlib would take for mathematics."""
+    name = name if len(name) <= most else f"{name[:most // 2 - 1]}…{name[-(most // 2):]}"
+    return name.replace("$", r"\$")
 
 
 def save(fig, path, dpi=130):

@@ -48,22 +48,34 @@ def _rows(volumes, device):
     return x.double().div_(255) if x.dtype == torch.uint8 else x.double()
 
 
-def mmd_of_kernel(kernel, a, b, unbiased):
+def mmd_of_kernel(kernel, a, b, unbiased, groups=None):
     """Squared maximum mean discrepancy of weighted sets from a kernel matrix (Gretton et al. 2012, eq. 3 and 5).
 
     :param kernel: (N, N), symmetric, of the pool
     :param a, b: (R, N) weights of the two sets
-    :param unbiased: leave out the kernel of a volume with itself; the value may then be negative
-    :return: (R,); differences below the rounding error of the kernel's sums are 0
+    :param unbiased: within a set, leave out the kernel of what is not independent; the value may then be negative
+    :param groups: (N,) of the pool; two of one group (slices of a volume, scans of a subject) are not independent. None: each
+        is only not independent of itself
+    :return: (R,); NaN where a set has no two groups; differences below the rounding error of the kernel's sums are 0
     """
-    na, nb = a.sum(1), b.sum(1)
+    na, nb = a.sum(1, keepdims=True), b.sum(1, keepdims=True)
     if unbiased:
-        diagonal = kernel.diagonal()
-        with np.errstate(invalid="ignore", divide="ignore"):  # a set of one volume has no unbiased value: NaN
-            within = [((w @ kernel * w).sum(1) - w ** 2 @ diagonal) / (n ** 2 - (w ** 2).sum(1)) for w, n in ((a, na), (b, nb))]
-        value = within[0] + within[1] - 2 * (a @ kernel * b).sum(1) / (na * nb)
+        # Seen from the middle of the two means, k(x, y) - k(x, m) - k(m, y) + k(m, m): where volumes repeat, as in replicates, pairs
+        # left out would otherwise count by their distance from an origin that means nothing.
+        middle = (a / na + b / nb) / 2
+        to_middle = middle @ kernel
+        constant = (to_middle * middle).sum(1)
+        groups = np.arange(len(kernel)) if groups is None else np.asarray(groups)
+        dependent = (groups[:, None] == groups).astype(float)
+        value = -2 * ((a @ kernel * b).sum(1) / (na * nb)[:, 0] - ((a / na + b / nb) * to_middle).sum(1) + constant)
+        for w, n in ((a, na), (b, nb)):
+            partners = n - w @ dependent
+            pairs = (w * partners).sum(1)
+            total = (w @ kernel * w).sum(1) - (w @ (kernel * dependent) * w).sum(1) - 2 * (w * partners * to_middle).sum(1)
+            total += pairs * constant
+            value += np.divide(total, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
     else:
-        difference = a / na[:, None] - b / nb[:, None]
+        difference = a / na - b / nb
         value = (difference @ kernel * difference).sum(1)
     return np.where(np.abs(value) < 1e-12 * kernel.diagonal().mean(), 0, value)
 
@@ -86,8 +98,10 @@ def mmd_of_batches(kernel, i, j, batch):
 
 def squared_distances(kernel):
     """Squared distances of a pool from its inner products, (N, N)."""
-    d = kernel.diagonal()
-    return np.maximum(d[:, None] + d[None] - 2 * kernel, 0)
+    d, out = kernel.diagonal(), -2 * kernel
+    out += d
+    out += d[:, None]
+    return np.maximum(out, 0, out=out)
 
 
 def gaussian_kernel(kernel, within=slice(None)):
@@ -97,9 +111,12 @@ def gaussian_kernel(kernel, within=slice(None)):
     :return: (N, N) kernel, median distance m^(1/2)
     """
     d2 = squared_distances(kernel)
-    inner = d2[within][:, within]
-    median = float(np.median(inner[np.triu_indices(len(inner), 1)]))
-    return np.exp(-d2 / median) if median > 0 else np.ones_like(d2), median ** 0.5
+    index = np.arange(len(d2))[within]
+    median = float(np.median(np.concatenate([d2[i, index[k + 1:]] for k, i in enumerate(index)]), overwrite_input=True))
+    if median == 0:
+        return np.ones_like(d2), 0.0
+    d2 /= -median
+    return np.exp(d2, out=d2), median ** 0.5
 
 
 def _two_sets(x, y, **options):
@@ -164,26 +181,28 @@ def frechet(products, a, b, callback=None):
     return out
 
 
-def frechet_infinity(products, i, j, seed, sizes=10, draws=30):
-    """Frechet distance extrapolated to infinitely many vectors (FID-infinity, Chong and Forsyth 2020).
+def frechet_infinity(products, i, j, seed, sizes=10, draws=30, each=1):
+    """Frechet distance extrapolated to infinitely many volumes (FID-infinity, Chong and Forsyth 2020).
 
     Least squares of the distance against 1/N over subsets without replacement, N from a quarter of the smaller set to all of it.
 
-    :param i, j: indices of the two sets into `products`
-    :return: dict(value: intercept, r2: of the fit, n: sizes, fid: their mean distances); None with fewer than 8 vectors
+    :param products: (N each, N each) inner products; the vectors of a volume, its slices, side by side
+    :param i, j: indices of the volumes of the two sets
+    :param each: vectors a volume; they are drawn together, as their number does nothing against the bias of few volumes
+    :return: dict(value: intercept, r2: of the fit, n: sizes, fid: their mean distances); None with fewer than 8 volumes
     """
-    smaller = min(len(i), len(j))
+    smaller, volumes = min(len(i), len(j)), len(products) // each
     if smaller < 8:
         return None
     rng = np.random.default_rng(seed)
     counts = np.unique(np.linspace(smaller // 4, smaller, sizes).round().astype(int))
     means = []
     for n in counts:
-        a, b = np.zeros((draws, len(products))), np.zeros((draws, len(products)))
-        for r in range(draws):
-            a[r, rng.choice(i, n, replace=False)] = 1
-            b[r, rng.choice(j, n, replace=False)] = 1
-        means.append(float(frechet(products, a, b).mean()))
+        a = np.zeros((1 if n == len(i) == len(j) else draws, volumes))
+        b = np.zeros_like(a)
+        for u, v in zip(a, b):
+            u[rng.choice(i, n, replace=False)] = v[rng.choice(j, n, replace=False)] = 1
+        means.append(float(frechet(products, np.repeat(a, each, axis=1), np.repeat(b, each, axis=1)).mean()))
     slope, intercept = np.polyfit(1 / counts, means, 1)
     residual = np.array(means) - (intercept + slope / counts)
     r2 = 1 - residual.var() / np.var(means) if np.var(means) > 0 else 1.0
@@ -255,8 +274,11 @@ def correlations(x, y, **options):
     return np.clip((gram(x, y, **options) / voxels - np.outer(mx, my)) / np.outer(sx, sy), -1, 1)
 
 
-def share_closer(query, reference, a, b, percentile=5):
+def share_closer(query, reference, a, b, share=0.05):
     """Share of one weighted set whose distance lies below a percentile of another's.
+
+    The percentile of n distances is number share (n + 1) of them in order, between two by interpolation (Weibull), and the
+    least where there is none so low: so the share of a set alike is about max(share, 1 / (n + 1)), however small n.
 
     :param query: (N,) distances of the pool; `b` weights those that are judged
     :param reference: (N,) distances of the pool; `a` weights those that set the percentile
@@ -265,5 +287,5 @@ def share_closer(query, reference, a, b, percentile=5):
     """
     out = np.empty(len(a))
     for r, (u, v) in enumerate(zip(a.astype(int), b)):
-        out[r] = v @ (query < np.percentile(np.repeat(reference, u), percentile)) / v.sum()
+        out[r] = v @ (query < np.percentile(np.repeat(reference, u), 100 * share, method="weibull")) / v.sum()
     return out

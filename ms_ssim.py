@@ -45,7 +45,7 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
         raise ValueError("pairs: index out of range")
     dtype = torch.float64 if volumes.dtype == np.float64 else torch.float32
     per_volume = 3 * side ** 3 * (8 if dtype == torch.float64 else 4) * 8 / 7
-    block = max(1, int(memory_gb * 1e9 / (2 * per_volume)))
+    block = max(1, int(memory_gb * 1e9 / (2.5 * per_volume)))  # two, and what the allocator keeps
     out, where, own = np.empty(len(pairs)), pairs // block, threading.local()
 
     def levels():  # each thread works in its own buffers
@@ -64,11 +64,11 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
     try:
         with ThreadPoolExecutor(threads if torch.device(device).type == "cpu" else 1) as pool:
             for a in np.unique(where[:, 0]):
-                rows = where[:, 0] == a
+                rows, first, second = where[:, 0] == a, None, None  # never three blocks at once
                 needed = np.unique(pairs[rows, 0])
                 first = dict(zip(needed, pool.map(statistics, needed)))
                 for b in np.unique(where[rows, 1]):
-                    chosen = np.flatnonzero(rows & (where[:, 1] == b))
+                    chosen, second = np.flatnonzero(rows & (where[:, 1] == b)), None
                     second = {i: first[i] for i in np.unique(pairs[chosen, 1]) if i in first}
                     needed = [i for i in np.unique(pairs[chosen, 1]) if i not in second]
                     second.update(zip(needed, pool.map(statistics, needed)))
@@ -174,8 +174,12 @@ def mean_of_pairs(values, pairs, weights):
     :return: (R,); NaN for a set that holds no pair
     """
     total, mass = np.zeros(len(weights)), np.zeros(len(weights))
-    for i in range(0, len(values), 65536):
-        w = weights[:, pairs[i:i + 65536, 0]] * weights[:, pairs[i:i + 65536, 1]]
-        total += w @ values[i:i + 65536]
+    own = np.flatnonzero((weights > 0).any(0)[pairs].all(1))
+    chunk = max(1, 10 ** 7 // len(weights))
+    for i in range(0, len(own), chunk):
+        part = own[i:i + chunk]
+        w = weights[:, pairs[part, 0]]
+        w *= weights[:, pairs[part, 1]]
+        total += w @ values[part]
         mass += w.sum(1)
     return np.divide(total, mass, out=np.full(len(weights), np.nan), where=mass > 0)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 # N = 500 in all but the last, as printed in the table of cDPM (Peng et al. 2023, "Generating Realistic Brain MRIs via a
 # Conditional Diffusion Probabilistic Model"); the last from Y. Li, "Generating 3D Brain MRIs by Parameter Efficient Finetuning of
-# Diffusion Transformer". MS-SSIM in %, MMD, FID-A, FID-C, FID-S; None: not printed
-PUBLISHED = (("3D-VAE-GAN", 500, 88.3, 5.15, 320, 247, 398), ("3D-GAN-GP", 500, 81.0, 15.7, 141, 127, 281),
-             ("3D-α-WGAN", 500, 82.6, 13.2, 121, 116, 193), ("CCE-GAN", 500, 81.5, 3.54, 69.4, 869, 191),
-             ("HA-GAN", 500, 36.8, 226, 477, 1090, 554), ("3D-DPM", 500, 79.7, 15.2, 188, None, None),
-             ("cDPM", 500, 78.6, 3.14, 32.4, 45.8, 91.1), ("finetuned DiT (the paper)", 32, None, None, None, 279, 239))
+# Diffusion Transformer". N, MS-SSIM in %, MMD, FID-A, FID-C, FID-S; –: not printed
+PUBLISHED = (("3D-VAE-GAN", "500", "88.3", "5.15", "320", "247", "398"), ("3D-GAN-GP", "500", "81.0", "15.7", "141", "127", "281"),
+             ("3D-α-WGAN", "500", "82.6", "13.2", "121", "116", "193"), ("CCE-GAN", "500", "81.5", "3.54", "69.4", "869", "191"),
+             ("HA-GAN", "500", "36.8", "226", "477", "1090", "554"), ("3D-DPM", "500", "79.7", "15.2", "188", "–", "–"),
+             ("cDPM", "500", "78.6", "3.14", "32.4", "45.8", "91.1"), ("finetuned DiT (the paper)", "32", "–", "–", "–", "279", "239"))
 REAL_PUBLISHED = 78.5  # MS-SSIM of the paper's real volumes, %
 
 FIGURES = (("montage.png", "A real and a synthetic volume, three views by three depths."),
@@ -25,7 +25,7 @@ FIGURES = (("montage.png", "A real and a synthetic volume, three views by three 
            ("fid.png", "FID of subsets against 1/N, and the line that leads to N = ∞."),
            ("nearest.png", "The synthetic volumes that come nearest to a training volume, beside it."),
            ("distances.png", "Distance to the nearest training volume, synthetic against held-out real volumes. A curve left of real's "
-            "means copying."))
+            "can mean copying, or volumes smoother or less diverse than real ones: look at the pairs."))
 
 
 def number(x, digits=4):
@@ -55,12 +55,13 @@ def blocks(content, figures):
               " × ".join(f"{v:.3g}" for v in s["voxel_mm"])] for name, s in sets.items()])]
     out += [("p", f"**Warning:** {w}.") for w in content["warnings"]]
     layouts = sorted({k for e in entries.values() for k in e.get("vae", {})})
-    out += [("h", 2, "Numbers"), numbers(entries, layouts)]
+    out += [("h", 2, "Numbers")] + ([numbers(entries, layouts)] if entries else [])
     out += [("p", f"**{what}** was not computed: {why}.") for what, why in content["skipped"].items()]
     notes = []
-    if settings["bootstrap"]:
+    if any("interval" in e for e in entries.values()):
         notes.append(f"In brackets: 95 % intervals by {settings['bootstrap']} bootstrap replicates over subjects, for what one would get "
-                     "on average with as many volumes. A bias that falls with N is not in them.")
+                     "on average with as many volumes. A bias that falls with N is not in them. Of shares: Jeffreys' interval over the "
+                     "replicates of the threshold.")
     notes.append("*Two halves of real*: the same number between random halves of the real set, mean (lowest … highest) of 20 splits by "
                  "subject: the floor. *Synthetic, as few*: real against synthetic with as many volumes as a half has, to be compared with "
                  "the floor; numbers that are biased at small N are higher in both.")
@@ -69,7 +70,8 @@ def blocks(content, figures):
         notes.append("*Real through VAE*: the real volumes, tiled, encoded, decoded and untiled: what samples can at best reach with this "
                      f"VAE (`{settings['vae']}`), and, `rgb` against `gray`, what it costs to put three slices into the three colours of "
                      f"a pixel. As they are the same subjects, MMD, FID and KID come out lower than for others. PSNR: {psnr}.")
-    out += [("list", notes), ("h", 2, "What each number is"), ("list", explained(entries))]
+    if entries:
+        out += [("list", notes), ("h", 2, "What each number is"), ("list", explained(entries))]
     out += [("h", 2, "Pictures")] + [("figure", name, caption) for name, caption in FIGURES if (Path(figures) / name).is_file()]
     out += published(content)
     weights = next((e["weights"] for e in entries.values() if "weights" in e), None)
@@ -108,9 +110,9 @@ def published(content):
     e, n = content["metrics"], {name: s["n"] for name, s in content["sets"].items()}
 
     def mine(key, scale=1):
-        return number(e[key]["value"] * scale) if key in e else "–"
+        return number(e[key]["value"] * scale) if key in e and e[key]["value"] is not None else "–"
 
-    rows = [[name, str(count), *(number(v) for v in values)] for name, count, *values in PUBLISHED]
+    rows = [list(row) for row in PUBLISHED]
     rows.append([f"**this evaluation**, {n['real']} real", str(n["synthetic"]), mine("ms_ssim", 100), mine("mmd_linear"),
                  *(mine(f"fid_{v}") for v in "acs")])
     real = f" Here: {number(e['ms_ssim']['target']['value'] * 100)} %." if "ms_ssim" in e else ""
@@ -126,9 +128,12 @@ def published(content):
 
 def _inline_html(text):
     text = htmllib.escape(text, quote=False)
-    for pattern, tag in ((r"`([^`]+)`", "code"), (r"\*\*([^*]+)\*\*", "b"), (r"\*([^*]+)\*", "i")):
-        text = re.sub(pattern, rf"<{tag}>\1</{tag}>", text)
-    return text
+    parts = re.split(r"`([^`]+)`", text)  # code at the odd places, as it is
+    for k in range(0, len(parts), 2):
+        parts[k] = re.sub(r"\*([^*]+)\*", r"<i>\1</i>", re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", parts[k]))
+    for k in range(1, len(parts), 2):
+        parts[k] = f"<code>{parts[k]}</code>"
+    return "".join(parts)
 
 
 def markdown(blocks_):
@@ -185,7 +190,8 @@ def html(blocks_, folder):
 
 def summary(content):
     """The main numbers as lines for the terminal."""
-    lines = [f"{e['name']:46} {number(e['value']):>10}{_span(e.get('interval'))}"
+    width = max([len(e["name"]) for e in content["metrics"].values()], default=0)
+    lines = [f"{e['name']:{width}} {number(e['value']):>10}{_span(e.get('interval'))}"
              + (f"   real {number(e['target']['value'])}{_span(e['target'].get('interval'))}" if "target" in e else "")
              for e in content["metrics"].values()]
     return lines + [f"{what}: not computed, {why}" for what, why in content["skipped"].items()]

@@ -3,7 +3,8 @@
 Both are weights, (R, N): how often each volume of a set counts in each of R replicates.
 """
 import numpy as np
-from scipy.stats import binomtest
+
+FEWEST = 4  # subjects of a set that can say anything on how it varies
 
 
 def bootstrap_weights(subjects, replicates, seed):
@@ -11,11 +12,12 @@ def bootstrap_weights(subjects, replicates, seed):
 
     :param subjects: one name a volume; volumes of one subject are drawn together, as they are not independent
     :return: (replicates, N) float64. A replicate of fewer than two subjects, in which nothing varies, is drawn again
+    :raises ValueError: fewer than FEWEST subjects
     """
     rng = np.random.default_rng(seed)
     names, index = np.unique(subjects, return_inverse=True)
-    if len(names) < 2:
-        return np.ones((replicates, len(index)))
+    if len(names) < FEWEST:
+        raise ValueError(f"{len(names)} subjects")
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=replicates)
     while len(again := np.flatnonzero((counts > 0).sum(1) < 2)):
         counts[again] = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=len(again))
@@ -37,25 +39,31 @@ def interval(value, replicates, level=0.95, lowest=None):
     if len(r) < 2 or not np.isfinite(value):
         return None
     lo, hi = np.percentile(r - r.mean(), [50 * (1 - level), 50 * (1 + level)])
-    low, high = float(value - hi), float(value - lo)
-    return [low if lowest is None else max(low, lowest), high]
+    ends = [float(value - hi), float(value - lo)]
+    return ends if lowest is None else [max(e, lowest) for e in ends]
 
 
-def binomial(count, n, level=0.95):
-    """Exact interval of a share, `count` of n (Clopper and Pearson 1934): right where a bootstrap of none or all would have no width."""
-    found = binomtest(count, n).proportion_ci(level, method="exact")
-    return [float(found.low), float(found.high)]
+def share_interval(shares, n, seed, level=0.95):
+    """Interval of a share of n whose threshold is itself uncertain: Jeffreys' interval, averaged over replicates of the threshold.
+
+    It has a width, and the right one, also where the share is none or all, where a bootstrap of the n has none.
+
+    :param shares: (R,) shares of the n, each by the threshold of a replicate
+    """
+    count = np.asarray(shares) * n
+    draws = np.random.default_rng(seed).beta(count + 0.5, n - count + 0.5, size=(20, len(count)))
+    return [float(x) for x in np.percentile(draws, [50 * (1 - level), 50 * (1 + level)])]
 
 
 def halves(subjects, splits, seed):
     """Random halves of a set, by subject: weights (splits, N) of the first and of the second half.
 
-    :raises ValueError: fewer than two subjects
+    :raises ValueError: fewer than FEWEST subjects
     """
     rng = np.random.default_rng(seed)
     names, index = np.unique(subjects, return_inverse=True)
-    if len(names) < 2:
-        raise ValueError("one subject cannot be halved")
+    if len(names) < FEWEST:
+        raise ValueError(f"{len(names)} subjects")
     order = np.argsort(rng.random((splits, len(names))), axis=1)
     first = np.zeros((splits, len(names)))
     np.put_along_axis(first, order[:, :len(names) // 2], 1, axis=1)

@@ -92,8 +92,13 @@ def test_every_number(whole, arrays, inception_file):
     assert np.isclose(value("ms_ssim_difference"), value("ms_ssim") - m["ms_ssim"]["target"]["value"])
     linear = ((x.mean(0) - y.mean(0)) ** 2).sum()
     assert np.isclose(value("mmd_linear"), linear)
-    assert np.isclose(value("mmd_linear_unbiased"), linear - np.cov(x.T).trace() / 8 - np.cov(y.T).trace() / 8)
-    assert np.isclose(value("mmd_rbf"), metrics.mmd_rbf(real, fake)[0])
+    z = np.concatenate([x, y]) - (x.mean(0) + y.mean(0)) / 2
+    kernel, subjects = z @ z.T, np.array(["a", "a", "b", "c", "d", "e", "f", "t0"])
+    between = kernel[:8, :8][subjects[:, None] != subjects].mean()  # two scans of subject "a" are no pair
+    others = kernel[8:, 8:][~np.eye(8, dtype=bool)].mean()
+    assert np.isclose(value("mmd_linear_unbiased"), between + others - 2 * kernel[:8, 8:].mean())
+    distances = metrics.squared_distances(kernel)
+    assert np.isclose(m["mmd_rbf"]["median_distance"] ** 2, np.median(distances[np.triu_indices(16, 1)]))
     for view, axis in (("a", 3), ("c", 2), ("s", 1)):
         fid = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(inception_file))
         for v, is_real in ((real, True), (fake, False)):
@@ -107,7 +112,8 @@ def test_every_number(whole, arrays, inception_file):
     nearest = np.corrcoef(np.concatenate([x, y]), z)[:16, 16:].max(1)
     assert np.allclose(m["nearest_correlation"]["of_volumes"]["real"], nearest[:8])
     assert np.allclose(m["nearest_correlation"]["of_volumes"]["synthetic"], nearest[8:]) and np.isclose(nearest[9], 1)
-    assert np.isclose(value("copied_correlation"), np.mean(1 - nearest[8:] < np.percentile(1 - nearest[:8], 5)))
+    assert np.isclose(value("copied_correlation"), np.mean(1 - nearest[8:] < min(1 - nearest[:8])))
+    assert m["copied_correlation"]["aim"] == "0.111"  # one of eight real volumes and itself
     similar = metrics.ms_ssim_pairs(np.concatenate([fake, train]), pairs=[(i, 8 + j) for i in range(8) for j in range(7)]).reshape(8, 7)
     assert np.allclose(m["nearest_ms_ssim"]["of_volumes"]["synthetic"], similar.max(1), atol=1e-6)
     assert value("copied_ms_ssim") >= 1 / 8
@@ -222,6 +228,7 @@ def test_small_volumes_and_few(tmp_path):
     m = content["metrics"]
     assert "too small for five levels; at least 16" in content["skipped"]["MS-SSIM"] and "ms_ssim" not in m and "nearest_ms_ssim" not in m
     assert m["mmd_linear"]["value"] > 0 and not any("interval" in e or "floor" in e for e in m.values())
+    assert "--real has 2 subjects" in content["skipped"]["the floor"]
     assert m["nearest_correlation"]["of_volumes"]["real"] == pytest.approx([1, 1])
     assert "2 of 2 real volumes are in the training set, voxel for voxel: v00, v01" in content["warnings"]
 
@@ -237,6 +244,9 @@ def test_refusals(data, folders, scans, arrays, tmp_path):
     assert "--mmd-batch 9: the smaller set has" in refused(data, fake, "--mmd-batch", 9)
     assert "--slices 17: the volumes have 16" in refused(data, fake, "--slices", 17)
     assert "--pairs 0: must be at least 1" in refused(data, fake, "--pairs", 0)
+    assert "--precision is of no use without --vae" in refused(data, fake, "--precision", "bf16")
+    assert "--output /proc/here: cannot be made there" in error_line(script("evaluate.py", "--real", data, "--synthetic", fake, "--output",
+                                                                            "/proc/here", "--metrics", "mmd", expect=2))
     assert "--bootstrap 1: must be 0, or at least 2" in refused(data, fake, "--bootstrap", 1)
     assert "volumes of 12 voxels a side" in refused(data, cubes(tmp_path / "small", arrays[1][:, :12, :12, :12]))
     assert "holds 1 volumes; at least 2" in refused(data, cubes(tmp_path / "one", arrays[1][:1]))
@@ -251,5 +261,5 @@ def test_refusals(data, folders, scans, arrays, tmp_path):
     Image.new("RGB", (32, 48)).save(folder / "mosaics" / f"{first}.png")
     assert "32 x 48 RGB" in refused(data, folder, "--synthetic-split", "all")
     (tmp_path / "w.pth").write_bytes(b"junk")
-    assert "--inception-weights" in refused(data, fake, "--inception-weights", tmp_path / "w.pth", "--metrics", "fid")
+    assert "--inception-weights" in refused(data, fake, "--inception-weights", tmp_path / "w.pth")
     assert not (tmp_path / "o").exists() and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]

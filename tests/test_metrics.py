@@ -116,11 +116,14 @@ def test_mmd_rbf_by_its_double_sums():
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_weights_are_repeated_volumes(unbiased):
-    """Of a replicate, each kernel value is that of the set with its volumes repeated, but never of a volume with itself."""
-    rng = np.random.default_rng(0)
-    z = rng.normal(size=(7, 4))
-    kernel, counts_a, counts_b = z @ z.T, np.array([2, 0, 1, 3, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1, 2])
+    """Of a replicate, each kernel value is that of the set with its volumes repeated, but never of a volume with itself.
+
+    The unbiased one is that of the kernel seen from the middle of the two means."""
+    z = np.random.default_rng(0).normal(size=(7, 4))
+    counts_a, counts_b = np.array([2, 0, 1, 3, 0, 0, 0]), np.array([0, 0, 0, 0, 1, 1, 2])
     i, j = (np.repeat(np.arange(7), c) for c in (counts_a, counts_b))
+    z -= (z[i].mean(0) + z[j].mean(0)) / 2
+    kernel = z @ z.T
     if unbiased:
         def within(k):
             values = [kernel[p, q] for p in k for q in k if p != q]
@@ -130,6 +133,11 @@ def test_weights_are_repeated_volumes(unbiased):
         expected = np.sum((z[i].mean(0) - z[j].mean(0)) ** 2)
     a, b = counts_a[None].astype(float), counts_b[None].astype(float)
     assert np.isclose(metrics.mmd_of_kernel(kernel, a, b, unbiased)[0], expected)
+    assert np.isclose(metrics.mmd_of_kernel((z + 9) @ (z + 9).T, a, b, unbiased)[0], expected)  # wherever the origin is
+    if unbiased:  # volumes 0 and 2 are of one subject: the mean over pairs of two subjects
+        values = [kernel[p, q] for p in i for q in i if {p, q} not in ({0, 2}, {0}, {2}, {3})]
+        expected += sum(values) / len(values) - within(i)
+        assert np.isclose(metrics.mmd_of_kernel(kernel, a, b, True, groups=[0, 1, 0, 3, 4, 5, 6])[0], expected)
     assert np.isclose(metrics.mmd_of_batches(kernel, i, j, 2), np.mean([np.sum((z[i[k:k + 2]].mean(0) - z[j[k:k + 2]].mean(0)) ** 2)
                                                                          for k in (0, 2)]))
     order = metrics.all_pairs(7)
@@ -170,6 +178,25 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     assert float(done.stdout) < 60
 
 
+@pytest.mark.parametrize("bound", [0.05, 0.1])
+def test_ms_ssim_memory_is_bounded(bound):
+    """Statistics of 24 volumes of 96 cubed are 290 MB; a bound of 50 or 100 MB holds but for the allocator's rest."""
+    code = """
+import resource, sys
+import numpy as np, torch
+sys.path.insert(0, sys.argv[1])
+import metrics
+torch.set_num_threads(1)
+x = np.random.default_rng(0).integers(0, 256, (24, 96, 96, 96), dtype=np.uint8)
+metrics.ms_ssim_pairs(x[:2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+metrics.ms_ssim_pairs(x, pairs=metrics.all_pairs(24)[::5], memory_gb=float(sys.argv[2]))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code, ROOT, str(bound)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.5 * 1000 * bound
+
+
 @pytest.mark.parametrize("n, m, d", [(6, 9, 40), (30, 20, 5)])
 def test_frechet_is_the_formula(n, m, d):
     """Fewer vectors than dimensions, and more: against the matrix square root."""
@@ -204,6 +231,9 @@ def test_frechet_infinity_removes_the_bias():
     slope, intercept = np.polyfit(1 / np.array(found["n"]), found["fid"], 1)
     assert np.isclose(found["value"], intercept)
     assert metrics.frechet_infinity(products, i[:7], j, seed=0) is None
+    twice = np.repeat(np.repeat(products, 2, axis=0), 2, axis=1)  # each vector twice, as two equal slices of a volume
+    again = metrics.frechet_infinity(twice, i, j, seed=0, each=2)
+    assert again["n"] == found["n"] and again["value"] == pytest.approx(found["value"], abs=plain / 10)
 
 
 def test_gradient_energy_by_hand():
@@ -241,5 +271,15 @@ def test_correlations_and_shares():
     assert np.allclose(c, np.corrcoef(x.reshape(3, -1), y.reshape(4, -1))[:3, 3:]) and np.isclose(c[1, 2], 1)
     distance = np.array([1.0, 2, 3, 4, 0.5, 1.1, 9, 2.5])
     a, b = np.array([[1.0] * 4 + [0] * 4, [2.0, 0, 0, 2] + [0] * 4]), np.array([[0.0] * 4 + [1] * 4, [0.0] * 4 + [1, 3, 0, 0]])
-    # 5th percentiles: 1.15 of 1 2 3 4, and 1 of 1 1 4 4
-    assert np.allclose(metrics.share_closer(distance, distance, a, b), [2 / 4, 1 / 4])
+    # number 0.3 (4 + 1) = 1.5 of 1 2 3 4 in order: 1.5; of 1 1 4 4: 1. The 5th percentile of so few is the least of them
+    assert np.allclose(metrics.share_closer(distance, distance, a, b, 0.3), [2 / 4, 1 / 4])
+    assert np.allclose(metrics.share_closer(distance, distance, a, b), [1 / 4, 1 / 4])
+
+
+def test_share_of_a_set_alike_is_the_aim():
+    """Volumes that are as far from the training set as real ones: 5 % of them come nearer, or 1 in n + 1 when real ones are few."""
+    rng = np.random.default_rng(0)
+    for n in (4, 32):
+        a = np.pad(np.ones((1, n)), ((0, 0), (0, 50)))
+        shares = [metrics.share_closer(d, d, a, 1 - a)[0] for d in rng.random((2000, n + 50))]
+        assert np.isclose(np.mean(shares), max(0.05, 1 / (n + 1)), atol=0.012)

@@ -1,18 +1,20 @@
 import numpy as np
 import pytest
+from scipy.stats import beta
 
 import metrics
 import uncertainty
 
 
 def test_bootstrap_draws_subjects_whole():
-    w = uncertainty.bootstrap_weights(["a", "a", "b", "c", "c", "c"], 500, seed=0)
-    assert w.shape == (500, 6) and np.array_equal(w[:, 0], w[:, 1]) and np.array_equal(w[:, 3], w[:, 5])
-    drawn = w[:, [0, 2, 3]]
-    assert (drawn.sum(1) == 3).all() and ((drawn > 0).sum(1) >= 2).all()
-    assert np.allclose(drawn.mean(0), 1, atol=0.1) and set(np.unique(drawn)) == {0, 1, 2}
-    assert np.array_equal(w, uncertainty.bootstrap_weights(["a", "a", "b", "c", "c", "c"], 500, seed=0))
-    assert not np.array_equal(w, uncertainty.bootstrap_weights(["a", "a", "b", "c", "c", "c"], 500, seed=1))
+    subjects = ["a", "a", "b", "c", "c", "c", "d"]
+    w = uncertainty.bootstrap_weights(subjects, 500, seed=0)
+    assert w.shape == (500, 7) and np.array_equal(w[:, 0], w[:, 1]) and np.array_equal(w[:, 3], w[:, 5])
+    drawn = w[:, [0, 2, 3, 6]]
+    assert (drawn.sum(1) == 4).all() and ((drawn > 0).sum(1) >= 2).all()
+    assert np.allclose(drawn.mean(0), 1, atol=0.1) and set(np.unique(drawn)) == {0, 1, 2, 3}
+    assert np.array_equal(w, uncertainty.bootstrap_weights(subjects, 500, seed=0))
+    assert not np.array_equal(w, uncertainty.bootstrap_weights(subjects, 500, seed=1))
 
 
 def test_interval_by_hand():
@@ -20,21 +22,37 @@ def test_interval_by_hand():
     assert np.allclose(uncertainty.interval(5, replicates), [5 - 0.95, 5 + 0.95])
     skewed = np.array([0.0] * 90 + [10.0] * 10)                        # mean 1: reaches 1 up and 9 down from the value
     assert np.allclose(uncertainty.interval(5, skewed), [5 - 9, 5 + 1])
-    assert uncertainty.interval(5, skewed, lowest=0) == [0, 6]
+    assert uncertainty.interval(5, skewed, lowest=0) == [0, 6] and uncertainty.interval(-3, skewed, lowest=0) == [0, 0]
     assert uncertainty.interval(5, np.array([np.nan, 1])) is None and uncertainty.interval(np.nan, skewed) is None
 
 
-def test_binomial_by_hand():
-    assert np.allclose(uncertainty.binomial(0, 32), [0, 1 - 0.025 ** (1 / 32)])   # none of n: 1 - (alpha / 2)^(1 / n)
-    assert np.allclose(uncertainty.binomial(32, 32), [0.025 ** (1 / 32), 1])
+def test_share_interval():
+    """With one threshold it is Jeffreys' interval, the quantiles of Beta(k + 1/2, n - k + 1/2); none of 32 still has a width."""
+    for count in (0, 7):
+        expected = beta(count + 0.5, 32 - count + 0.5).ppf([0.025, 0.975])
+        assert np.allclose(uncertainty.share_interval(np.full(4000, count / 32), 32, seed=0), expected, atol=3e-3)
+    wide = uncertainty.share_interval(np.array([0, 10 / 32] * 500), 32, seed=0)
+    assert wide[0] < 0.01 and wide[1] > 10 / 32
 
 
 def test_halves_part_subjects():
     first, second = uncertainty.halves(["a", "a", "b", "c", "d"], 50, seed=0)
     assert np.array_equal(first + second, np.ones((50, 5))) and np.array_equal(first[:, 0], first[:, 1])
     assert (first[:, [0, 2, 3, 4]].sum(1) == 2).all() and len(np.unique(first, axis=0)) == 6  # all ways to halve four
-    with pytest.raises(ValueError):
-        uncertainty.halves(["a", "a"], 1, seed=0)
+    for few in (["a", "a"], ["a", "b", "c", "c"]):  # nothing can be said on how such a set varies
+        with pytest.raises(ValueError):
+            uncertainty.halves(few, 1, seed=0)
+        with pytest.raises(ValueError):
+            uncertainty.bootstrap_weights(few, 5, seed=0)
+
+
+def test_intervals_do_not_depend_on_the_origin():
+    """A constant added to all volumes changes neither an unbiased MMD nor how far it scatters from replicate to replicate."""
+    rng = np.random.default_rng(0)
+    z = np.concatenate([rng.normal(size=(16, 20)), rng.normal(size=(16, 20)) + 0.3])
+    a, b = (np.pad(uncertainty.bootstrap_weights(range(16), 100, k), ((0, 0), (16 * k, 16 - 16 * k))) for k in (0, 1))
+    near, far = (metrics.mmd_of_kernel(x @ x.T, a, b, unbiased=True) for x in (z, z + 7))
+    assert np.allclose(near, far) and near.std() > 0.1
 
 
 @pytest.mark.slow

@@ -92,8 +92,8 @@ def test_every_number(whole, arrays, inception_file):
     assert np.isclose(value("ms_ssim_difference"), value("ms_ssim") - m["ms_ssim"]["target"]["value"])
     linear = ((x.mean(0) - y.mean(0)) ** 2).sum()
     assert np.isclose(value("mmd_linear"), linear)
-    z = np.concatenate([x, y]) - (x.mean(0) + y.mean(0)) / 2
-    kernel, subjects = z @ z.T, np.array(["a", "a", "b", "c", "d", "e", "f", "t0"])
+    centred = np.concatenate([x, y]) - (x.mean(0) + y.mean(0)) / 2
+    kernel, subjects = centred @ centred.T, np.array(["a", "a", "b", "c", "d", "e", "f", "t0"])
     between = kernel[:8, :8][subjects[:, None] != subjects].mean()  # two scans of subject "a" are no pair
     others = kernel[8:, 8:][~np.eye(8, dtype=bool)].mean()
     assert np.isclose(value("mmd_linear_unbiased"), between + others - 2 * kernel[:8, 8:].mean())

@@ -71,6 +71,17 @@ def positive(text):
     return value
 
 
+def non_negative(text):
+    """A flag's type: a finite number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number, 0 or more")
+    return value
+
+
 def _terminate(*_):
     raise SystemExit(143)  # so that temporary files are removed on the way out
 

@@ -96,7 +96,7 @@ def write_nifti(path, volume, affine, codes=(1, 1)):
     image = nib.Nifti1Image(stored, None)
     image.set_sform(affine, code=codes[0])
     image.set_qform(affine, code=codes[1])
-    if _apart(volume.shape, image.get_qform(), affine) > _edges(affine).min() / 2:
+    if apart(volume.shape, image.get_qform(), affine) > _edges(affine).min() / 2:
         image.set_qform(affine, code=0)
     image.header.set_xyzt_units("mm")
     raw = bytearray(image.to_bytes())
@@ -242,10 +242,10 @@ def _place(path, header, shape):
                 said.append("its qform is broken; the sform is used")
                 codes = (s, s)
             elif q:
-                apart = _apart(shape, sform, qform)
-                if not apart <= _edges(affine).min() / 2:
+                distance = apart(shape, sform, qform)
+                if not distance <= _edges(affine).min() / 2:
                     sides = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
-                    said.append(f"sform and qform disagree by up to {apart * TO_MM[unit]:.3g} mm"
+                    said.append(f"sform and qform disagree by up to {distance * TO_MM[unit]:.3g} mm"
                                 f"{' and about left and right' if sides else ''}; the sform is used")
                     codes = (s, s)
         else:
@@ -292,7 +292,7 @@ def _edges(affine):
     return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
 
 
-def _apart(shape, a, b):
+def apart(shape, a, b):
     """How far apart two affines put a corner of the volume, at most."""
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     difference = np.asarray(a, float) - np.asarray(b, float)

@@ -150,6 +150,14 @@ def cube_affine(shape, affine, size, fit):
     return np.asarray(affine, float) @ to_scan
 
 
+def grid_over(shape, affine, other):
+    """Affine of a grid of `other` voxels over the field of view of one of `shape` and `affine`: voxel edges aligned."""
+    step = np.array(shape, float) / np.array(other)
+    to_scan = np.diag([*step, 1.0])
+    to_scan[:3, 3] = (step - 1) / 2
+    return np.asarray(affine, float) @ to_scan
+
+
 def to_cube(array, affine, size, fit, outside=0.0):
     """Resamples a RAS array trilinearly onto a cube; the inverse, up to interpolation, of `from_cube`.
 
@@ -159,16 +167,16 @@ def to_cube(array, affine, size, fit, outside=0.0):
     """
     scale = cube_scale(array.shape, affine, fit)
     if fit == "pad" and outside:
-        return _resample(array - np.float32(outside), (size,) * 3, scale) + np.float32(outside)
-    return _resample(array, (size,) * 3, scale)
+        return resample(array - np.float32(outside), (size,) * 3, scale) + np.float32(outside)
+    return resample(array, (size,) * 3, scale)
 
 
 def from_cube(cube, shape, affine, fit):
     """Resamples a cube trilinearly back onto a RAS grid; the inverse, up to interpolation, of `to_cube`."""
-    return _resample(cube, shape, 1 / cube_scale(shape, affine, fit), "border")  # no point of it lies outside the cube
+    return resample(cube, shape, 1 / cube_scale(shape, affine, fit), "border")  # no point of it lies outside the cube
 
 
-def _resample(array, shape, scale, padding="zeros"):
+def resample(array, shape, scale=(1, 1, 1), padding="zeros"):
     """Samples `array` on a grid of `shape` voxels whose field of view is `scale` times its own, about one centre."""
     x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
     if np.allclose(scale, 1, rtol=0, atol=1e-12):

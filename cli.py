@@ -60,17 +60,6 @@ def safe_name(text):
     return isinstance(text, str) and len(text) <= 200 and re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", text) is not None
 
 
-def positive(text):
-    """A flag's type: a finite number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number above 0")
-    return value
-
-
 def non_negative(text):
     """A flag's type: a finite number, 0 or more."""
     try:
@@ -79,6 +68,17 @@ def non_negative(text):
         value = -1.0
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number, 0 or more")
+    return value
+
+
+def positive(text):
+    """A flag's type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number above 0")
     return value
 
 

@@ -167,8 +167,9 @@ def main():
         raise UserError(f"--input {args.input}: {len(found)} scans, more than the {MAX_VOLUMES} that a manifest holds; split the cohort")
     classes, class_names, skipped = labels_of(found, args.labels, args.label_column)
     scans = [s for s in found if s.id not in skipped]
+    folders = ("mosaics", "bias") if args.n4 else ("mosaics",)  # that prepare writes into
     with atomic_folder(args.output) as folder:
-        for name in ("mosaics", "qc") + (("bias",) if args.n4 else ()):
+        for name in (*folders, "qc"):
             (folder / name).mkdir()
         results = map_scans(scans, folder, args) if scans else []
         skipped.update({s.id: r for s, r in zip(scans, results) if isinstance(r, str)})

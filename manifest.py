@@ -33,7 +33,7 @@ OPTIONAL = {
 }
 MAX_VOLUMES = 200_000     # in a manifest
 MAX_BYTES = 2 ** 28       # of a manifest: 1.3 kB a volume
-MAX_MARKS = 12_000_000    # commas and brackets in a JSON file: 60 a volume. They bound the memory that its content takes
+MAX_MARKS = 10_000_000    # commas and brackets in a JSON file: 50 a volume. They bound the memory that its content takes
 MAX_VOXELS = 2 ** 29      # of a scan that a volume goes back to
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS = 140_000_000  # 512 cubed in layout "gray" is 139 M; PIL warns above it and refuses twice as much
 

@@ -20,6 +20,7 @@ SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".mgz", ".mgh")  # a pair goes
 MAX_VOXELS = 2 ** 29            # of one volume: 0.25 mm over a whole head is 2^28.9
 MAX_AXIS = 2 ** 15 - 1          # voxels along an axis, what NIfTI-1 can write
 MAX_BYTES = 2 ** 34             # of a file's data, all volumes of it
+MAX_OFFSET = 2 ** 26            # bytes before the voxels: header and extensions
 DEFLATE = 1032                  # bytes that one byte of gzip can stand for, at most
 SLACK = 2 ** 20                 # bytes that may come after the voxels
 EDGE = (0.01, 100.0)            # mm, of a voxel; beyond it the units or the affine are wrong
@@ -192,7 +193,7 @@ def _layout(path, header):
     if dtype.kind not in "iuf":
         raise UserError(f"{path}: holds colours ({len(dtype.names or [0])} values a voxel), not intensities; convert it to one channel")
     least = 284 if not isinstance(header, nib.Nifti1Header) else header.single_vox_offset if header.is_single else 0
-    if not least <= offset <= MAX_BYTES:
+    if not least <= offset <= MAX_OFFSET:
         raise UserError(f"{path}: damaged header: its voxels begin at byte {offset}; convert it anew")
     return shape, dtype, offset, 1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter)
 

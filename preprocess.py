@@ -163,6 +163,9 @@ def main():
     ratio = parse_ratio(args.split)
 
     found = volumes.find_scans(args.input, "--input")
+    if args.mask:  # masks that lie among the scans
+        masks = {prep.mask_path(args.mask, s).resolve() for s in found}
+        found = [s for s in found if s.path.resolve() not in masks]
     if len(found) > MAX_VOLUMES:
         raise UserError(f"--input {args.input}: {len(found)} scans, more than the {MAX_VOLUMES} that a manifest holds; split the cohort")
     classes, class_names, skipped = labels_of(found, args.labels, args.label_column)

@@ -241,9 +241,10 @@ def test_pictures_are_upright_and_left_is_left():
     assert [v.shape for v in wide] == [(112, 56), (56, 56), (56, 112)]                  # true to the voxels' proportions
 
 
-def test_already_masked_before_mask(heads, tmp_path):
+def test_already_masked_before_a_mask_beside_the_scan(tmp_path):
     array, mask = head()
     save_nifti(tmp_path / "in" / "a.nii.gz", np.where(mask, array, 0), AFFINE, np.float32)
-    save_nifti(tmp_path / "m.nii.gz", mask, AFFINE, np.uint8)
-    script("preprocess.py", "--input", tmp_path / "in", "--mask", tmp_path / "m.nii.gz", "--size", 16, "--output", tmp_path / "d")
+    save_nifti(tmp_path / "in" / "a_mask.nii.gz", mask, AFFINE, np.uint8)
+    script("preprocess.py", "--input", tmp_path / "in", "--mask", "{dir}/{name}_mask.nii.gz", "--size", 16, "--output", tmp_path / "d")
+    assert len(table(tmp_path / "d")) == 1                                             # the mask is no scan
     assert table(tmp_path / "d")["a"]["warnings"] == "already masked, before --mask"

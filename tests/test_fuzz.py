@@ -21,12 +21,12 @@ def test_mutated_files_end_in_success_or_one_line(cases):
     for line in lines:
         case, _, end = line.partition("} {")
         case, end = json.loads(case + "}"), json.loads("{" + end)
-        assert end["ended"] in ENDS, (case, end)
-        counts[case["kind"], end["ended"]] += 1
+        assert end["ended"] in (ENDS if case["case"] >= 0 else ("used",)), (case, end)
+        counts[case["kind"], end["ended"]] += case["case"] >= 0
     kinds = sorted({kind for kind, _ in counts})
     print("\n| kind | " + " | ".join(ENDS) + " |\n|---|" + "---|" * len(ENDS))
     for kind in kinds:
         print(f"| {kind} | " + " | ".join(str(counts[kind, end]) for end in ENDS) + " |")
     assert counts.total() == cases
     assert kinds == ["checkpoint", "manifest", "mask", "png", "scan", "table", "weights"]
-    assert all(counts[kind, "used"] and counts[kind, "refused"] for kind in kinds)   # neither does nothing nor refuses all
+    assert all(counts[kind, "refused"] for kind in kinds) and counts["scan", "used"] > cases / 10   # neither all nor nothing

@@ -42,13 +42,15 @@ def read_meta(path):
         raise UserError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as f:
-            meta = json.loads((f.metadata() or {})["mosaicdit"])
+            meta = json.loads((f.metadata() or {})["mosaicdit"], object_hook=lambda pairs: Recorded(path, pairs))
     except (SafetensorError, OSError):
         raise UserError(f"{path}: not a whole safetensors file; use the checkpoint before it") from None
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise UserError(f"{path}: not a MosaicDiT checkpoint; train.py writes them as checkpoints/STEP.safetensors") from None
     if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != ("mosaicdit-checkpoint", VERSION):
         raise UserError(f"{path}: not a MosaicDiT checkpoint of version {VERSION}, which this code reads")
+    if not _sound(meta):
+        raise UserError(f"{path}: its metadata is damaged, or not what train.py writes; use another checkpoint")
     return meta
 
 
@@ -99,6 +101,31 @@ def find_base(recorded, checkpoint, override=None):
         raise UserError(f"{found[0]}: not the base that {checkpoint} was trained on (its SHA-256 differs); "
                         "say where that is with --base FILE")
     return right
+
+
+class Recorded(dict):
+    """A part of a checkpoint's metadata: a key that is missing is the user's error, for the file may come from anywhere."""
+
+    def __init__(self, path, pairs):
+        super().__init__(pairs)
+        self.path = path
+
+    def __missing__(self, key):
+        raise UserError(f"{self.path}: its metadata has no {key!r}; use another checkpoint")
+
+
+LARGEST = dict(input_size=1536, patch_size=64, in_channels=1024, hidden_size=16384, depth=512, num_heads=1024, mlp_ratio=64,
+               num_classes=1_000_000, base_grid=1536, gamma_blocks=512)  # of a model that a checkpoint may ask for
+
+
+def _sound(meta):
+    """Whether what is there of a checkpoint's metadata is of the right kind, and its model of a size that can be."""
+    kinds = dict(config=dict, header=dict, vae=dict, base=(dict, type(None)), step=int, image_size=int)
+    texts = [part[k] for part in (meta.get("vae"), meta.get("base")) if isinstance(part, dict)
+             for k in ("name", "path", "sha256") if part.get(k) is not None]
+    return (all(isinstance(meta[k], kind) for k, kind in kinds.items() if k in meta) and all(isinstance(t, str) for t in texts)
+            and all(type(v) in (int, float) and 0 <= v <= LARGEST[k] and (k in ("mlp_ratio", "gamma_blocks") or type(v) is int and v > 0)
+                    for k, v in meta.get("config", {}).items() if k in LARGEST and not (k == "base_grid" and v is None)))
 
 
 # ---------------------------------------------------------------------------------------------- weights to begin with
@@ -246,8 +273,11 @@ def assemble(config, tensors, path):
     :param tensors: under the official names, without the position table, which is made anew for the grid
     :raises UserError: naming the first tensor that is missing, superfluous, or of another shape
     """
-    with torch.device("meta"):
-        model = models.DiT(**config)
+    try:
+        with torch.device("meta"):
+            model = models.DiT(**config)
+    except (TypeError, ValueError, KeyError, AssertionError) as e:
+        raise UserError(f"{path}: its config is no DiT's ({type(e).__name__}: {e})") from None
     expected = {k: v.shape for k, v in model.state_dict().items() if k != "pos_embed"}
     for problem, names in (("lacks", expected.keys() - tensors.keys()), ("has also", tensors.keys() - expected.keys())):
         if names:

@@ -5,6 +5,7 @@ Imports nothing of the project, so any module may use it.
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sys
@@ -52,6 +53,22 @@ def seed(text):
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r}: must be a whole number, 0 or more")
     return int(text)
+
+
+def safe_name(text):
+    """Whether a text can name a file in our folders and nothing outside them: letters, digits and _ . + = - after the first."""
+    return isinstance(text, str) and len(text) <= 200 and re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", text) is not None
+
+
+def non_negative(text):
+    """A flag's type: a finite number, 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a finite number, 0 or more")
+    return value
 
 
 def positive(text):

@@ -46,7 +46,9 @@ def load_vae(name, device="cpu", flag="--vae"):
             if wrong:  # diffusers would go on with random weights
                 raise ValueError(f"{len(wrong)} of its tensors do not fit, such as {wrong[0]}")
             break
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as e:
+        except MemoryError:
+            raise
+        except Exception as e:  # a damaged folder can end diffusers in any way
             error = " ".join(str(e).split())[:200]
     else:
         if local.is_dir():

@@ -6,7 +6,8 @@
     python postprocess.py --input some/pngs --manifest data/adni --output nifti/
 
 Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and intensities of the scans
-they came from. A mosaic with no scan behind it, a sample, gets the cohort's median geometry.
+they came from: a crop is put back into its place and a bias field that --n4 took out is put back; what a mask took is gone.
+A mosaic with no scan behind it, a sample, gets the cohort's median geometry.
 """
 from pathlib import Path
 
@@ -14,14 +15,24 @@ import numpy as np
 
 import manifest
 import mosaic
+import prep
 import volumes
 from cli import UserError, atomic_folder, parser, progress, run
 
 
-def restore(cube, affine, source, fit):
-    """A cube as a volume on its source's grid, in the source's axis order and intensities."""
-    ras_shape, ras_affine = volumes.ras_grid(source["shape"], affine)
-    ras = volumes.from_cube(volumes.from_uint8(cube, source["window"]), ras_shape, ras_affine, fit)
+def restore(cube, source, fit, field=None):
+    """A cube as a volume on its source's grid, in the source's axis order and intensities; undoes `preprocess.prepare`.
+
+    :param source: the volume's entry in the manifest
+    :param field: logarithm of the bias field that was taken out
+    """
+    affine = np.array(source["affine"], float)
+    ras = volumes.from_cube(volumes.from_uint8(cube, source["window"]), *prep.prepared_grid(source), fit)
+    shape, _ = volumes.ras_grid(source["shape"], affine)
+    if source.get("crop"):
+        ras = prep.uncrop(ras, source["crop"], shape, source.get("outside", source["window"][0]))
+    if field is not None:
+        ras = prep.multiply_bias(ras, field)
     return volumes.from_ras(ras, affine)
 
 
@@ -30,10 +41,12 @@ def main():
     p.add_argument("--input", type=Path, required=True, metavar="DIR", help="data folder, samples folder, or folder of PNG mosaics")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for ID.nii.gz")
     p.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.json or samples.json, or its folder; default: --input")
-    p.add_argument("--restore-shape", action="store_true", help="resample back to the source's grid and affine")
+    p.add_argument("--restore-shape", action="store_true", help="back on the source's grid, affine and intensities")
     args = p.parse_args()
 
     header, entries = manifest.read_manifest(args.manifest or args.input)
+    origin = args.manifest or args.input
+    origin = origin if origin.is_dir() else origin.parent
     known = {v["id"]: v for v in entries}
     folder = args.input / "mosaics" if (args.input / "mosaics").is_dir() else args.input
     sheets = sorted(folder.glob("*.png"))
@@ -44,14 +57,14 @@ def main():
         for path in progress(sheets, "volumes"):
             cube = mosaic.untile(manifest.read_mosaic(path, header), header["size"], header["layout"])
             source = known.get(path.stem, cohort)
-            source_affine = np.array(source["affine"], float)
             if args.restore_shape:
-                volume, affine = restore(cube, source_affine, source, header["fit"]), source_affine
+                field = volumes.read_nifti(manifest.bias_path(origin, path.stem))[0] if source.get("n4") else None
+                volume, affine = restore(cube, source, header["fit"], field), np.array(source["affine"], float)
             elif path.stem in known:
-                volume, affine = cube, volumes.cube_affine(*volumes.ras_grid(source["shape"], source_affine), header["size"], header["fit"])
+                volume, affine = cube, volumes.cube_affine(*prep.prepared_grid(source), header["size"], header["fit"])
             else:
                 volume, affine = cube, np.array(header["affine"])
-            volumes.write_nifti(out / f"{path.stem}.nii.gz", volume, affine)
+            volumes.write_nifti(out / f"{path.stem}.nii.gz", volume, affine, source.get("codes", (1, 1)))
     print(f"{args.output}: {len(sheets)} NIfTI volumes")
 
 

@@ -4,9 +4,11 @@
     python preprocess.py --input scans/ --output data/adni
     python preprocess.py --input bids/ --labels bids/participants.tsv --label-column group --output data/adni
 
+    python preprocess.py --input heads/ --mask 'masks/{id}_mask.nii.gz' --n4 --crop brain --fit pad --output data/heads
+
 Each scan is brought to RAS order, resampled to a cube over the same field of view, mapped from a percentile window of
 its intensities to 8 bits, and laid out on a sheet. A scan that cannot be used is named with its mend and skipped; the
-others go on, and the exit code is then 1.
+others go on, and the exit code is then 1. Contact sheets and a table of what is odd are in qc/: look at them.
 """
 import multiprocessing
 import os
@@ -19,25 +21,49 @@ import numpy as np
 import torch
 
 import mosaic
+import prep
+import qc
 import volumes
-from cli import UserError, atomic_folder, parser, progress, run, seed
-from manifest import mosaic_path, write_manifest, write_mosaic
+from cli import UserError, atomic_folder, non_negative, parser, progress, run, seed
+from manifest import MAX_PIXELS, MAX_VOLUMES, bias_path, mosaic_path, write_manifest, write_mosaic
 
 
 def prepare(scan, folder, args):
-    """One scan -> its mosaic on disk. Returns its manifest entry, or the reason (str) why it was skipped."""
+    """One scan -> its mosaic on disk. Returns its manifest entry and its look (`qc.look`), or the reason (str) why it was skipped."""
     try:
-        array, affine = volumes.read_nifti(scan.path)
-        ras, ras_affine = volumes.to_ras(array, affine)
+        source = volumes.read_scan(scan.path, args.volume)
+        ras, affine = volumes.to_ras(source.array, source.affine)
+        entry = dict(id=scan.id, subject=scan.subject, source=str(scan.path.resolve()), shape=list(source.array.shape),
+                     affine=source.affine.tolist(), window=None)
+        if source.volumes > 1:
+            entry["volume"] = args.volume
+        if source.codes != (1, 1):
+            entry["codes"] = list(source.codes)
+        if source.warnings:
+            entry["warnings"] = list(source.warnings)
+        mask, masked = None, qc.is_masked(ras)
+        if args.mask:
+            path = prep.mask_path(args.mask, scan)
+            mask, entry["mask"] = prep.read_mask(path, ras.shape, affine), str(path.resolve())
+        if args.n4:
+            field = prep.bias_field(ras, volumes.voxel_sizes(affine), mask, threads=1)
+            ras, entry["n4"] = prep.divide_bias(ras, field), True
+            volumes.write_nifti(bias_path(folder, scan.id), field, volumes.grid_over(ras.shape, affine, field.shape))
+        if mask is not None:
+            ras = prep.apply_mask(ras, mask)
+        if args.crop == "brain":
+            entry["crop"] = prep.brain_box(ras, volumes.voxel_sizes(affine), args.crop_margin, mask)
+            entry["outside"] = prep.border(ras)[0]
+            ras, affine = prep.crop(ras, entry["crop"]), prep.prepared_grid(entry)[1]
         window = volumes.intensity_window(ras, args.window)
-        cube = volumes.to_uint8(volumes.to_cube(ras, ras_affine, args.size, args.fit), window)
+        entry["window"] = list(window)
+        cube = volumes.to_uint8(volumes.to_cube(ras, affine, args.size, args.fit, outside=window[0]), window)
     except UserError as e:
-        return str(e)
+        return str(e) if str(scan.path) in str(e) else f"{scan.path}: {e}"
     except ValueError as e:
         return f"{scan.path}: {e}; widen --window, or take it out"
     write_mosaic(mosaic_path(folder, scan.id), mosaic.tile(cube, args.layout))
-    return dict(id=scan.id, subject=scan.subject, source=str(scan.path.resolve()), shape=list(array.shape),
-                affine=affine.tolist(), window=list(window))
+    return entry, qc.look(cube, volumes.voxel_sizes(volumes.cube_affine(ras.shape, affine, args.size, args.fit)), masked)
 
 
 def labels_of(scans, path, column):
@@ -93,14 +119,21 @@ def map_scans(scans, folder, args):
 
 def main():
     p = parser(__doc__)
-    p.add_argument("--input", required=True, metavar="DIR|GLOB|TSV", help="where the .nii and .nii.gz scans are; in a "
-                   "BIDS tree the *_T1w files are taken; a TSV has columns path and, if wanted, id and subject")
+    p.add_argument("--input", required=True, metavar="DIR|GLOB|TSV", help="where the scans are (.nii, .nii.gz, "
+                   ".hdr with .img, .mgz); in a BIDS tree the *_T1w files are taken; a TSV has columns path and, if wanted, id and subject")
     p.add_argument("--output", type=Path, required=True, help="new data folder")
     p.add_argument("--size", type=int, default=128, help="side D of the cube, voxels")
     p.add_argument("--layout", choices=mosaic.CHANNELS, default="rgb", help="three slices a tile, or one")
     p.add_argument("--fit", choices=volumes.FITS, default="stretch", help="field of view fills the cube, or voxels stay cubic")
     p.add_argument("--window", type=float, nargs=2, default=(0.0, 99.9), metavar=("LO", "HI"),
                    help="percentiles of a scan's intensities that become 0 and 255")
+    p.add_argument("--volume", type=seed, metavar="K", help="take volume K, from 0, of files that have several")
+    p.add_argument("--mask", metavar="FILE|PATTERN", help="brain mask on the scan's grid, voxels above 0.5 are kept; {id}, {subject}, "
+                   "{name} (the scan's file name without suffix) and {dir} (its folder) stand for each scan's own")
+    p.add_argument("--n4", action="store_true", help="N4 bias correction, in the mask where there is one; needs SimpleITK "
+                   "(requirements-extra.txt)")
+    p.add_argument("--crop", choices=("none", "brain"), default="none", help="keep the box about the mask, or about a skull-stripped brain")
+    p.add_argument("--crop-margin", type=non_negative, default=5.0, metavar="MM", help="kept around the brain")
     p.add_argument("--labels", type=Path, metavar="FILE.tsv", help="table with a class for each participant_id (or id)")
     p.add_argument("--label-column", metavar="NAME", help="column of --labels that holds the class")
     p.add_argument("--split", default="63:32", metavar="TRAIN:TEST", help="proportion of subjects to train on and to hold out")
@@ -121,16 +154,29 @@ def main():
         raise UserError("--labels and --label-column go together; give both, or neither")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
+    if side ** 2 > MAX_PIXELS:
+        raise UserError(f"--size {args.size}: gives a mosaic of {side} x {side} pixels, more than the {MAX_PIXELS} that are read back")
+    if args.n4:
+        prep.load_n4()
+    if args.mask:
+        prep.check_pattern(args.mask)
     ratio = parse_ratio(args.split)
 
     found = volumes.find_scans(args.input, "--input")
+    if args.mask:  # masks that lie among the scans
+        masks = {prep.mask_path(args.mask, s).resolve() for s in found}
+        found = [s for s in found if s.path.resolve() not in masks]
+    if len(found) > MAX_VOLUMES:
+        raise UserError(f"--input {args.input}: {len(found)} scans, more than the {MAX_VOLUMES} that a manifest holds; split the cohort")
     classes, class_names, skipped = labels_of(found, args.labels, args.label_column)
     scans = [s for s in found if s.id not in skipped]
+    folders = ("mosaics", "bias") if args.n4 else ("mosaics",)  # that prepare writes into
     with atomic_folder(args.output) as folder:
-        (folder / "mosaics").mkdir()
+        for name in (*folders, "qc"):
+            (folder / name).mkdir()
         results = map_scans(scans, folder, args) if scans else []
         skipped.update({s.id: r for s, r in zip(scans, results) if isinstance(r, str)})
-        entries = [r for r in results if not isinstance(r, str)]
+        entries, looks = ([r[k] for r in results if not isinstance(r, str)] for k in (0, 1))
         for reason in skipped.values():
             print(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
         if not entries:
@@ -138,17 +184,25 @@ def main():
         splits = split_subjects([e["subject"] for e in entries], ratio, args.seed)
         for e in entries:
             e.update({"class": classes[e["id"]], "split": splits[e["subject"]]})
-        grids = [volumes.ras_grid(e["shape"], np.array(e["affine"])) for e in entries]
+        grids = [prep.prepared_grid(e) for e in entries]
         affine, source_shape, source_affine = volumes.cohort_grid([s for s, _ in grids], [a for _, a in grids],
                                                                   args.size, args.fit)
         header = dict(size=args.size, layout=args.layout, grid=mosaic.grid_size(args.size, args.layout), fit=args.fit,
                       window_percentiles=list(args.window), affine=affine.tolist(), source_shape=list(source_shape),
                       source_affine=source_affine.tolist(), classes=class_names)
+        asked = dict(volume=args.volume, mask=args.mask, n4=args.n4 and f"SimpleITK {prep.load_n4().Version_VersionString()}",
+                     crop=args.crop != "none" and args.crop, crop_margin=args.crop != "none" and args.crop_margin)
+        header["preparation"] = {k: v for k, v in asked.items() if v is not None and v is not False}
         write_manifest(folder, header, entries)
+        odd = qc.write(folder / "qc", entries, looks, skipped)
     sizes = {s: sum(e["split"] == s for e in entries) for s in ("train", "test")}
     print(f"{args.output}: {len(entries)} mosaics of {side} x {side} ({sizes['train']} train, {sizes['test']} test, "
           f"{len(splits)} subjects, {len(class_names)} classes), voxels "
           f"{' x '.join(f'{v:.3g}' for v in volumes.voxel_sizes(affine))} mm")
+    for line in odd[:20]:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"{args.output}/qc: {len(odd)} of {len(entries)} scans are odd{' (20 named above)' if len(odd) > 20 else ''}; look at the "
+          "contact sheets, page-001.png and on")
     if skipped:
         print(f"{len(skipped)} of {len(found)} scans skipped, as named above", file=sys.stderr)
         return 1

@@ -1,11 +1,10 @@
-"""NIfTI <-> volume: reading, orientation, resampling, intensity window, affine. Each pair of inverses side by side.
+"""Scan <-> volume: finding scans, orientation, resampling, intensity window, affine. Each pair of inverses side by side.
 
 A *volume* is a cube (D, D, D) in RAS orientation with intensities in [0, 1], stored as uint8 * 1/255. Nothing moves in
 the world: whenever the grid changes, the affine changes with it, so that a point keeps its world coordinates (mm).
 """
 import csv
 import glob
-import gzip
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cli import UserError, write_bytes
+from cli import UserError, safe_name
+from nifti import SUFFIXES, read_nifti, read_scan, stem, write_nifti  # noqa: F401 - reading and writing, by these names too
 
 FITS = ("stretch", "pad")
-NIFTI_SUFFIXES = (".nii.gz", ".nii")
+MAX_TSV = 2 ** 26  # bytes
 
 
 # ------------------------------------------------------------------------------------------------- finding scans
@@ -46,20 +46,20 @@ def find_scans(source, flag="--input"):
     else:
         if Path(source).is_dir():
             root = Path(source)
-            paths = [p for p in root.rglob("*") if p.name.endswith(NIFTI_SUFFIXES) and not p.name.startswith(".")]
+            paths = [p for p in root.rglob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith(".")]
             if any(stem(p).endswith("_T1w") for p in paths):
                 derived = {"derivatives", "sourcedata"}
                 paths = [p for p in paths if stem(p).endswith("_T1w") and not derived & set(p.relative_to(root).parts)]
         elif Path(source).is_file():
             paths = [Path(source)]
         else:
-            paths = [Path(p) for p in glob.glob(source, recursive=True) if p.endswith(NIFTI_SUFFIXES)]
+            paths = [Path(p) for p in glob.glob(source, recursive=True) if p.endswith(SUFFIXES)]
         scans = [Scan(stem(p), _bids_subject(p) or stem(p), p) for p in paths]
     if not scans:
-        raise UserError(f"{flag} {source}: no .nii or .nii.gz files; name a folder, a glob in quotes, or a .tsv")
+        raise UserError(f"{flag} {source}: no .nii or .nii.gz (or .hdr, .mgz) files; name a folder, a glob in quotes, or a .tsv")
     seen = {}
     for scan in scans:
-        if not re.fullmatch(r"[A-Za-z0-9_][\w.+=-]*", scan.id):
+        if not safe_name(scan.id):
             raise UserError(f"{scan.path}: its id {scan.id!r} cannot name a file; give another in a TSV's column `id`")
         if scan.id in seen:
             raise UserError(f"{scan.path}: has the id {scan.id!r} of {seen[scan.id]} too; "
@@ -84,6 +84,8 @@ def _scans_of_tsv(path):
 def read_tsv(path):
     """The rows of a tab-separated file as dicts. Raises UserError when it cannot be read as one."""
     try:
+        if Path(path).stat().st_size > MAX_TSV:
+            raise UserError(f"{path}: larger than the {MAX_TSV >> 20} MiB that are read; is it a table?")
         with open(path, newline="", encoding="utf-8-sig") as f:
             rows = list(csv.DictReader(f, delimiter="\t", restval="", strict=True))
     except FileNotFoundError:
@@ -95,80 +97,12 @@ def read_tsv(path):
     return rows
 
 
-def stem(path):
-    """A NIfTI's file name without .nii or .nii.gz."""
-    name = Path(path).name
-    return next((name[:-len(s)] for s in NIFTI_SUFFIXES if name.endswith(s)), name)
-
-
 def _bids_subject(path):
     found = re.match(r"(sub-[A-Za-z0-9]+)(?:_|$)", stem(path))
     return found and found[1]
 
 
-# ------------------------------------------------------------------------------------------- NIfTI <-> RAS array
-
-def read_nifti(path):
-    """Reads one 3D scan.
-
-    :return: array (X, Y, Z) float32 in the file's own axis order, affine (4, 4) float64, voxel -> world in mm
-    :raises UserError: not a NIfTI, truncated, not 3D, no affine, NaN, infinite or constant
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        image = nib.load(path)
-        header, shape = image.header, image.shape
-        codes = int(header["sform_code"]), int(header["qform_code"])
-    except Exception as e:  # nibabel raises many kinds for a file that is not what its name says
-        raise UserError(f"{path}: not a NIfTI image ({_first_line(e)}); convert it, or take it out") from None
-    if len(shape) > 3 and any(n != 1 for n in shape[3:]):
-        raise UserError(f"{path}: {len(shape)}D with shape {shape}; extract one 3D volume first")
-    if len(shape) < 3 or min(shape[:3]) < 2:
-        raise UserError(f"{path}: shape {shape} is not 3D; a scan needs at least 2 voxels along each axis")
-    if codes == (0, 0):
-        raise UserError(f"{path}: no affine (sform and qform codes are 0), so left and right are unknown; set its sform first")
-    try:
-        array = np.asarray(image.dataobj, dtype=np.float32).reshape(shape[:3])
-    except Exception as e:
-        raise UserError(f"{path}: cannot be read to its end, truncated or damaged ({_first_line(e)}); copy it anew") from None
-    if not np.isfinite(array).all():
-        bad = int((~np.isfinite(array)).sum())
-        raise UserError(f"{path}: {bad} voxels are NaN or infinite; replace them (numpy.nan_to_num) first")
-    if array.min() == array.max():
-        raise UserError(f"{path}: every voxel is {array.flat[0]:g}; nothing to see, take it out")
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise UserError(f"{path}: its affine is singular; set its sform first")
-    return array, affine
-
-
-def write_nifti(path, volume, affine):
-    """Writes a volume as .nii.gz, atomically, the same bytes every time; sform and qform set, units mm.
-
-    :param volume: (X, Y, Z); uint8 is written as it is with slope 1/255, so that readers see [0, 1]; else float32
-    :param affine: (4, 4) voxel -> world, mm
-    """
-    volume = np.asarray(volume)
-    stored = volume if volume.dtype == np.uint8 else volume.astype(np.float32)
-    image = nib.Nifti1Image(stored, None)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner")
-    image.header.set_xyzt_units("mm")
-    raw = bytearray(image.to_bytes())
-    if volume.dtype == np.uint8:
-        # nibabel would rescale the data when the header has a slope, so the slope goes into the finished header
-        header = nib.Nifti1Header(bytes(raw[:348]), check=False)
-        header["scl_slope"], header["scl_inter"] = 1 / 255, 0
-        header["cal_min"], header["cal_max"] = 0, 1
-        raw[:348] = header.binaryblock
-    write_bytes(path, gzip.compress(bytes(raw), compresslevel=1, mtime=0))
-
-
-def _first_line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
+# -------------------------------------------------------------------------------------------- file order <-> RAS
 
 def to_ras(array, affine):
     """Permutes and flips the axes to the nearest RAS order (no interpolation); the inverse of `from_ras`.
@@ -216,22 +150,33 @@ def cube_affine(shape, affine, size, fit):
     return np.asarray(affine, float) @ to_scan
 
 
-def to_cube(array, affine, size, fit):
+def grid_over(shape, affine, other):
+    """Affine of a grid of `other` voxels over the field of view of one of `shape` and `affine`: voxel edges aligned."""
+    step = np.array(shape, float) / np.array(other)
+    to_scan = np.diag([*step, 1.0])
+    to_scan[:3, 3] = (step - 1) / 2
+    return np.asarray(affine, float) @ to_scan
+
+
+def to_cube(array, affine, size, fit, outside=0.0):
     """Resamples a RAS array trilinearly onto a cube; the inverse, up to interpolation, of `from_cube`.
 
-    "stretch" fills the cube with the field of view, voxel edges aligned; "pad" keeps voxels cubic, zero outside.
+    "stretch" fills the cube with the field of view, voxel edges aligned; "pad" keeps voxels cubic, `outside` beyond the scan.
 
     :return: cube (size, size, size) float32; its affine is `cube_affine`
     """
-    return _resample(array, (size,) * 3, cube_scale(array.shape, affine, fit))
+    scale = cube_scale(array.shape, affine, fit)
+    if fit == "pad" and outside:
+        return resample(array - np.float32(outside), (size,) * 3, scale) + np.float32(outside)
+    return resample(array, (size,) * 3, scale)
 
 
 def from_cube(cube, shape, affine, fit):
     """Resamples a cube trilinearly back onto a RAS grid; the inverse, up to interpolation, of `to_cube`."""
-    return _resample(cube, shape, 1 / cube_scale(shape, affine, fit))
+    return resample(cube, shape, 1 / cube_scale(shape, affine, fit), "border")  # no point of it lies outside the cube
 
 
-def _resample(array, shape, scale):
+def resample(array, shape, scale=(1, 1, 1), padding="zeros"):
     """Samples `array` on a grid of `shape` voxels whose field of view is `scale` times its own, about one centre."""
     x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
     if np.allclose(scale, 1, rtol=0, atol=1e-12):
@@ -240,7 +185,7 @@ def _resample(array, shape, scale):
         theta = torch.zeros(1, 3, 4, dtype=torch.float64)
         theta[0, [0, 1, 2], [0, 1, 2]] = torch.from_numpy(np.array(scale)[::-1].copy())  # grid_sample: last axis first
         grid = F.affine_grid(theta, (1, 1, *shape), align_corners=False).float()
-        y = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        y = F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return y[0, 0].numpy()
 
 

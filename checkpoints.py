@@ -27,17 +27,18 @@ WEIGHTS = Path("weights")  # where download.py puts them, unless told otherwise
 def save_checkpoint(path, meta, **groups):
     """Writes {"GROUP.NAME": tensor} with `meta` (JSON) and a checksum of both as metadata: atomically, and on the disk."""
     tensors = {f"{group}.{name}": t.detach().cpu().contiguous() for group, named in groups.items() for name, t in named.items()}
-    text = json.dumps({"format": "mosaicdit-checkpoint", "version": VERSION, **meta})
+    meta = {"format": "mosaicdit-checkpoint", "version": VERSION, **meta}
+    meta["sha256"] = _checksum(meta, tensors, tensors.get)  # one entry of metadata alone: safetensors shuffles several
     with atomic(path, durable=True) as tmp:
         try:
-            save_file(tensors, tmp, metadata={"mosaicdit": text, "sha256": _checksum(text, tensors, tensors.get)})
+            save_file(tensors, tmp, metadata={"mosaicdit": json.dumps(meta)})
         except SafetensorError as e:
             raise OSError(None, str(e), str(path)) from None
 
 
-def _checksum(text, keys, get):
-    """SHA-256 of the metadata and of every tensor's name, type, shape and bytes, one tensor in memory at a time."""
-    digest = hashlib.sha256(text.encode())
+def _checksum(meta, keys, get):
+    """SHA-256 of the metadata but for the checksum itself, and of every tensor's name, type, shape and bytes, one tensor in memory at a time."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != "sha256"}).encode())
     for key in sorted(keys):
         tensor = get(key)
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -45,21 +46,16 @@ def _checksum(text, keys, get):
     return digest.hexdigest()
 
 
-def _metadata(path):
+def read_meta(path):
+    """A checkpoint's metadata. Raises UserError when the file is missing, cut short, or not one of ours."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     try:
         with safe_open(path, "pt") as f:
-            return f.metadata() or {}
-    except (SafetensorError, OSError, UnicodeDecodeError):
+            meta = json.loads((f.metadata() or {})["mosaicdit"])
+    except (SafetensorError, OSError):
         raise UserError(f"{path}: not a whole safetensors file; use the checkpoint before it") from None
-
-
-def read_meta(path):
-    """A checkpoint's metadata. Raises UserError when the file is missing, cut short, or not one of ours."""
-    try:
-        meta = json.loads(_metadata(path)["mosaicdit"])
     except (KeyError, ValueError):
         raise UserError(f"{path}: not a MosaicDiT checkpoint; train.py writes them as checkpoints/STEP.safetensors") from None
     if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != ("mosaicdit-checkpoint", VERSION):
@@ -69,14 +65,14 @@ def read_meta(path):
 
 def verify(path):
     """A checkpoint's metadata, after every byte of the file was read and checked: UserError also for one that flipped."""
-    meta, recorded = read_meta(path), _metadata(path)
-    if "sha256" in recorded:  # the first checkpoints had none
+    meta = read_meta(path)
+    if "sha256" in meta:  # the first checkpoints had none
         try:
             with safe_open(path, "pt") as f:
-                found = _checksum(recorded["mosaicdit"], f.keys(), f.get_tensor)
+                found = _checksum(meta, f.keys(), f.get_tensor)
         except (SafetensorError, OSError, ValueError, RuntimeError) as e:
             raise UserError(f"{path}: damaged ({e}); use the checkpoint before it") from None
-        if found != recorded["sha256"]:
+        if found != meta["sha256"]:
             raise UserError(f"{path}: damaged, its checksum is another than when it was written; use the checkpoint before it")
     return meta
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import models
 from cli import UserError, atomic
 
-VERSION = 1
+VERSION, READABLE = 2, (1, 2)  # version 1 had no checksum
 WEIGHTS = Path("weights")  # where download.py puts them, unless told otherwise
 
 
@@ -37,7 +37,7 @@ def save_checkpoint(path, meta, **groups):
 
 
 def _checksum(meta, keys, get):
-    """SHA-256 of the metadata but for the checksum itself, and of every tensor's name, type, shape and bytes, one tensor in memory at a time."""
+    """SHA-256 of the metadata but for itself, and of every tensor's name, type, shape and bytes, one in memory at a time."""
     digest = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != "sha256"}).encode())
     for key in sorted(keys):
         tensor = get(key)
@@ -58,21 +58,21 @@ def read_meta(path):
         raise UserError(f"{path}: not a whole safetensors file; use the checkpoint before it") from None
     except (KeyError, ValueError):
         raise UserError(f"{path}: not a MosaicDiT checkpoint; train.py writes them as checkpoints/STEP.safetensors") from None
-    if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != ("mosaicdit-checkpoint", VERSION):
-        raise UserError(f"{path}: not a MosaicDiT checkpoint of version {VERSION}, which this code reads")
+    if not isinstance(meta, dict) or meta.get("format") != "mosaicdit-checkpoint" or meta.get("version") not in READABLE:
+        raise UserError(f"{path}: not a MosaicDiT checkpoint of version {' or '.join(map(str, READABLE))}, which this code reads")
     return meta
 
 
 def verify(path):
     """A checkpoint's metadata, after every byte of the file was read and checked: UserError also for one that flipped."""
     meta = read_meta(path)
-    if "sha256" in meta:  # the first checkpoints had none
+    if meta["version"] > 1 or "sha256" in meta:
         try:
             with safe_open(path, "pt") as f:
                 found = _checksum(meta, f.keys(), f.get_tensor)
         except (SafetensorError, OSError, ValueError, RuntimeError) as e:
             raise UserError(f"{path}: damaged ({e}); use the checkpoint before it") from None
-        if found != meta["sha256"]:
+        if found != meta.get("sha256"):
             raise UserError(f"{path}: damaged, its checksum is another than when it was written; use the checkpoint before it")
     return meta
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -82,29 +83,41 @@ def shard(text):
 class StopSignals:
     """SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the walltime) ask for an orderly end; a second one exits at once.
 
-    Until `begin` there is nothing to save, and the first one exits at once too, with code STOPPED. After it, `received` is
-    the first one's name. Under torchrun or Slurm, both of which forward signals, one request can arrive several times:
-    there, what comes within 5 seconds counts as one.
+    Until `begin` there is nothing to save, and the first one exits too, with code STOPPED. After it, `received` is the first
+    one's name. A thread listens, so that the second is heard even while the main thread is deep in a long computation. Under
+    torchrun or Slurm, both of which forward signals, one request can arrive several times: there, what comes within 5 seconds
+    counts as one.
     """
 
     def __init__(self):
-        self.received, self._begun, self._first = None, False, 0.0
+        self.received, self._begun = None, False
         self._together = 5.0 if {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys() else 0.0
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._handle)
+        self._pipe, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)  # each signal's number, as a byte
+        self._numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        for number in self._numbers:
+            signal.signal(number, self._early)
 
     def begin(self):
         self._begun = True
+        threading.Thread(target=self._listen, daemon=True).start()
 
-    def _handle(self, number, frame):
-        name = signal.Signals(number).name
+    def _early(self, number, frame):
         if not self._begun:
-            print(f"{Path(sys.argv[0]).name}: {name} during the set-up: nothing to save", file=sys.stderr, flush=True)
+            print(f"{Path(sys.argv[0]).name}: {signal.Signals(number).name} during the set-up: nothing to save", file=sys.stderr, flush=True)
             raise SystemExit(STOPPED)
-        if not self.received:
-            self.received, self._first = name, time.monotonic()
-        elif time.monotonic() - self._first >= self._together:
-            raise SystemExit(128 + number)  # on its way out it removes temporary files
+
+    def _listen(self):
+        first = 0.0
+        while True:
+            number = os.read(self._pipe, 1)[0]
+            if number not in self._numbers:
+                continue
+            if not self.received:
+                first, self.received = time.monotonic(), signal.Signals(number).name
+            elif time.monotonic() - first >= self._together:
+                os._exit(128 + number)  # what it was writing has a temporary name, and the next run removes it
 
 
 def _terminate(*_):

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 import mosaic
+import shards
 import volumes
-from cli import UserError, atomic_folder, parser, progress, run, seed
+from cli import UserError, atomic_folder, parser, progress, run, seed, shard
 from manifest import mosaic_path, write_manifest, write_mosaic
 
 
@@ -107,6 +108,8 @@ def main():
     p.add_argument("--seed", type=seed, default=0, help="of the split")
     p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
                    else os.cpu_count(), help="processes")
+    p.add_argument("--shard", type=shard, metavar="I/N", help="do part I of N, counted from 1, such as one task of a job array; "
+                   "the last to end writes --output")
     args = p.parse_args()
 
     size = max(args.size, 8)
@@ -126,9 +129,11 @@ def main():
     found = volumes.find_scans(args.input, "--input")
     classes, class_names, skipped = labels_of(found, args.labels, args.label_column)
     scans = [s for s in found if s.id not in skipped]
+    if args.shard and not shards.ready(scans, args, map_scans, ("mosaics",)):
+        return
     with atomic_folder(args.output) as folder:
         (folder / "mosaics").mkdir()
-        results = map_scans(scans, folder, args) if scans else []
+        results = (shards.collect if args.shard else map_scans)(scans, folder, args) if scans else []
         skipped.update({s.id: r for s, r in zip(scans, results) if isinstance(r, str)})
         entries = [r for r in results if not isinstance(r, str)]
         for reason in skipped.values():
@@ -145,6 +150,8 @@ def main():
                       window_percentiles=list(args.window), affine=affine.tolist(), source_shape=list(source_shape),
                       source_affine=source_affine.tolist(), classes=class_names)
         write_manifest(folder, header, entries)
+    if args.shard:
+        shards.remove(args)
     sizes = {s: sum(e["split"] == s for e in entries) for s in ("train", "test")}
     print(f"{args.output}: {len(entries)} mosaics of {side} x {side} ({sizes['train']} train, {sizes['test']} test, "
           f"{len(splits)} subjects, {len(class_names)} classes), voxels "

@@ -105,7 +105,8 @@ class StopSignals:
 
     def _early(self, number, frame):
         if not self._begun:
-            print(f"{Path(sys.argv[0]).name}: {signal.Signals(number).name} during the set-up: nothing to save", file=sys.stderr, flush=True)
+            name = signal.Signals(number).name
+            print(f"{Path(sys.argv[0]).name}: {name} during the set-up: nothing to save", file=sys.stderr, flush=True)
             raise SystemExit(STOPPED)
 
     def _listen(self):

@@ -249,7 +249,7 @@ def main():
     if args.dry_run:
         config = dict(models.config_of(args.model), input_size=side, in_channels=channels, num_classes=args.num_classes,
                       gamma_blocks=args.gamma_blocks)
-        return estimate.dry_run(args, config, len(entries))
+        return estimate.dry_run(args, config, len(entries)) if distributed.rank() == 0 else None
     if args.epochs:
         args.max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
     with distributed.group(args.device):

@@ -121,7 +121,7 @@ def test_a_second_signal_exits_at_once_and_an_early_one_too(server, flags, tmp_p
     """With steps that take many seconds."""
     slow = (*flags, "--results-dir", tmp_path / "r", "--global-batch-size", 2000, "--accum", 20)
     pid = server.start("train", *slow, output=tmp_path / "out")
-    until(lambda: "goes on" in (tmp_path / "out").read_text() or list(tmp_path.glob("r/0*/log.jsonl")))
+    until(lambda: list(tmp_path.glob("r/0*/log.jsonl")))
     time.sleep(0.5)
     os.kill(pid, signal.SIGTERM)
     time.sleep(0.2)
@@ -270,7 +270,7 @@ def test_a_disk_that_is_really_full(flags, server, tmp_path):
         pytest.skip("a tmpfs cannot be mounted here")
     try:
         text = server("train", *flags, "--results-dir", disk, output=tmp_path / "out", expect=2)
-        assert text.count("error: ") == 1 and "space" in text and text.count("safetensors: ") == 1
+        assert text.count("train.py: error: ") == 1 and "safetensors: " in text and "No space left" in text
         states = sorted(disk.glob("000-*/checkpoints/*.state.*"))
         assert states and checkpoints.verify(states[-1])["step"] == int(states[-1].name[:7])
         assert not list(disk.glob("000-*/checkpoints/.*"))

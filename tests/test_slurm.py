@@ -96,19 +96,21 @@ def test_a_cancelled_job_stays_cancelled_and_the_same_command_goes_on(cluster, s
 
 
 def test_two_torchruns(cluster, data, flags, tmp_path):
-    """train_multi.sbatch as if of two nodes, signalled as before a walltime, against the same never signalled."""
+    """train_multi.sbatch as if of two nodes, requeued, and signalled as before a walltime, against the same left alone."""
     jobs = {}
     for name in ("stopped", "whole"):
         jobs[name] = cluster(
             "sbatch", "--parsable", *SMALL, "--nodes=1", "--ntasks-per-node=2", f"--output={tmp_path / name}.log",
-            "slurm/train_multi.sbatch", "--data-path", data, *flags, "--max-steps", 100, "--device", "cpu",
+            "slurm/train_multi.sbatch", "--data-path", data, *flags, "--max-steps", 200, "--device", "cpu",
             "--results-dir", tmp_path / name, PROCESSES="1", OMP_NUM_THREADS="1").strip()
         if name == "stopped":
-            cluster.until(lambda: step_of(tmp_path / "stopped.log") >= 10, 120)
-            cluster("scancel", "--batch", "--signal=USR1", jobs[name])
+            for step, command in ((10, ("scontrol", "requeue")), (30, ("scancel", "--batch", "--signal=USR1"))):
+                cluster.until(lambda step=step: step_of(tmp_path / "stopped.log") >= step, 120)
+                cluster(*command, jobs[name])
         assert cluster.ended(jobs[name]) == {"COMPLETED"}
     text = (tmp_path / "stopped.log").read_text()
-    assert "2 processes" in text and "stopped by" in text and "goes on at step" in text and cluster.job(jobs["stopped"])["Restarts"] == "1"
+    assert "2 processes" in text and text.count("saved; the same command goes on") == text.count("; goes on at step") == 2
+    assert cluster.job(jobs["stopped"])["Restarts"] == "2"
     assert "stopped" not in (tmp_path / "whole.log").read_text().replace("/stopped", "")
     assert_same(*(tmp_path / name / "000-DiT-T-4" for name in jobs))
 

@@ -187,8 +187,6 @@ def log(run_, state, args, rate):
     figures = f"loss {loss:.4f} (mse {mse:.4f}, vb {vb:.5f})" if state.count else "no finite loss"
     run_.say(f"step {state.step}/{args.max_steps}: {figures}, {rate:.3g} steps/s, {(args.max_steps - state.step) / rate / 3600:.2f} h left"
              + (f", {state.skipped} steps skipped" if state.skipped else ""))
-    state.sums.zero_()
-    state.count = 0
 
 
 def train(model, state, run_, moments, labels, entries, meta, args, signals, began):
@@ -219,10 +217,12 @@ def train(model, state, run_, moments, labels, entries, meta, args, signals, beg
         wish = signals.received is not None or args.max_minutes is not None and minutes >= args.max_minutes
         stop = bool(distributed.sum_over_processes(torch.tensor(float(wish))))  # all stop after the same step
         end = state.step == args.max_steps
-        if main:
-            if state.step % args.log_every == 0 or end:
+        if state.step % args.log_every == 0 or end:
+            if main:
                 log(run_, state, args, (state.step - clock_step) / (time.monotonic() - clock))
-                clock, clock_step = time.monotonic(), state.step
+            state.sums.zero_()
+            state.count, clock, clock_step = 0, time.monotonic(), state.step
+        if main:
             weights = state.step % args.ckpt_every == 0 or end
             if weights or stop or args.ckpt_minutes and time.monotonic() - last_save >= 60 * args.ckpt_minutes:
                 save(run_, state, meta, args, weights)

@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -20,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import checkpoints
+import runs
 from cli import UserError
 
 STEPS = 24
@@ -68,40 +71,46 @@ def until(condition, seconds=60):
 
 # ------------------------------------------------------------------------------------------------------ kills, signals
 
-def killed(server, flags, whole, tmp_path, kills, seed):
-    """Kills training `kills` times, every other time while it writes a checkpoint, and lets it end."""
-    rng, during_writing, lost = random.Random(seed), 0, 0
+def killed(server, command, whole, tmp_path, kills, seed):
+    """Kills training `kills` times, every other time while it writes a checkpoint, and lets it end: nothing may be lost."""
+    rng, saved, during_writing = random.Random(seed), [0], 0
     run = tmp_path / "000-DiT-T-4" / "checkpoints"
-    command = (*flags, "--results-dir", tmp_path, "--ckpt-every", 1)
-    reached = 0
+
+    def newest():
+        return max([int(p.name[:7]) for p in run.glob("*.state.safetensors")], default=0)
+
     for i in range(kills):
-        before = max([int(p.name[:7]) for p in run.glob("*.state.safetensors")], default=0)
-        assert before >= reached  # what was saved once is never lost
-        pid = server.start("train", *command, output=tmp_path / "out")
+        pid = server.start("train", *command, "--results-dir", tmp_path, "--ckpt-every", 1, output=tmp_path / "out")
         if i % 2:
-            until(lambda pid=pid: list(run.glob(".*.safetensors")) or not Path(f"/proc/{pid}").exists())
+            until(lambda: list(run.glob(".*.safetensors")))
             time.sleep(rng.uniform(0, 0.006))
-        else:
-            time.sleep(rng.uniform(0, 0.25) if i < 3 else rng.uniform(0, 2.5))
+        else:  # any time from the start on, but not so late that it has ended
+            end = time.monotonic() + rng.uniform(0, 2.5)
+            until(lambda end=end: time.monotonic() > end or newest() > saved[-1] + 2)
         os.kill(pid, signal.SIGKILL)
         assert server.wait(pid) == -signal.SIGKILL, (tmp_path / "out").read_text()
         during_writing += bool(list(run.glob(".*.safetensors")))
-        reached = before
-    text = server("train", *command, output=tmp_path / "out")
+        assert newest() >= saved[-1]
+        saved.append(newest())
+    text = server("train", *command, "--results-dir", tmp_path, "--ckpt-every", 1, output=tmp_path / "out")
+    assert f"goes on at step {saved[-1]}\n" in text or not saved[-1]
     assert [p.name for p in tmp_path.iterdir() if p.name[0] == "0"] == ["000-DiT-T-4"]
     ours, theirs = contents(run.parent), contents(whole)
     assert [k for k in theirs if ours[k] != theirs[k]] == [] and not list(run.glob(".*"))
     assert "damaged" not in text and "not a whole" not in text
-    print(f"\n{kills} kills, {during_writing} of them while a checkpoint was written; lost: {lost}")
+    print(f"\n{kills} kills, {during_writing} of them while a checkpoint was written; steps saved by then: {saved[1:]}")
     return during_writing
 
 
 def test_killed_three_times(server, flags, whole, tmp_path):
     killed(server, flags, whole, tmp_path, 3, seed=0)
 
+
 @pytest.mark.slow
-def test_killed_twenty_times(server, flags, whole, tmp_path):
-    assert killed(server, flags, whole, tmp_path, 20, seed=1) >= 3
+def test_killed_twenty_times(server, flags, tmp_path):
+    command = (*flags, "--max-steps", 72)
+    server("train", *command, "--results-dir", tmp_path / "whole", output=tmp_path / "out")
+    assert killed(server, command, tmp_path / "whole" / "000-DiT-T-4", tmp_path, 20, seed=1) >= 3
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
@@ -318,6 +327,19 @@ def test_two_jobs_in_the_same_second(server, flags, whole, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("[0-9.]*")) == ["000-DiT-T-4", "001-DiT-T-4"]
     for i in range(2):
         assert_same(tmp_path / f"00{i}-DiT-T-4", whole)
+
+
+def test_a_requeued_job_waits_for_its_own_last_processes(tmp_path, monkeypatch):
+    """Another job does not: it begins a run of its own."""
+    args = SimpleNamespace(model="DiT-T/4", results_dir=tmp_path, resume="auto")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    last = runs.Run.new(args)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert runs.Run.to_resume(args) is None
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    threading.Timer(1.0, last._lock.close).start()
+    began = time.monotonic()
+    assert runs.Run.to_resume(args).folder == last.folder and time.monotonic() - began > 0.9
 
 
 # ------------------------------------------------------------------------------------------------------ many processes

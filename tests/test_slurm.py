@@ -66,7 +66,8 @@ def test_the_chain(cluster, server, scans, data, flags, tmp_path):
     assert cluster.ended(jobs["preprocess"]) == {"COMPLETED"}
     cluster.until(lambda: step_of(log) >= 50, 120)
     cluster("scontrol", "requeue", jobs["train"])
-    whole = server.start("train", "--data-path", data, *train, "--results-dir", tmp_path / "whole", output=tmp_path / "out")
+    whole = server.start("train", "--data-path", tmp_path / "data" / "small", *train, "--results-dir", tmp_path / "whole",
+                         output=tmp_path / "out")
     assert cluster.ended(jobs["train"], 400) == {"COMPLETED"}
     text = log.read_text()
     assert "stopped by SIGTERM" in text and "stopped by SIGUSR1" in text and f"done: {tmp_path}" in text

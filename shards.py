@@ -47,7 +47,10 @@ def ready(scans, args, prepare_all, folders):
     print(f"shard {i}/{n}: {len(results) - len(skipped)} scans done, {len(skipped)} skipped", flush=True)
     _held.append(open(args.output.with_name(f".{_root(args).name}.lock"), "a"))
     fcntl.flock(_held[-1], fcntl.LOCK_EX)
-    return not args.output.exists() and all(_part(args, k).exists() for k in range(1, n + 1))
+    if args.output.exists():  # another job was faster
+        Path(_held[-1].name).unlink(missing_ok=True)
+        return False
+    return all(_part(args, k).exists() for k in range(1, n + 1))
 
 
 def collect(scans, folder, args):

@@ -25,7 +25,7 @@ test-full: .venv/installed
 	$(BIN)/python -m pytest -m "not slurm" --durations 10
 
 test-slurm: .venv/installed
-	@command -v slurmctld munged >/dev/null || PATH="$$PATH:/usr/sbin" command -v slurmctld munged >/dev/null || \
+	@PATH="$$PATH:/usr/sbin"; { command -v slurmctld && command -v slurmd && command -v munged && command -v sbatch; } >/dev/null || \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing slurm-wlm and munge"; apt-get update -q >/dev/null 2>&1; \
 	    DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends slurm-wlm munge >/dev/null || true; \

@@ -113,7 +113,8 @@ def test_killed_twenty_times(server, flags, tmp_path):
     assert killed(server, command, tmp_path / "whole" / "000-DiT-T-4", tmp_path, 20, seed=1) >= 3
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.slow),
+                                  pytest.param("SIGINT", marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_and_saves(server, flags, whole, tmp_path, name):
     pid = server.start("train", *flags, "--results-dir", tmp_path, output=tmp_path / "out")
     until(lambda: list(tmp_path.glob("000-*/checkpoints/*.state.safetensors")))
@@ -192,7 +193,7 @@ def test_every_flipped_byte_is_found(tmp_path):
     assert found > 2.9 * len(whole)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "zero"])
+@pytest.mark.parametrize("damage", ["flip", pytest.param("cut", marks=pytest.mark.slow), "zero"])
 def test_a_damaged_state_is_passed_over(server, flags, whole, tmp_path, damage):
     shutil.copytree(whole, tmp_path / "000-DiT-T-4")
     newest, before = sorted((tmp_path / "000-DiT-T-4" / "checkpoints").glob("*.state.safetensors"))[::-1]

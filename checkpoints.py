@@ -1,7 +1,7 @@
 """Reading and writing weights and training state, safely: safetensors, and pickles only through weights_only=True.
 
 A MosaicDiT checkpoint holds only what was trained, `ema.NAME` and `raw.NAME`, and in its metadata all that rebuilds the
-model and the NIfTI geometry. The training state is the same file with the optimizer's moments.
+model and the NIfTI geometry. The training state is the same file with the optimizer's moments. Both carry a checksum.
 """
 import argparse
 import hashlib
@@ -18,21 +18,32 @@ from safetensors.torch import load_file, save_file
 import models
 from cli import UserError, atomic
 
-VERSION = 1
+VERSION, READABLE = 2, (1, 2)  # version 1 had no checksum
 WEIGHTS = Path("weights")  # where download.py puts them, unless told otherwise
 
 
 # ------------------------------------------------------------------------------------------- our own checkpoints
 
 def save_checkpoint(path, meta, **groups):
-    """Writes {"GROUP.NAME": tensor} with `meta` (JSON) as metadata, atomically."""
+    """Writes {"GROUP.NAME": tensor} with `meta` (JSON) and a checksum of both as metadata: atomically, and on the disk."""
     tensors = {f"{group}.{name}": t.detach().cpu().contiguous() for group, named in groups.items() for name, t in named.items()}
     meta = {"format": "mosaicdit-checkpoint", "version": VERSION, **meta}
-    with atomic(path) as tmp:
+    meta["sha256"] = _checksum(meta, tensors, tensors.get)  # one entry of metadata alone: safetensors shuffles several
+    with atomic(path, durable=True) as tmp:
         try:
             save_file(tensors, tmp, metadata={"mosaicdit": json.dumps(meta)})
         except SafetensorError as e:
             raise OSError(None, str(e), str(path)) from None
+
+
+def _checksum(meta, keys, get):
+    """SHA-256 of the metadata but for itself, and of every tensor's name, type, shape and bytes, one in memory at a time."""
+    digest = hashlib.sha256(json.dumps({k: v for k, v in meta.items() if k != "sha256"}).encode())
+    for key in sorted(keys):
+        tensor = get(key)
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_meta(path):
@@ -47,24 +58,41 @@ def read_meta(path):
         raise UserError(f"{path}: not a whole safetensors file; use the checkpoint before it") from None
     except (KeyError, ValueError, RecursionError):
         raise UserError(f"{path}: not a MosaicDiT checkpoint; train.py writes them as checkpoints/STEP.safetensors") from None
-    if not isinstance(meta, dict) or (meta.get("format"), meta.get("version")) != ("mosaicdit-checkpoint", VERSION):
-        raise UserError(f"{path}: not a MosaicDiT checkpoint of version {VERSION}, which this code reads")
+    if not isinstance(meta, dict) or meta.get("format") != "mosaicdit-checkpoint" or meta.get("version") not in READABLE:
+        raise UserError(f"{path}: not a MosaicDiT checkpoint of version {' or '.join(map(str, READABLE))}, which this code reads")
     if not _sound(meta):
         raise UserError(f"{path}: its metadata is damaged, or not what train.py writes; use another checkpoint")
     return meta
 
 
-def load_checkpoint(path):
-    """Reads what `save_checkpoint` wrote: metadata, and {group: {name: tensor}}."""
+def verify(path):
+    """A checkpoint's metadata, after every byte of the file was read and checked: UserError also for one that flipped."""
     meta = read_meta(path)
-    groups = {}
-    try:
-        for key, tensor in load_file(path).items():
-            group, name = key.split(".", 1)
-            groups.setdefault(group, {})[name] = tensor
-    except (SafetensorError, OSError, ValueError) as e:
-        raise UserError(f"{path}: damaged ({e}); use the checkpoint before it") from None
-    return meta, groups
+    if meta["version"] > 1 or "sha256" in meta:
+        try:
+            with safe_open(path, "pt") as f:
+                found = _checksum(meta, f.keys(), f.get_tensor)
+        except (SafetensorError, OSError, ValueError, RuntimeError) as e:
+            raise UserError(f"{path}: damaged ({e}); use the checkpoint before it") from None
+        if found != meta.get("sha256"):
+            raise UserError(f"{path}: damaged, its checksum is another than when it was written; use the checkpoint before it")
+    return meta
+
+
+def load_into(path, **groups):
+    """Reads tensors into those of {group: {name: tensor}}, one after the other, so that no second copy is ever in memory.
+
+    :raises UserError: one of them is missing or of another shape; some may have been read by then
+    """
+    with safe_open(path, "pt") as f:
+        keys = set(f.keys())
+        for group, named in groups.items():
+            for name, tensor in named.items():
+                key = f"{group}.{name}"
+                if key not in keys or f.get_slice(key).get_shape() != list(tensor.shape):
+                    raise UserError(f"{path}: has no {key} of shape {tuple(tensor.shape)}; it is another model's")
+                with torch.no_grad():
+                    tensor.copy_(f.get_tensor(key))
 
 
 def restore_model(path, weights="ema", base=None):
@@ -75,8 +103,10 @@ def restore_model(path, weights="ema", base=None):
     :return: DiT on the CPU, float32, eval mode; metadata
     :raises UserError: checkpoint or base missing, damaged, or not belonging to each other
     """
-    meta, groups = load_checkpoint(path)
-    if weights not in groups or not isinstance(meta.get("config"), dict) or "base" not in meta:
+    meta = verify(path)
+    with safe_open(path, "pt") as f:
+        trained = {k.removeprefix(f"{weights}."): f.get_tensor(k) for k in f.keys() if k.startswith(f"{weights}.")}
+    if not trained or not isinstance(meta.get("config"), dict) or "base" not in meta:
         raise UserError(f"{path}: lacks its {weights} weights or its config; use another checkpoint")
     tensors = {}
     if meta["base"]:
@@ -84,7 +114,7 @@ def restore_model(path, weights="ema", base=None):
         tensors = fit_base(load_weights(file), meta["config"], file)
     elif base:
         raise UserError(f"--base {base}: {path} holds the whole model; leave --base out")
-    tensors.update(groups[weights])
+    tensors.update(trained)
     return assemble(meta["config"], tensors, path), meta
 
 

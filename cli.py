@@ -4,16 +4,20 @@ Imports nothing of the project, so any module may use it.
 """
 import argparse
 import contextlib
+import errno
 import os
 import re
 import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 from tqdm import tqdm
+
+STOPPED = 75  # exit code of work that was asked to stop, saved, and goes on when run again (sysexits' EX_TEMPFAIL)
 
 
 class UserError(Exception):
@@ -82,6 +86,58 @@ def positive(text):
     return value
 
 
+def shard(text):
+    """A flag's type: i/n, part i of 1…n of the work."""
+    try:
+        i, n = (int(part) for part in text.split("/"))
+    except ValueError:
+        i = n = 0
+    if not 1 <= i <= n:
+        raise argparse.ArgumentTypeError(f"{text!r}: must be i/n with 1 <= i <= n, such as 3/8")
+    return i, n
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the walltime) ask for an orderly end; a second one exits at once.
+
+    Until `begin` there is nothing to save, and the first one exits too, with code STOPPED. After it, `received` is the first
+    one's name. A thread listens, so that the second is heard even while the main thread is deep in a long computation. Under
+    torchrun or Slurm, both of which forward signals, one request can arrive several times: there, what comes within 5 seconds
+    counts as one.
+    """
+
+    def __init__(self):
+        self.received, self._begun = None, False
+        self._together = 5.0 if {"TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"} & os.environ.keys() else 0.0
+        self._pipe, written = os.pipe()
+        os.set_blocking(written, False)
+        signal.set_wakeup_fd(written, warn_on_full_buffer=False)  # each signal's number, as a byte
+        self._numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        for number in self._numbers:
+            signal.signal(number, self._early)
+
+    def begin(self):
+        self._begun = True
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _early(self, number, frame):
+        if not self._begun:
+            name = signal.Signals(number).name
+            print(f"{Path(sys.argv[0]).name}: {name} during the set-up: nothing to save", file=sys.stderr, flush=True)
+            raise SystemExit(STOPPED)
+
+    def _listen(self):
+        first = 0.0
+        while True:
+            number = os.read(self._pipe, 1)[0]
+            if number not in self._numbers:
+                continue
+            if not self.received:
+                first, self.received = time.monotonic(), signal.Signals(number).name
+            elif time.monotonic() - first >= self._together:
+                os._exit(128 + number)  # what it was writing has a temporary name, and the next run removes it
+
+
 def _terminate(*_):
     raise SystemExit(143)  # so that temporary files are removed on the way out
 
@@ -112,15 +168,23 @@ def run(main):
 
 
 @contextlib.contextmanager
-def atomic(path):
-    """Yields a temporary path beside `path`; renamed onto it on success, removed on any error."""
+def atomic(path, suffix=None, durable=False):
+    """Yields a temporary path beside `path`; renamed onto it on success, removed on any error.
+
+    :param suffix: of the temporary file, for writers that look at it; default: that of `path`
+    :param durable: on the disk before the name is, and the name before this returns: whole even when the machine goes down
+    """
     path = Path(path)
-    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+    fd, tmp = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix if suffix is None else suffix, dir=path.parent)
     os.close(fd)
     try:
         yield Path(tmp)
         os.chmod(tmp, 0o666 & ~_umask())
+        if durable:
+            _sync(tmp, path)
         os.replace(tmp, path)
+        if durable:
+            _sync(path.parent, path)
     except BaseException:
         Path(tmp).unlink(missing_ok=True)
         raise
@@ -163,8 +227,20 @@ def _umask():
     return mask
 
 
+def _sync(path, named):
+    """fsync of a file or folder; a full disk or quota is reported for `named`."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as e:
+        if e.errno != errno.EINVAL:  # file systems that cannot sync a folder say so
+            raise OSError(e.errno, e.strerror, str(named)) from None
+    finally:
+        os.close(fd)
+
+
 def write_bytes(path, data):
-    with atomic(path) as tmp:
+    with atomic(path, ".tmp") as tmp:  # a job that was killed leaves nothing that looks like one of its results
         tmp.write_bytes(data)
 
 

@@ -23,8 +23,9 @@ import torch
 import mosaic
 import prep
 import qc
+import shards
 import volumes
-from cli import UserError, atomic_folder, non_negative, parser, progress, run, seed
+from cli import UserError, atomic_folder, non_negative, parser, progress, run, seed, shard
 from manifest import MAX_PIXELS, MAX_VOLUMES, bias_path, mosaic_path, write_manifest, write_mosaic
 
 
@@ -140,6 +141,8 @@ def main():
     p.add_argument("--seed", type=seed, default=0, help="of the split")
     p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
                    else os.cpu_count(), help="processes")
+    p.add_argument("--shard", type=shard, metavar="I/N", help="do part I of N, counted from 1, such as one task of a job array; "
+                   "the last to end writes --output")
     args = p.parse_args()
 
     size = max(args.size, 8)
@@ -171,10 +174,12 @@ def main():
     classes, class_names, skipped = labels_of(found, args.labels, args.label_column)
     scans = [s for s in found if s.id not in skipped]
     folders = ("mosaics", "bias") if args.n4 else ("mosaics",)  # that prepare writes into
+    if args.shard and not shards.ready(scans, args, map_scans, folders):
+        return
     with atomic_folder(args.output) as folder:
         for name in (*folders, "qc"):
             (folder / name).mkdir()
-        results = map_scans(scans, folder, args) if scans else []
+        results = (shards.collect if args.shard else map_scans)(scans, folder, args) if scans else []
         skipped.update({s.id: r for s, r in zip(scans, results) if isinstance(r, str)})
         entries, looks = ([r[k] for r in results if not isinstance(r, str)] for k in (0, 1))
         for reason in skipped.values():
@@ -195,6 +200,8 @@ def main():
         header["preparation"] = {k: v for k, v in asked.items() if v is not None and v is not False}
         write_manifest(folder, header, entries)
         odd = qc.write(folder / "qc", entries, looks, skipped)
+    if args.shard:
+        shards.remove(args)
     sizes = {s: sum(e["split"] == s for e in entries) for s in ("train", "test")}
     print(f"{args.output}: {len(entries)} mosaics of {side} x {side} ({sizes['train']} train, {sizes['test']} test, "
           f"{len(splits)} subjects, {len(class_names)} classes), voxels "

@@ -3,12 +3,14 @@
 
     python sample.py --ckpt results/000-DiT-XL-2/checkpoints/0066000.safetensors --num-samples 32 --output samples/adni
 
-The checkpoint knows its model, VAE and geometry. Sample i draws from (seed, i): the same volume whatever the batch size.
-Run again, the same command goes on with the samples that are not there yet.
+    torchrun --nproc-per-node 4 sample.py --ckpt results/000-DiT-XL-2 --output samples/adni
+
+The checkpoint knows its model, VAE and geometry. Sample i draws from (seed, i), and batch b holds the samples from b times
+--batch-size on, whoever computes it: processes of torchrun and jobs with a --shard each write into one folder, and write the
+same bits as one process. Run again, the same command goes on with the samples that are not there yet.
 """
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -18,17 +20,19 @@ from tqdm import tqdm
 
 import checkpoints
 import diffusion
+import distributed
 import latents
 import manifest
 import models
 import mosaic
 import volumes
-from cli import UserError, add_device, parser, progress, run, seed, write_text
+from cli import UserError, add_device, parser, progress, run, seed, shard, write_text
 
 
 def parse_args():
     p = parser(__doc__)
-    p.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint written by train.py")
+    p.add_argument("--ckpt", type=Path, required=True, metavar="FILE|DIR", help="checkpoint written by train.py; of a "
+                   "run folder its newest, of a results folder that of its last run")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="samples folder: mosaics/, nifti/, samples.json")
     p.add_argument("--num-samples", type=int, default=32, help="volumes")
     p.add_argument("--seed", type=seed, default=0, help="sample i draws from (seed, i)")
@@ -38,6 +42,7 @@ def parse_args():
     p.add_argument("--cfg-channels", type=int, help="latent channels that are guided; 3: as the published DiT code; default: all")
     p.add_argument("--class-label", type=int, default=0, help="class to draw, as numbered in the manifest")
     p.add_argument("--batch-size", type=int, default=8, help="volumes at once")
+    p.add_argument("--shard", type=shard, metavar="I/N", help="compute part I of N, counted from 1, such as one task of a job array")
     p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged, or as trained")
     p.add_argument("--vae", metavar="ema|mse|PATH", help="VAE that decodes; default: the one that was trained with")
     p.add_argument("--base", metavar="FILE", help="base weights, where they are no longer where train.py read them")
@@ -51,8 +56,13 @@ def parse_args():
         raise UserError(f"--num-sampling-steps {args.num_sampling_steps}: {args.sampler} takes 2 to {most}")
     if not math.isfinite(args.cfg_scale):
         raise UserError(f"--cfg-scale {args.cfg_scale}: must be a finite number")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        raise UserError("WORLD_SIZE: sample.py runs in one process; start it with python, not torchrun")
+    args.device = distributed.own_device(args.device)
+    if args.ckpt.is_dir():
+        name = "checkpoints/[0-9]*[0-9].safetensors"
+        found = sorted(args.ckpt.glob(name)) or sorted(args.ckpt.glob(f"[0-9][0-9][0-9]-*/{name}"))
+        if not found:
+            raise UserError(f"--ckpt {args.ckpt}: holds no checkpoints/STEP.safetensors; name a file, or a run folder that has one")
+        args.ckpt = found[-1]
     return args
 
 
@@ -69,30 +79,43 @@ def load_decoder(args, meta):
     return vae
 
 
-def begin(args, recipe):
-    """The entries of a samples folder: new, or one that the same recipe began."""
-    path = args.output / "samples.json"
-    if not path.is_file():
-        if args.output.exists() and any(args.output.iterdir()):
-            raise UserError(f"--output {args.output}: exists already and was not begun by sample.py; name a new folder")
-        return {}
-    content = manifest.read_json(path)
-    try:
-        theirs = dict(content["recipe"])
-        done = {s["id"]: s for s in content["samples"] if (args.output / "nifti" / f"{s['id']}.nii.gz").is_file()}
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: damaged; name a new folder for --output") from None
-    different = [k for k in recipe if theirs.get(k) != recipe[k]]
-    if different:
-        k = different[0]
-        raise UserError(f"--output {args.output}: holds samples of {k} {theirs.get(k)}, not {recipe[k]}; name a new folder")
-    return done
+def begin(args, meta, recipe):
+    """Begins the samples folder, or goes on with one that the same recipe began: samples.json lists what it is to hold.
 
-
-def write_samples_json(args, meta, recipe, entries):
+    Every process and job that writes there writes the same samples.json, so that none waits for another.
+    """
+    path, count = args.output / "samples.json", args.num_samples
+    if path.is_file():
+        content = manifest.read_json(path)
+        try:
+            theirs, count = dict(content["recipe"]), max(count, len(content["samples"]))
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: damaged; name a new folder for --output") from None
+        different = [k for k in recipe if theirs.get(k) != recipe[k]]
+        if different:
+            k = different[0]
+            raise UserError(f"--output {args.output}: holds samples of {k} {theirs.get(k)}, not {recipe[k]}; name a new folder")
+    elif args.output.exists() and any(p.name[0] != "." for p in args.output.iterdir()) and not path.is_file():  # written first
+        raise UserError(f"--output {args.output}: exists already and was not begun by sample.py; name a new folder")
+    args.output.mkdir(parents=True, exist_ok=True)
     content = {"format": "mosaicdit-samples", "version": manifest.VERSION, **{k: meta["header"][k] for k in manifest.HEADER},
-               "recipe": recipe, "samples": [entries[k] for k in sorted(entries)]}
-    write_text(args.output / "samples.json", json.dumps(content, indent=1) + "\n")
+               "recipe": recipe, "samples": [{"id": f"{i:06d}", "index": i, "class": args.class_label} for i in range(count)]}
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    for folder in ("mosaics", "nifti"):
+        (args.output / folder).mkdir(exist_ok=True)
+
+
+def nifti_path(args, i):
+    """Of sample i; written last, so that where it is the sample is whole."""
+    return args.output / "nifti" / f"{i:06d}.nii.gz"
+
+
+def my_batches(args):
+    """Of the batches of samples 0…num_samples - 1, those of this shard and process in which one is missing."""
+    batches = [range(i, min(i + args.batch_size, args.num_samples)) for i in range(0, args.num_samples, args.batch_size)]
+    part, parts = args.shard or (1, 1)
+    mine = batches[part - 1::parts][distributed.rank()::distributed.world()]
+    return [b for b in mine if not all(nifti_path(args, i).is_file() for i in b)]
 
 
 def main():
@@ -108,22 +131,21 @@ def main():
     vae = load_decoder(args, meta)
     recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
         "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision")})
-    entries = begin(args, recipe)
-    wanted = [i for i in range(args.num_samples) if f"{i:06d}" not in entries]
-    if not wanted:
-        print(f"{args.output} has its {args.num_samples} samples already")
+    begin(args, meta, recipe)
+    batches = my_batches(args)
+    who = "".join([f"shard {args.shard[0]}/{args.shard[1]}: " if args.shard else "",
+                   f"process {distributed.rank()}: " if distributed.world() > 1 else ""])
+    if not batches:
+        print(f"{who}{args.output} has its {args.num_samples} samples already" if not who else f"{who}nothing left to do in {args.output}")
         return
     model, _ = checkpoints.restore_model(args.ckpt, args.weights, args.base)
     model.requires_grad_(False).to(args.device)
     if args.precision == "bf16":
         models.matrices_to_bf16(model)
 
-    for folder in ("mosaics", "nifti"):
-        (args.output / folder).mkdir(parents=True, exist_ok=True)
-    write_samples_json(args, meta, recipe, entries)
     affine = np.array(header["affine"])
     shape = (config["in_channels"], config["input_size"], config["input_size"])
-    batches = [wanted[i:i + args.batch_size] for i in range(0, len(wanted), args.batch_size)]
+    written = 0
     for batch in progress(batches, f"batches of {args.batch_size}"):
         generators = [diffusion.seeded_generator(args.seed, i) for i in batch]
         y = torch.full((len(batch),), args.class_label)
@@ -135,12 +157,11 @@ def main():
             raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are not finite; use a lower scale, "
                             "--precision fp32, or an earlier checkpoint")
         for i, sheet in zip(batch, latents.decode(vae, z)):
-            name = f"{i:06d}"
-            manifest.write_mosaic(manifest.mosaic_path(args.output, name), sheet)
-            volumes.write_nifti(args.output / "nifti" / f"{name}.nii.gz", mosaic.untile(sheet, header["size"], header["layout"]), affine)
-            entries[name] = {"id": name, "index": i, "class": args.class_label}
-        write_samples_json(args, meta, recipe, entries)
-    print(f"{args.output}: {len(entries)} mosaics and NIfTI volumes, step {meta['step']}, {args.sampler} {args.num_sampling_steps} steps")
+            if not nifti_path(args, i).is_file():  # a batch that was begun is computed whole: its bits depend on who is in it
+                manifest.write_mosaic(manifest.mosaic_path(args.output, f"{i:06d}"), sheet)
+                volumes.write_nifti(nifti_path(args, i), mosaic.untile(sheet, header["size"], header["layout"]), affine)
+                written += 1
+    print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {meta['step']}, {args.sampler} {args.num_sampling_steps} steps")
 
 
 if __name__ == "__main__":

@@ -79,11 +79,8 @@ def load_decoder(args, meta):
     return vae
 
 
-def begin(args, meta, recipe):
-    """Begins the samples folder, or goes on with one that the same recipe began: samples.json lists what it is to hold.
-
-    Every process and job that writes there writes the same samples.json, so that none waits for another.
-    """
+def check_folder(args, recipe):
+    """How many samples the samples folder is to hold. UserError where it is there and was not begun by the same recipe."""
     path, count = args.output / "samples.json", args.num_samples
     if path.is_file():
         content = manifest.read_json(path)
@@ -97,10 +94,18 @@ def begin(args, meta, recipe):
             raise UserError(f"--output {args.output}: holds samples of {k} {theirs.get(k)}, not {recipe[k]}; name a new folder")
     elif args.output.exists() and any(p.name[0] != "." for p in args.output.iterdir()) and not path.is_file():  # written first
         raise UserError(f"--output {args.output}: exists already and was not begun by sample.py; name a new folder")
+    return count
+
+
+def begin(args, meta, recipe, count):
+    """Begins the samples folder, or goes on with it: samples.json lists what it is to hold.
+
+    Every process and job that writes there writes the same samples.json, so that none waits for another.
+    """
     args.output.mkdir(parents=True, exist_ok=True)
     content = {"format": "mosaicdit-samples", "version": manifest.VERSION, **{k: meta["header"][k] for k in manifest.HEADER},
                "recipe": recipe, "samples": [{"id": f"{i:06d}", "index": i, "class": args.class_label} for i in range(count)]}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    write_text(args.output / "samples.json", json.dumps(content, indent=1) + "\n")
     for folder in ("mosaics", "nifti"):
         (args.output / folder).mkdir(exist_ok=True)
 
@@ -131,7 +136,7 @@ def main():
     vae = load_decoder(args, meta)
     recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
         "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision")})
-    begin(args, meta, recipe)
+    count = check_folder(args, recipe)
     batches = my_batches(args)
     who = "".join([f"shard {args.shard[0]}/{args.shard[1]}: " if args.shard else "",
                    f"process {distributed.rank()}: " if distributed.world() > 1 else ""])
@@ -143,6 +148,7 @@ def main():
     if args.precision == "bf16":
         models.matrices_to_bf16(model)
 
+    begin(args, meta, recipe, count)
     affine = np.array(header["affine"])
     shape = (config["in_channels"], config["input_size"], config["input_size"])
     written = 0

@@ -34,7 +34,7 @@ submit() {
         ${TRAIN:---ckpt weights/DiT-XL-2-512x512.pt}
     submit sample ${SBATCH_FOR_SAMPLE:-} "$here/sample.sbatch" --ckpt "$results" --output "$samples" ${SAMPLE:-}
     if [ ! -e "$evaluation/metrics.json" ]; then
-        submit evaluate ${SBATCH_FOR_EVALUATE:-} "$here/evaluate.sbatch" --real "$data" --synthetic "$samples" \
+        submit evaluate ${SBATCH_FOR_EVALUATE:-} "$here/evaluate.sbatch" --real "$data" --synthetic "$samples" --train "$data" \
             --output "$evaluation" ${EVALUATE:-}
     fi
 }

@@ -111,7 +111,7 @@ def main():
     sub = p.add_subparsers(dest="what", required=True)
     m = sub.add_parser("metrics", help="MS-SSIM and MMD", formatter_class=p.formatter_class, allow_abbrev=False)
     m.add_argument("--size", type=int, default=128, help="voxels a side")
-    m.add_argument("--volumes", type=int, default=12, help="for MS-SSIM, all pairs")
+    m.add_argument("--volumes", type=int, default=24, help="for MS-SSIM, all pairs")
     m.add_argument("--mmd-volumes", type=int, default=32, help="on each side, for MMD")
     m.add_argument("--repeats", type=int, default=7, help="of each way")
     add_device(m)

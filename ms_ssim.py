@@ -106,33 +106,39 @@ def _window_matrix(n):
 class _Level:
     """The Gaussian filter of cubes of n voxels a side as matrix products, and the buffers that it works in.
 
-    On a CPU, slabs of planes that stay in its cache are filtered along two axes, and the third axis in bands: rows of the
-    window's matrix touch 13 columns each. A GPU takes the cube at once.
+    On a CPU, slabs of planes that stay in its cache are filtered along two axes, then the cube along the third; and each product
+    is done in bands, as rows of the window's matrix touch 13 columns each. A GPU takes the cube at once.
     """
 
     def __init__(self, n, device, dtype):
-        window = _window_matrix(n).to(device, dtype)
         cpu = torch.device(device).type == "cpu"
-        self.n, self.window, self.transposed = n, window, window.T.contiguous()
-        self.planes = min(n, max(1, 2 ** 17 // n ** 2)) if cpu else n
-        step = 16 if cpu else n
-        self.bands = []
-        for i in range(0, n, step):
-            lo, hi = max(0, i - RADIUS), min(n, i + step + RADIUS)
-            self.bands.append((slice(i, i + step), slice(lo, hi), window[i:i + step, lo:hi].contiguous()))
+        self.n, self.planes = n, min(n, max(1, 2 ** 17 // n ** 2)) if cpu else n
+        window = _window_matrix(n).to(device, dtype)
+        self.outer, self.inner = (self._bands(window, min(n, step) if cpu else n) for step in (16, 32))
         self.slabs = torch.empty(2, self.planes, n, n, device=device, dtype=dtype)
         self.cubes = torch.empty(2, n, n, n, device=device, dtype=dtype)
 
+    @staticmethod
+    def _bands(window, step):
+        """(rows, columns they touch, that part of the matrix, its transpose) for every `step` rows."""
+        bands = []
+        for i in range(0, len(window), step):
+            rows, columns = slice(i, i + step), slice(max(0, i - RADIUS), min(len(window), i + step + RADIUS))
+            bands.append((rows, columns, window[rows, columns].contiguous(), window[rows, columns].T.contiguous()))
+        return bands
+
     def filter(self, x, y=None, constant=None, out=None):
         """Filters x, or constant + x * y, into `out`, or into a buffer that the next call overwrites."""
-        n, rows, out = self.n, self.cubes[0], self.cubes[1] if out is None else out
+        n, half, out = self.n, self.cubes[0], self.cubes[1] if out is None else out
         for i in range(0, n, self.planes):
             part, (a, b) = slice(i, i + self.planes), self.slabs[:, :min(self.planes, n - i)]
             product = x[part] if y is None else torch.addcmul(constant, x[part], y[part], out=a)
-            torch.matmul(self.window, product, out=b)
-            torch.mm(b.view(-1, n), self.transposed, out=rows[part].view(-1, n))
-        for to, of, window in self.bands:
-            torch.mm(window, rows[of].view(-1, n * n), out=out[to].view(-1, n * n))
+            for rows, columns, window, _ in self.inner:
+                torch.bmm(window.expand(len(b), -1, -1), product[:, columns], out=b[:, rows])
+            for rows, columns, _, transposed in self.inner:
+                torch.mm(b.view(-1, n)[:, columns], transposed, out=half[part].view(-1, n)[:, rows])
+        for rows, columns, window, _ in self.outer:
+            torch.mm(window, half[columns].view(-1, n * n), out=out[rows].view(-1, n * n))
         return out
 
 

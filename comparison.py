@@ -256,8 +256,9 @@ def judge(s, pool, args, boot, halves, matched):
         return {"mean": finite(values.mean()), "low": finite(values.min()), "high": finite(values.max())} if len(values) else None
 
     if boot is not None and s.share:
-        entry["interval"] = uncertainty.share_interval(s.of(boot[0], np.repeat(fake, len(boot[0]), axis=0)), len(pool.sets["synthetic"]),
-                                                       [args.seed, 4])
+        low, high = uncertainty.share_interval(s.of(boot[0], np.repeat(fake, len(boot[0]), axis=0)), len(pool.sets["synthetic"]),
+                                               [args.seed, 4])
+        entry["interval"] = [min(low, entry["value"]), max(high, entry["value"])]  # none or all: a tail is cut off otherwise
     elif boot is not None:
         entry["interval"] = uncertainty.interval(entry["value"], s.of(*boot), lowest=lowest)
     if s.aim == "real":

@@ -206,6 +206,8 @@ def main():
     print(f"{args.output}: {len(entries)} mosaics of {side} x {side} ({sizes['train']} train, {sizes['test']} test, "
           f"{len(splits)} subjects, {len(class_names)} classes), voxels "
           f"{' x '.join(f'{v:.3g}' for v in volumes.voxel_sizes(affine))} mm")
+    if qc.mostly_coarse(entries):
+        print(f"warning: most scans have voxels of {qc.COARSE:g} mm or more; are they anatomical?", file=sys.stderr)
     for line in odd[:20]:
         print(f"warning: {line}", file=sys.stderr)
     print(f"{args.output}/qc: {len(odd)} of {len(entries)} scans are odd{' (20 named above)' if len(odd) > 20 else ''}; look at the "

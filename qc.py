@@ -58,13 +58,13 @@ def look(cube, edges, masked):
 
 def warnings_of(entries, looks):
     """For each scan the list of what is odd about it: its file, its picture, and it among the others."""
-    found = []
+    found, coarse = [], mostly_coarse(entries)
     for entry, seen in zip(entries, looks):
         edges, said = volumes.voxel_sizes(entry["affine"]), list(entry.get("warnings", []))
         size = " x ".join(f"{e:.3g}" for e in edges)
         if 1 - seen["background"] < EMPTY:
             said.append(f"nearly empty: {100 * (1 - seen['background']):.2g} % of it is not background")
-        if edges.min() >= COARSE:
+        if edges.min() >= COARSE and not coarse:
             said.append(f"looks like a 4D mean or another functional image: voxels of {size} mm")
         elif edges.max() >= THICK * edges.min():
             said.append(f"thick slices: voxels of {size} mm")
@@ -90,6 +90,12 @@ def warnings_of(entries, looks):
             if turns[i]:
                 said.append(turns[i])
     return found
+
+
+def mostly_coarse(entries):
+    """Whether most scans of a cohort have voxels as large as a functional image's: then it is the cohort that is so, not a scan."""
+    large = [volumes.voxel_sizes(e["affine"]).min() >= COARSE for e in entries]
+    return len(entries) >= COHORT and sum(large) > len(large) / 2
 
 
 def far(values, side):

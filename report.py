@@ -87,7 +87,7 @@ def explained(entries):
     names = {}
     for e in entries.values():
         names.setdefault(e["how"], []).append(e["name"])
-    return [f"**{', '.join(same)}**: {how}." for how, same in names.items()]
+    return [f"**{'; '.join(same)}**: {how}." for how, same in names.items()]
 
 
 def numbers(entries, layouts):

@@ -248,3 +248,11 @@ def test_already_masked_before_a_mask_beside_the_scan(tmp_path):
     script("preprocess.py", "--input", tmp_path / "in", "--mask", "{dir}/{name}_mask.nii.gz", "--size", 16, "--output", tmp_path / "d")
     assert len(table(tmp_path / "d")) == 1                                             # the mask is no scan
     assert table(tmp_path / "d")["a"]["warnings"] == "already masked, before --mask"
+
+
+def test_a_cohort_of_large_voxels_is_named_once(tmp_path):
+    for i in range(6):
+        save_nifti(tmp_path / "in" / f"s{i}.nii.gz", brain((14, 16, 14), seed=0), np.diag([3.0, 3, 3, 1]))
+    done = script("preprocess.py", "--input", tmp_path / "in", "--size", 16, "--output", tmp_path / "d", "--workers", 1)
+    assert "warning: most scans have voxels of 2.4 mm or more" in done.stderr
+    assert not any("4D mean" in r["warnings"] for r in table(tmp_path / "d").values())

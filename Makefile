@@ -5,7 +5,8 @@
 # make lint
 PYTHON ?= python3
 BIN = .venv/bin
-# Two test processes of one thread each use two cores better than one process of two.
+# Two test processes of one thread each use two cores better than one process of two. In the order of the files, as those
+# with few tests, which would come last, are the long ones.
 WORKERS ?= 2
 
 .venv/installed: requirements.txt requirements-dev.txt requirements.lock
@@ -19,7 +20,7 @@ demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash demo/run.sh
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not slurm"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not slurm"
 
 test-full: .venv/installed
 	$(BIN)/python -m pytest -m "not slurm" --durations 10

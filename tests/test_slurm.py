@@ -79,7 +79,7 @@ def test_the_chain(cluster, server, scans, data, flags, tmp_path):
     assert_same(tmp_path / "results" / "small" / "000-DiT-T-4", tmp_path / "whole" / "000-DiT-T-4")
     assert len(list((tmp_path / "samples" / "small" / "nifti").glob("[0-9]*"))) == 4
     metrics = json.loads((tmp_path / "evaluation" / "small" / "metrics.json").read_text())
-    assert metrics["metrics"]["mmd"]["linear"]["value"] > 0
+    assert metrics["metrics"]["mmd_linear"]["value"] > 0
     print(f"steps {steps}, restarts {cluster.job(jobs['train'])['Restarts']}, steps at which it stopped: "
           + ", ".join(re.findall(r"after step (\d+)/", text)))
 

@@ -16,10 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 import models
-from cli import UserError, atomic
+from cli import WEIGHTS, UserError, atomic, brief, file_sha256
 
 VERSION, READABLE = 2, (1, 2)  # version 1 had no checksum
-WEIGHTS = Path("weights")  # where download.py puts them, unless told otherwise
 
 
 # ------------------------------------------------------------------------------------------- our own checkpoints
@@ -224,7 +223,7 @@ def _load_pickle(path):
         raise UserError(f"{path}: refused, its pickle holds {culprit[1] if culprit else 'more than weights'}, which could run "
                         "code; where you trust it, save its state dict as safetensors and give that") from None
     except Exception as e:  # a damaged file can end the unpickler in any way
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({' '.join(str(e).split())[:120]}); fetch or copy it anew") from None
+        raise UserError(f"{path}: cannot be read as PyTorch weights ({brief(e, 120)}); fetch or copy it anew") from None
 
 
 def _from_diffusers(folder):
@@ -276,8 +275,7 @@ def weights_file(path):
 
 def sha256_of(path):
     """SHA-256 of a weights file, in hex."""
-    with open(weights_file(path), "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    return file_sha256(weights_file(path))
 
 
 # -------------------------------------------------------------------------------------------------- weights -> model

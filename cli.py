@@ -5,6 +5,7 @@ Imports nothing of the project, so any module may use it.
 import argparse
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+WEIGHTS = Path("weights")  # where download.py puts public weights, unless told otherwise, and the others look for them
 STOPPED = 75  # exit code of work that was asked to stop, saved, and goes on when run again (sysexits' EX_TEMPFAIL)
 
 
@@ -179,7 +181,7 @@ def atomic(path, suffix=None, durable=False):
     os.close(fd)
     try:
         yield Path(tmp)
-        os.chmod(tmp, 0o666 & ~_umask())
+        os.chmod(tmp, 0o666 & ~umask())
         if durable:
             _sync(tmp, path)
         os.replace(tmp, path)
@@ -204,7 +206,7 @@ def atomic_folder(path):
         raise UserError(f"--output {path}: cannot be made there ({e.strerror}); name a folder where you may write") from None
     try:
         yield tmp
-        tmp.chmod(0o777 & ~_umask())
+        tmp.chmod(0o777 & ~umask())
         os.replace(tmp, path)  # onto an empty folder this is legal; onto any other it was refused above
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -221,7 +223,8 @@ def refuse_existing(path):
     return path
 
 
-def _umask():
+def umask():
+    """This process's file mode creation mask, which can only be read by setting it."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -237,6 +240,17 @@ def _sync(path, named):
             raise OSError(e.errno, e.strerror, str(named)) from None
     finally:
         os.close(fd)
+
+
+def file_sha256(path):
+    """SHA-256 of a file, in hex, without holding it in memory."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def brief(error, most=160):
+    """An error's text on one line, cut to `most` characters."""
+    return " ".join(str(error).split())[:most]
 
 
 def write_bytes(path, data):

@@ -163,8 +163,8 @@ def view_statistics(pool, features, view, more, args):
                                  "trusted", "low", value=limit["value"], more={**more, **limit}))
     if "kid" in args.metrics:
         kernel = metrics.kid_kernel(features @ features.T, inception.DIMENSIONS)
-        out.append(Statistic(f"kid_{view.lower()}", f"KID-{view}", f"{how}; polynomial kernel of degree 3, unbiased, all volumes at once "
-                             "(no random subsets)", "0", polynomial, more=more))
+        out.append(Statistic(f"kid_{view.lower()}", f"KID-{view}", f"{how}; polynomial kernel of degree 3, unbiased, no subject paired "
+                             "with itself, all volumes at once (no random subsets)", "0", polynomial, more=more))
     return out
 
 
@@ -230,7 +230,7 @@ def nearest_statistics(pool, value, key, how):
     value, n = np.pad(value, (0, pool.size - len(value))), len(own["real"])  # volumes that went through the VAE are in no set here
     return [Statistic(f"nearest_{key}", f"nearest training volume, {word}", f"{how}, mean; well above the real volumes': copied, or "
                       "smoother than real volumes, which brings any volume nearer", "real", lambda a, b: b @ value / b.sum(1), vae=False,
-                      more={"of_volumes": own}),
+                      more={"of_volumes": own, "threshold": float(metrics.near_threshold(1 - np.array(own["real"])))}),
             Statistic(f"copied_{key}", f"nearer than 95 % of real, {word}", f"share of volumes whose distance (1 − {word}) to the nearest "
                       f"training volume lies below the 5th percentile of the {n} real volumes' (below the least, with fewer than 19); the "
                       "aim is what volumes like the real ones have", f"{max(0.05, 1 / (n + 1)):.3g}",

@@ -11,7 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from cli import UserError
+from cli import UserError, brief
 
 BUCKET = 8 * 2 ** 20  # values summed at once, 32 MB
 
@@ -112,4 +112,4 @@ def _peers():
         if "out of memory" in str(e):
             raise
         raise UserError(f"process {rank()} of {world()}: lost the others, whose error is above or in their log "
-                        f"({' '.join(str(e).split())[:160]})") from None
+                        f"({brief(e)})") from None

@@ -13,7 +13,6 @@ A mirror: HF_ENDPOINT=https://... stands in for https://huggingface.co (sd-vae-f
 folder that holds the other files under the same names. Only https, and http on this machine itself (localhost).
 """
 import fcntl
-import hashlib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import requests
 
-from cli import UserError, parser, progress, run
+from cli import WEIGHTS, UserError, file_sha256, parser, progress, run
 
 HUB = "https://huggingface.co"
 EMA, MSE, VAE = "sd-vae-ft-ema", "sd-vae-ft-mse", "diffusion_pytorch_model.safetensors"
@@ -55,8 +54,7 @@ def address(url):
 
 def check(path, sha256, suffix):
     """Says what a file was checked for; raises ValueError when it is damaged. `sha256` may be a beginning, or empty."""
-    with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256").hexdigest()
+    digest = file_sha256(path)
     if not digest.startswith(sha256):
         raise ValueError(f"its SHA-256 is {digest}, published is {sha256:.<11}")
     whole, size = True, path.stat().st_size
@@ -157,7 +155,7 @@ def main():
     p = parser(__doc__)
     p.add_argument("weights", choices=[*FILES, "all"], help="dit-xl-2-512: the model to finetune, 2.7 GB; sd-vae-ft-*: "
                    "its autoencoder, 0.3 GB each; inception: for FID and KID, 0.1 GB")
-    p.add_argument("--output", type=Path, default=Path("weights"), help="folder")
+    p.add_argument("--output", type=Path, default=WEIGHTS, help="folder")
     args = p.parse_args()
 
     missing = {}

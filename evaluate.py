@@ -7,7 +7,6 @@ Each side is a data folder (its test split, unless told otherwise), a samples fo
 such as postprocess.py writes. All go through one loader. With --train, it is also asked whether training volumes were copied;
 with --vae, every number is also given for real volumes that went through the VAE and back: what samples can at best reach.
 """
-import hashlib
 import json
 import platform
 from importlib.metadata import version
@@ -22,7 +21,21 @@ import metrics
 import mosaic
 import report
 import volume_sets
-from cli import UserError, add_device, atomic_folder, counter, parser, positive, progress, refuse_existing, run, seed, write_text
+from cli import (
+    WEIGHTS,
+    UserError,
+    add_device,
+    atomic_folder,
+    counter,
+    file_sha256,
+    parser,
+    positive,
+    progress,
+    refuse_existing,
+    run,
+    seed,
+    write_text,
+)
 
 METRICS = ("ms-ssim", "mmd", "fid", "kid", "smoothness", "histogram", "memorisation")
 WITHOUT_WEIGHTS = "no Inception weights; `python download.py inception` fetches them, or name them with --inception-weights FILE"
@@ -88,7 +101,7 @@ def parse_args():
                    "the K most correlated")
     p.add_argument("--mmd-batch", type=int, metavar="B", help="average the linear MMD over batches of B; default: whole sets at once")
     p.add_argument("--slices", type=int, default=1, metavar="K", help="middle slices of each view, for FID and KID")
-    p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: weights/{inception.FILE}, or torch-fidelity's cache")
+    p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: {WEIGHTS}/{inception.FILE}, or torch-fidelity's cache")
     p.add_argument("--vae", metavar="ema|mse|PATH", help="give every number for real volumes that went through this VAE and back, too")
     p.add_argument("--vae-layouts", nargs="+", choices=tuple(mosaic.CHANNELS), metavar="NAME", help="mosaics to put through the VAE: rgb "
                    "(three slices a tile), gray (one); default: both")
@@ -138,15 +151,14 @@ def find_sets(args):
 
 def load_inception(args):
     """The Inception net and what its weights are; None where there are none."""
-    file = args.inception_weights or inception.find_weights("weights")
+    file = args.inception_weights or inception.find_weights(WEIGHTS)
     if file is None:
         return None
     try:
         net = inception.load_net(file, args.device)
     except ValueError as e:
         raise UserError(f"--inception-weights {e}; `python download.py inception` fetches them") from None
-    with open(file, "rb") as f:
-        return net, {"file": str(file), "sha256": hashlib.file_digest(f, "sha256").hexdigest()}
+    return net, {"file": str(file), "sha256": file_sha256(file)}
 
 
 def measure(pool, volumes, train, net, args):

@@ -22,6 +22,19 @@ def view(volume, name, depth=0.5):
     return np.rot90(np.take(volume, k, axis))
 
 
+def _show(ax, volume, name, spacing, depth=0.5):
+    """One view of a volume in a pair of axes without ticks or frame, true to the voxels' proportions."""
+    x, y = [a for a in range(3) if a != NORMAL[name]]
+    ax.imshow(view(volume, name, depth), cmap="gray", vmin=0, vmax=255 if volume.dtype == np.uint8 else 1, aspect=spacing[y] / spacing[x],
+              interpolation="bicubic")
+
+
+def _bare(ax):
+    ax.set_xticks([]), ax.set_yticks([])
+    ax.set_facecolor("black")
+    ax.spines[:].set_visible(False)
+
+
 def montage(path, columns, spacing, depths=(0.35, 0.5, 0.65), title=None):
     """Three views by several depths of each volume, side by side, true to the voxels' proportions.
 
@@ -37,17 +50,11 @@ def montage(path, columns, spacing, depths=(0.35, 0.5, 0.65), title=None):
     grid = fig.add_gridspec(3, n, height_ratios=heights, left=0.3 / fig.get_figwidth(), right=1, bottom=0, wspace=0.02, hspace=0.02,
                             top=1 - (0.6 if title else 0.35) / fig.get_figheight())
     for c, (heading, volume) in enumerate(columns):
-        vmax = 255 if volume.dtype == np.uint8 else 1
         for r, name in enumerate(VIEWS):
-            x, y = [a for a in range(3) if a != NORMAL[name]]
             for d, depth in enumerate(depths):
                 ax = fig.add_subplot(grid[r, c * len(depths) + d])
-                ax.imshow(view(volume, name, depth), cmap="gray", vmin=0, vmax=vmax, aspect=spacing[y] / spacing[x],
-                          interpolation="bicubic")
-                ax.set_xticks([]), ax.set_yticks([])
-                ax.set_facecolor("black")
-                for spine in ax.spines.values():
-                    spine.set_visible(False)
+                _show(ax, volume, name, spacing, depth)
+                _bare(ax)
                 if r == 0 and d == len(depths) // 2:
                     ax.set_title(heading, color="white", fontsize=11)
                 if c == d == 0:
@@ -66,18 +73,12 @@ def gallery(path, groups, spacing, most=8):
     n = min(most, max(len(v) for v in groups.values()))
     fig, axes = plt.subplots(3 * len(groups), n, figsize=(1.25 * n + 0.3, 4.0 * len(groups)), facecolor="black", squeeze=False)
     for g, (heading, volumes) in enumerate(groups.items()):
-        vmax = 255 if volumes.dtype == np.uint8 else 1
         for r, name in enumerate(VIEWS):
-            x, y = [a for a in range(3) if a != NORMAL[name]]
             for c in range(n):
                 ax = axes[3 * g + r, c]
-                ax.set_xticks([]), ax.set_yticks([])
-                ax.set_facecolor("black")
-                for spine in ax.spines.values():
-                    spine.set_visible(False)
+                _bare(ax)
                 if c < len(volumes):
-                    ax.imshow(view(volumes[c], name), cmap="gray", vmin=0, vmax=vmax, aspect=spacing[y] / spacing[x],
-                              interpolation="bicubic")
+                    _show(ax, volumes[c], name, spacing)
                 if c == 0:
                     ax.set_ylabel(f"{heading}\n{name}", color="white", fontsize=9)
     fig.subplots_adjust(0.05, 0.005, 0.995, 0.995, 0.03, 0.03)
@@ -184,9 +185,8 @@ def neighbours(path, rows, spacing, measure):
         difference = np.abs(synthetic.astype(np.int16) - training).astype(np.uint8)
         for g, volume in enumerate((synthetic, training, difference)):
             for k, name in enumerate(VIEWS):
-                x, y = [a for a in range(3) if a != NORMAL[name]]
                 ax = axes[r, 3 * g + k]
-                ax.imshow(view(volume, name), cmap="gray", vmin=0, vmax=255, aspect=spacing[y] / spacing[x], interpolation="bicubic")
+                _show(ax, volume, name, spacing)
                 ax.set_axis_off()
                 if k == 1:
                     text = (f"synthetic {short(ours)}", f"training {short(theirs)}", f"|difference|, {measure} {similarity:.3f}")[g]
@@ -198,15 +198,14 @@ def neighbours(path, rows, spacing, measure):
 def distances(path, entries):
     """How many volumes come how near to the training set: synthetic against held-out real ones.
 
-    :param entries: {key: entry of metrics.json with the similarity of each volume}
+    :param entries: {key: entry of metrics.json with the similarity of each volume and the threshold of distance}
     """
     fig, axes = plt.subplots(1, len(entries), figsize=(4.8 * len(entries), 3.2), squeeze=False)
     for ax, e in zip(axes.flat, entries.values()):
         for name, colour in (("real", "0.45"), ("synthetic", COLOURS["synthetic"])):
             d = np.sort(1 - np.array(e["of_volumes"][name]))
             ax.step([d[0], *d], np.arange(len(d) + 1) / len(d), where="post", color=colour, label=f"{name}, N = {len(d)}")
-        threshold = np.percentile(1 - np.array(e["of_volumes"]["real"]), 5, method="weibull")
-        ax.axvline(threshold, color="black", lw=1, ls=":", label="5th percentile of real")
+        ax.axvline(e["threshold"], color="black", lw=1, ls=":", label="5th percentile of real")
         ax.set_xlabel(f"1 − {e['name'].split(', ')[-1]} to the nearest training volume")
         ax.set_ylabel("share of volumes at most so far")
         ax.set_ylim(0, 1.02)

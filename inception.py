@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cli import brief
+
 DIMENSIONS = 2048
 VIEW_AXIS = {"A": 2, "C": 1, "S": 0}  # axis of a RAS volume across the axial, coronal, sagittal view
 FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -25,11 +27,11 @@ def load_net(weights, device="cpu"):
     try:  # torch-fidelity would unpickle anything: what passes here holds tensors alone
         torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as e:  # a damaged file can end the unpickler in any way
-        raise ValueError(f"{weights}: not a file of weights alone ({' '.join(str(e).split())[:80]})") from None
+        raise ValueError(f"{weights}: not a file of weights alone ({brief(e, 80)})") from None
     try:
         return NoTrainInceptionV3("inception-v3-compat", [str(DIMENSIONS)], str(weights)).to(device)
     except (RuntimeError, TypeError, AttributeError) as e:
-        raise ValueError(f"{weights}: not the weights of the FID Inception net ({' '.join(str(e).split())[:80]})") from None
+        raise ValueError(f"{weights}: not the weights of the FID Inception net ({brief(e, 80)})") from None
 
 
 def view_slices(volumes, view, slices=1):

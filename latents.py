@@ -14,12 +14,11 @@ from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cli import UserError, atomic, progress
+from cli import WEIGHTS, UserError, atomic, brief, file_sha256, progress
 from manifest import mosaic_path, read_mosaic
 
 logging.set_verbosity_error()  # its advice on optional packages is not for our users
 REPOS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
-WEIGHTS = Path("weights")  # where download.py puts them, unless told otherwise
 
 
 def load_vae(name, device="cpu", flag="--vae"):
@@ -49,7 +48,7 @@ def load_vae(name, device="cpu", flag="--vae"):
         except MemoryError:
             raise
         except Exception as e:  # a damaged folder can end diffusers in any way
-            error = " ".join(str(e).split())[:200]
+            error = brief(e, 200)
     else:
         if local.is_dir():
             raise UserError(f"{flag} {local}: cannot be loaded as an AutoencoderKL with safetensors weights ({error})")
@@ -140,7 +139,7 @@ def cached_moments(folder, header, volumes, vae, name):
     for v in volumes:
         file = mosaic_path(folder, v["id"])
         try:
-            key.update(f"{v['id']} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+            key.update(f"{v['id']} {file_sha256(file)}\n".encode())
         except FileNotFoundError:
             raise UserError(f"{file}: no such file; preprocess anew") from None
     key = key.hexdigest()

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 import mosaic
-from cli import UserError, safe_name, write_bytes, write_text
+from cli import UserError, brief, safe_name, write_bytes, write_text
 
 VERSION = 1
 HEADER = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape", "source_affine", "classes")
@@ -186,7 +186,7 @@ def read_mosaic(path, header):
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; preprocess anew") from None
     except Exception as e:  # a damaged file can end the decoder in any way
-        raise UserError(f"{path}: cannot be read as PNG ({' '.join(str(e).split())[:160]}); preprocess anew") from None
+        raise UserError(f"{path}: cannot be read as PNG ({brief(e)}); preprocess anew") from None
 
 
 def mosaic_path(folder, volume_id):

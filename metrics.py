@@ -274,11 +274,17 @@ def correlations(x, y, **options):
     return np.clip((gram(x, y, **options) / voxels - np.outer(mx, my)) / np.outer(sx, sy), -1, 1)
 
 
-def share_closer(query, reference, a, b, share=0.05):
-    """Share of one weighted set whose distance lies below a percentile of another's.
+def near_threshold(distances, share=0.05):
+    """The distance below which a share of volumes alike would lie: a percentile that is unbiased however few distances there are.
 
-    The percentile of n distances is number share (n + 1) of them in order, between two by interpolation (Weibull), and the
-    least where there is none so low: so the share of a set alike is about max(share, 1 / (n + 1)), however small n.
+    It is number share (n + 1) of the n distances in order, between two by interpolation (Weibull), and the least where there is
+    none so low: so the share of a set alike is about max(share, 1 / (n + 1)).
+    """
+    return np.percentile(distances, 100 * share, method="weibull")
+
+
+def share_closer(query, reference, a, b, share=0.05):
+    """Share of one weighted set whose distance lies below the `near_threshold` of another's.
 
     :param query: (N,) distances of the pool; `b` weights those that are judged
     :param reference: (N,) distances of the pool; `a` weights those that set the percentile
@@ -287,5 +293,5 @@ def share_closer(query, reference, a, b, share=0.05):
     """
     out = np.empty(len(a))
     for r, (u, v) in enumerate(zip(a.astype(int), b)):
-        out[r] = v @ (query < np.percentile(np.repeat(reference, u), 100 * share, method="weibull")) / v.sum()
+        out[r] = v @ (query < near_threshold(np.repeat(reference, u), share)) / v.sum()
     return out

@@ -97,7 +97,7 @@ def write_nifti(path, volume, affine, codes=(1, 1)):
     image = nib.Nifti1Image(stored, None)
     image.set_sform(affine, code=codes[0])
     image.set_qform(affine, code=codes[1])
-    if apart(volume.shape, image.get_qform(), affine) > _edges(affine).min() / 2:
+    if apart(volume.shape, image.get_qform(), affine) > voxel_sizes(affine).min() / 2:
         image.set_qform(affine, code=0)
     image.header.set_xyzt_units("mm")
     raw = bytearray(image.to_bytes())
@@ -244,7 +244,7 @@ def _place(path, header, shape):
                 codes = (s, s)
             elif q:
                 distance = apart(shape, sform, qform)
-                if not distance <= _edges(affine).min() / 2:
+                if not distance <= voxel_sizes(affine).min() / 2:
                     sides = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
                     said.append(f"sform and qform disagree by up to {distance * TO_MM[unit]:.3g} mm"
                                 f"{' and about left and right' if sides else ''}; the sform is used")
@@ -256,7 +256,7 @@ def _place(path, header, shape):
             said.append(f"its unit is {unit}; converted to mm")
     if not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
         raise UserError(f"{path}: its affine is not finite; set its sform first")
-    edges = _edges(affine)
+    edges = voxel_sizes(affine)
     if not abs(np.linalg.det(affine[:3, :3])) > 1e-3 * edges.prod():
         raise UserError(f"{path}: its affine is singular; set its sform first")
     if edges.min() < EDGE[0] or edges.max() > EDGE[1] or np.abs(affine).max() > 1e6:
@@ -289,7 +289,8 @@ def _check_size(path, offset, size):
         raise UserError(f"{path}: holds more than the {promised} bytes that its header claims; convert it anew")
 
 
-def _edges(affine):
+def voxel_sizes(affine):
+    """Voxel edge lengths in mm, (3,)."""
     return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from cli import UserError, safe_name
-from nifti import SUFFIXES, read_nifti, read_scan, stem, write_nifti  # noqa: F401 - reading and writing, by these names too
+from nifti import SUFFIXES, read_nifti, read_scan, stem, voxel_sizes, write_nifti  # noqa: F401 - by these names too
 
 FITS = ("stretch", "pad")
 MAX_TSV = 2 ** 26  # bytes
@@ -187,11 +187,6 @@ def resample(array, shape, scale=(1, 1, 1), padding="zeros"):
         grid = F.affine_grid(theta, (1, 1, *shape), align_corners=False).float()
         y = F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return y[0, 0].numpy()
-
-
-def voxel_sizes(affine):
-    """Voxel edge lengths in mm, (3,)."""
-    return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
 
 
 def cohort_grid(shapes, affines, size, fit):

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import nibabel as nib
 import numpy as np
 import pytest
@@ -112,6 +113,24 @@ TRAIN = ("--ckpt", "none", "--model", "DiT-T/4", "--num-classes", 2, "--precisio
          "--ema-decay", 0.9, "--log-every", 2, "--ckpt-every", 2, "--device", "cpu")
 
 
+def train_flags(base):
+    """TRAIN with these weights to begin with instead of none."""
+    return [base if a == "none" else a for a in TRAIN]
+
+
+def finetune_flags(pretrained):
+    """TRAIN on top of the run folder `pretrained`."""
+    return train_flags(pretrained / "checkpoints" / "0000002.safetensors")
+
+
+@pytest.fixture(scope="module")
+def server():
+    """train.py and sample.py, run many times for the price of one start."""
+    server = forked.Server()
+    yield server
+    server.close()
+
+
 @pytest.fixture(scope="session")
 def pretrained(data, vae_folder, tmp_path_factory):
     """A run folder of `--tune full` from random weights: the stand-in for a pretrained model."""
@@ -125,8 +144,8 @@ def pretrained(data, vae_folder, tmp_path_factory):
 def finetuned(data, vae_folder, pretrained, tmp_path_factory):
     """A run folder of `--tune difffit` with scale vectors on top of `pretrained`."""
     results = tmp_path_factory.mktemp("finetuned")
-    args = [a if a != "none" else pretrained / "checkpoints" / "0000002.safetensors" for a in TRAIN]
-    script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir", results, "--gamma-blocks", 2, "--max-steps", 4, *args)
+    script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir", results, "--gamma-blocks", 2, "--max-steps", 4,
+           *finetune_flags(pretrained))
     return results / "000-DiT-T-4"
 
 

@@ -13,11 +13,10 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import forked
 import pytest
 import slurm_cluster
 import torch
-from conftest import ROOT, TRAIN, error_line, script
+from conftest import ROOT, error_line, finetune_flags, script
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -29,17 +28,10 @@ STEPS = 24
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = forked.Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def flags(data, vae_folder, pretrained):
     """A finetuning that saves after every step and logs every third."""
-    args = [a if a != "none" else pretrained / "checkpoints" / "0000002.safetensors" for a in TRAIN]
-    return ("--data-path", data, "--vae", vae_folder, *args, "--gamma-blocks", 2, "--max-steps", STEPS, "--ckpt-every", 2, "--log-every", 3)
+    return ("--data-path", data, "--vae", vae_folder, *finetune_flags(pretrained), "--gamma-blocks", 2, "--max-steps", STEPS,
+            "--ckpt-every", 2, "--log-every", 3)
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,14 @@
 import json
 import re
 
-import forked
 import pytest
 import slurm_cluster
-from conftest import ROOT, TRAIN
+from conftest import ROOT, finetune_flags
 from test_cluster import assert_same
 
 pytestmark = pytest.mark.slurm
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     if slurm_cluster.missing():
@@ -22,17 +23,8 @@ def cluster(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = forked.Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def flags(vae_folder, pretrained, data):
-    base = pretrained / "checkpoints" / "0000002.safetensors"
-    return [str(a) for a in ("--vae", vae_folder, *(base if a == "none" else a for a in TRAIN), "--gamma-blocks", 2,
-                             "--ckpt-every", 50, "--log-every", 10)]
+    return [str(a) for a in ("--vae", vae_folder, *finetune_flags(pretrained), "--gamma-blocks", 2, "--ckpt-every", 50, "--log-every", 10)]
 
 
 SMALL = ("--cpus-per-task=1", "--mem=1G")

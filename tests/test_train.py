@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import AFFINE, TRAIN, brain, error_line, random_vae, save_nifti, script
+from conftest import AFFINE, TRAIN, brain, error_line, finetune_flags, random_vae, save_nifti, script
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -89,7 +89,7 @@ def test_one_step_is_adamw_on_the_papers_loss(data, vae_folder, tmp_path):
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(finetuned, pretrained, data, vae_folder, tmp_path):
-    args = [a if a != "none" else pretrained / "checkpoints" / "0000002.safetensors" for a in TRAIN] + ["--gamma-blocks", 2]
+    args = finetune_flags(pretrained) + ["--gamma-blocks", 2]
     train(data, vae_folder, tmp_path, "--max-steps", 3, *args)                                # stops between two log lines
     done = train(data, vae_folder, tmp_path, "--max-steps", 4, *args)
     assert "goes on at step 3" in done.stdout
@@ -105,7 +105,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finetuned, pretrained, data, 
 
 
 def test_accumulated_parts_give_the_whole_batchs_step(data, vae_folder, pretrained, tmp_path):
-    args = [a if a != "none" else pretrained / "checkpoints" / "0000002.safetensors" for a in TRAIN]
+    args = finetune_flags(pretrained)
     for results, extra in (("a", ()), ("b", ("--accum", 4, "--grad-checkpoint"))):
         train(data, vae_folder, tmp_path / results, "--max-steps", 2, *args, *extra)
     a, b = (tensors(tmp_path / r / "000-DiT-T-4", "0000002") for r in "ab")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from conftest import AFFINE, TRAIN, brain, error_line, save_nifti, script
+from conftest import AFFINE, TRAIN, brain, error_line, save_nifti, script, train_flags
 from fuzz import png_chunk
 from PIL import Image
 
@@ -53,7 +53,7 @@ def evil(tmp_path):
 
 def test_in_the_official_weights_place(data, vae_folder, evil, tmp_path):
     path = evil(tmp_path / "DiT-XL-2-512x512.pt")
-    args = [path if a == "none" else a for a in TRAIN]
+    args = train_flags(path)
     done = script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir", tmp_path / "r", "--max-steps", 2, *args, expect=2)
     line = error_line(done)
     assert str(path) in line and "refused, its pickle holds" in line and "could run code" in line

@@ -4,6 +4,7 @@ Reads NIfTI-1 and -2 (.nii, .nii.gz, .hdr with .img, the pair also gzipped) and 
 no header makes this module take more memory than the file could fill, or read on for ever; header extensions are not parsed.
 """
 import gzip
+import io
 import logging
 import sys
 import warnings
@@ -66,10 +67,9 @@ def read_scan(path, volume=None):
         volumes = _check_shape(path, shape, volume)
         affine, codes, forms = _place(path, header, shape)
         size = int(np.prod(shape, dtype=object)) * dtype.itemsize
-        _check_size(data, offset, size)
-        offset += (volume or 0) * size // volumes
+        file, offset = _checked(data, offset, size, (volume or 0) * size // volumes, size // volumes)
         try:
-            proxy = nib.arrayproxy.ArrayProxy(str(data), (tuple(shape[:3]), dtype, offset, slope, inter), mmap=False)
+            proxy = nib.arrayproxy.ArrayProxy(file, (tuple(shape[:3]), dtype, offset, slope, inter), mmap=False)
             array = np.asarray(proxy, dtype=np.float32)
         except MemoryError:
             raise
@@ -265,8 +265,15 @@ def _place(path, header, shape):
     return affine, codes, said
 
 
-def _check_size(path, offset, size):
-    """Raises UserError unless the file holds the voxels that its header promises, whole; reads it through without keeping it."""
+def _checked(path, offset, size, skip, own):
+    """Where nibabel finds the chosen volume's voxels, once the file is known to hold what its header promises, whole.
+
+    A compressed file is read through once, to the checksum at its end, and of its bytes those of the volume are kept.
+
+    :param offset, size: of all volumes' voxels in the file, bytes
+    :param skip, own: of the chosen volume's in these
+    :return: file name or file in memory, offset in it
+    """
     length, promised = path.stat().st_size, offset + size
     if promised > MAX_BYTES:
         raise UserError(f"{path}: its header claims {promised / 1e9:.3g} GB, more than the {MAX_BYTES / 1e9:.3g} GB that are read")
@@ -274,12 +281,13 @@ def _check_size(path, offset, size):
     if promised > length * (DEFLATE if zipped else 1):
         raise UserError(f"{path}: truncated or damaged: its header claims {promised} bytes, the file has {length}"
                         f"{' compressed' if zipped else ''}; copy it anew")
+    kept, have, begin = bytearray(), 0, offset + skip
     try:
         with _open(path) as f:
             if not zipped:
-                return
-            have = 0
+                return str(path), begin
             while have <= promised + SLACK and (block := f.read(SLACK)):  # at its end gzip compares the checksum
+                kept += block[max(begin - have, 0):max(begin + own - have, 0)]
                 have += len(block)
     except (OSError, EOFError, zlib.error) as e:
         raise UserError(f"{path}: cannot be read to its end, truncated or damaged ({_first_line(e)}); copy it anew") from None
@@ -287,6 +295,7 @@ def _check_size(path, offset, size):
         raise UserError(f"{path}: truncated or damaged: its header claims {promised} bytes, it holds {have}; copy it anew")
     if have > promised + SLACK:
         raise UserError(f"{path}: holds more than the {promised} bytes that its header claims; convert it anew")
+    return io.BytesIO(kept), 0
 
 
 def voxel_sizes(affine):

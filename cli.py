@@ -54,6 +54,12 @@ def add_device(p):
     p.add_argument("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
 
 
+def add_compile(p):
+    """The flag --compile, None where the user says nothing."""
+    p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile the blocks; default: on GPUs, where there is a "
+                   "compiler that works")
+
+
 def seed(text):
     """A flag's type: a whole number that a random generator takes."""
     if not text.isdigit():

@@ -43,8 +43,10 @@ def dry_run(args, config, volumes):
     block = models.DiTBlock(width, config["num_heads"], gamma=args.gamma_blocks > 0)
     for name, p in block.named_parameters():
         p.requires_grad_(args.tune == "full" or models.parameter_kind(name) != "matrix")
+    block.lean = not args.keep_activations
     one = kept_for_backward(block, torch.zeros(1, tokens, width), torch.zeros(1, width), args.precision) * micro
-    kept = one + depth * micro * tokens * width * 4 if args.grad_checkpoint else one * depth
+    whole = len(range(0, depth, args.grad_checkpoint)) if args.grad_checkpoint else 0  # blocks of which only the input is kept
+    kept = (depth - whole) * one + whole * micro * tokens * width * 4 + (one if whole == depth else 0)
     frozen = (total - n) * (2 if args.precision == "bf16" else 4)
     rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n, f"activations of {micro} images": kept}
     print("memory on each device, GB (activations measured on one block here; workspace comes on top):")

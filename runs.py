@@ -23,7 +23,7 @@ from manifest import read_json
 
 # What may differ between the command that began a run and the one that goes on with it.
 FREE = ("results_dir", "resume", "max_steps", "epochs", "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every",
-        "sample_every", "skip_nonfinite", "device", "compile", "grad_checkpoint", "dry_run")
+        "sample_every", "skip_nonfinite", "device", "compile", "grad_checkpoint", "keep_activations", "prefetch", "dry_run")
 STATES = 2             # kept at least: when the newest is damaged, there is the one before it
 PATIENCE = 120         # seconds that a job requeued by Slurm waits for its own last processes to end
 

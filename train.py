@@ -9,6 +9,7 @@ Step s draws all it needs from a generator seeded by (seed, s). Run again, the s
 state, and ends with the same bits as if it had never stopped. SIGTERM, SIGINT, SIGUSR1 or --max-minutes end the step, save,
 and exit with code 75; a second signal exits at once. `--ckpt none` begins with random weights.
 """
+import argparse
 import hashlib
 import math
 import sys
@@ -24,10 +25,10 @@ import distributed
 import estimate
 import latents
 import models
-from cli import STOPPED, StopSignals, UserError, add_device, parser, positive, run, seed
+from cli import STOPPED, StopSignals, UserError, add_compile, add_device, parser, positive, run, seed
 from manifest import read_manifest, select, write_mosaic
 from runs import Run
-from training import State, gradients, learning_rate
+from training import Batches, State, gradients, learning_rate
 
 MOST_SKIPPED = 20  # steps in a row, with --skip-nonfinite: after them the weights are to blame, not a batch
 
@@ -56,14 +57,12 @@ def build_model(args, header, vae_config, channels, side):
 
 
 def to_device(model, args):
-    """Moves the model and readies it for training."""
+    """Moves the model and readies it for training. Returns what is to be said of --compile, or None."""
     if args.precision == "bf16":
         models.matrices_to_bf16(model)
     model.to(args.device).train()
-    model.grad_checkpoint = args.grad_checkpoint
-    if args.compile:
-        for block in model.blocks:
-            block.compile()
+    model.save_memory(not args.keep_activations, args.grad_checkpoint)
+    return models.compile_blocks(model, args.device, args.compile)
 
 
 def sample_now(model, state, meta, args, path):
@@ -110,8 +109,12 @@ def parse_args():
     p.add_argument("--ema-decay", type=float, default=0.9999, help="of the moving average over what trains, per step")
     p.add_argument("--vae", default="ema", metavar="ema|mse|PATH", help="VAE whose latents are trained on")
     p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic; what trains stays fp32")
-    p.add_argument("--grad-checkpoint", action="store_true", help="recompute each block in the backward pass, to save memory")
-    p.add_argument("--compile", action="store_true", help="torch.compile the blocks")
+    p.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K", help="recompute every K-th block in the "
+                   "backward pass, to save memory; without a number each block; 0: none")
+    p.add_argument("--keep-activations", action="store_true", help="do not recompute what is cheap either: gates, norms, the attention's "
+                   "output projection. More memory, a few percent faster")
+    add_compile(p)
+    p.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True, help="draw the next batch while one is computed")
     add_device(p)
     p.add_argument("--log-every", type=int, default=100, help="steps")
     p.add_argument("--ckpt-every", type=int, default=5000, help="steps between checkpoints, each with a state to go on from")
@@ -137,6 +140,8 @@ def parse_args():
         raise UserError("--max-steps, --log-every, --ckpt-every and --num-classes must be at least 1")
     if args.keep is not None and args.keep < 1 or args.keep_every is not None and (args.keep_every < 1 or not args.keep):
         raise UserError("--keep must be at least 1, and so must --keep-every, which goes with it")
+    if args.grad_checkpoint < 0:
+        raise UserError(f"--grad-checkpoint {args.grad_checkpoint}: every K-th block, K at least 1; 0: none")
     if args.base_grid is not None and (args.ckpt != "none" or args.base_grid < 1):
         raise UserError(f"--base-grid {args.base_grid}: a positive number, and only with --ckpt none; other weights know their own")
     if not 0 <= args.gamma_blocks <= models.config_of(args.model)["depth"]:
@@ -189,46 +194,48 @@ def log(run_, state, args, rate):
              + (f", {state.skipped} steps skipped" if state.skipped else ""))
 
 
-def train(model, state, run_, moments, labels, entries, meta, args, signals, began):
+def settle(run_, state, batches, entries, args):
+    """Hears from the device which steps were not finite: names their volumes, and without --skip-nonfinite ends the run."""
+    for step, loss, in_a_row in state.settle():
+        what = (f"loss {loss:g} at step {step}, or a gradient that is not finite, on the volumes "
+                + ", ".join(entries[i]["id"] for i in batches.drawn(step)[0].tolist()))
+        if not args.skip_nonfinite or in_a_row >= MOST_SKIPPED:
+            raise UserError(f"--lr {args.lr:g}: {what}; use a lower one, look at these volumes, or --skip-nonfinite. The checkpoints "
+                            f"before it stand" + (f" ({in_a_row} steps in a row were skipped)" if args.skip_nonfinite else ""))
+        if run_:
+            run_.say(f"skipped: {what}")
+
+
+def train(model, state, run_, batches, entries, meta, args, signals, began):
     """Steps to --max-steps, or to a request to stop. `run_` is None but in process 0, which alone writes. Returns the exit code."""
-    main, last_save, clock, clock_step, in_a_row = run_ is not None, time.monotonic(), time.monotonic(), state.step, 0
+    main, last_save, clock, clock_step = run_ is not None, time.monotonic(), time.monotonic(), state.step
     bar = tqdm(total=args.max_steps, initial=state.step, desc="steps", disable=not main or not sys.stderr.isatty(), dynamic_ncols=True)
     signals.begin()
-    stop = False
+    trained, stop = list(state.trained.values()), False
     while state.step < args.max_steps and not stop:
         state.step += 1
-        losses, drawn, finite = gradients(model, moments, labels, meta["vae"], list(state.trained.values()), args, state.step)
-        if finite:
-            state.update(losses)
-            in_a_row = 0
-        else:
-            what = (f"loss {losses[0]:g} at step {state.step}, or a gradient that is not finite, on the volumes "
-                    + ", ".join(entries[i]["id"] for i in drawn))
-            in_a_row += 1
-            if not args.skip_nonfinite or in_a_row == MOST_SKIPPED:
-                raise UserError(f"--lr {args.lr:g}: {what}; use a lower one, look at these volumes, or --skip-nonfinite. The checkpoints "
-                                f"before it stand" + (f" ({in_a_row} steps in a row were skipped)" if args.skip_nonfinite else ""))
-            state.skipped += 1
-            if main:
-                run_.say(f"skipped: {what}")
+        state.update(*gradients(model, batches.take(state.step), trained, args))
         state.optimizer.zero_grad(set_to_none=True)
         bar.update()
         minutes = (time.monotonic() - began) / 60
         wish = signals.received is not None or args.max_minutes is not None and minutes >= args.max_minutes
-        stop = bool(distributed.sum_over_processes(torch.tensor(float(wish))))  # all stop after the same step
+        stop = bool(distributed.sum_over_processes(torch.tensor(float(wish))))  # all stop after the same step; on the host alone
         end = state.step == args.max_steps
-        if state.step % args.log_every == 0 or end:
+        weights = state.step % args.ckpt_every == 0 or end
+        saves = main and (weights or stop or args.ckpt_minutes and time.monotonic() - last_save >= 60 * args.ckpt_minutes)
+        logs = state.step % args.log_every == 0 or end
+        if logs or weights or stop or saves:
+            settle(run_, state, batches, entries, args)
+        if logs:
             if main:
                 log(run_, state, args, (state.step - clock_step) / (time.monotonic() - clock))
-            state.sums.zero_()
-            state.count, clock, clock_step = 0, time.monotonic(), state.step
-        if main:
-            weights = state.step % args.ckpt_every == 0 or end
-            if weights or stop or args.ckpt_minutes and time.monotonic() - last_save >= 60 * args.ckpt_minutes:
-                save(run_, state, meta, args, weights)
-                last_save = time.monotonic()
-            if args.sample_every and state.step % args.sample_every == 0:
-                sample_now(model, state, meta, args, run_.folder / "samples" / f"{state.step:07d}.png")
+            state.new_log_line()
+            clock, clock_step = time.monotonic(), state.step
+        if saves:
+            save(run_, state, meta, args, weights)
+            last_save = time.monotonic()
+        if main and args.sample_every and state.step % args.sample_every == 0:
+            sample_now(model, state, meta, args, run_.folder / "samples" / f"{state.step:07d}.png")
     bar.close()
     if main:
         run_.say(f"done: {run_.checkpoints / f'{state.step:07d}.safetensors'}" if end else
@@ -261,7 +268,7 @@ def main():
         labels = torch.tensor([v["class"] for v in entries])
         model, trained, meta = build_model(args, header, vae_config, channels, side)
         meta["data_key"] = hashlib.sha256(moments.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-        to_device(model, args)
+        compiling = to_device(model, args)
         state, run_, newest = State(trained, args), None, None
         if distributed.rank() == 0:
             run_ = Run.to_resume(args)
@@ -285,7 +292,10 @@ def main():
                      f"{model.grid ** 2} tokens, {args.precision} on {args.device}"
                      + (f", {distributed.world()} processes, {4 * n / 1e6:.1f} MB reduced a step" if distributed.world() > 1 else "")
                      + (f"; goes on at step {state.step}" if state.step else ""))
-        return train(model, state, run_, moments, labels, entries, meta, args, signals, began)
+            if compiling:
+                run_.say(compiling)
+        batches = Batches(moments, labels, meta["vae"], model.num_classes, args)
+        return train(model, state, run_, batches, entries, meta, args, signals, began)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def apply_mask(array, mask):
 
 def border(array):
     """The most common value of the array's outermost voxels, and which part of these has it (0…1)."""
-    shell = np.concatenate([np.take(array, k, axis).ravel() for axis in range(3) for k in (0, -1)])
+    shell = np.concatenate([np.moveaxis(array, axis, 0)[k].ravel() for axis in range(3) for k in (0, -1)])
     values, counts = np.unique(shell, return_counts=True)
     return float(values[counts.argmax()]), counts.max() / len(shell)
 

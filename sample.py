@@ -12,6 +12,8 @@ same bits as one process. Run again, the same command goes on with the samples t
 import json
 import math
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ import manifest
 import models
 import mosaic
 import volumes
-from cli import UserError, add_device, parser, progress, run, seed, shard, write_text
+from cli import UserError, add_compile, add_device, parser, progress, run, seed, shard, write_text
 
 
 def parse_args():
@@ -47,6 +49,7 @@ def parse_args():
     p.add_argument("--vae", metavar="ema|mse|PATH", help="VAE that decodes; default: the one that was trained with")
     p.add_argument("--base", metavar="FILE", help="base weights, where they are no longer where train.py read them")
     p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic")
+    add_compile(p)
     add_device(p)
     args = p.parse_args()
     if min(args.num_samples, args.batch_size) < 1:
@@ -123,6 +126,31 @@ def my_batches(args):
     return [b for b in mine if not all(nifti_path(args, i).is_file() for i in b)]
 
 
+class Writer:
+    """Writes samples while the next are computed: a thread, and at most one batch waiting for it. An error ends the main thread too."""
+
+    def __init__(self, args, header):
+        self.args, self.header, self.affine = args, header, np.array(header["affine"])
+        self._pool, self._jobs = ThreadPoolExecutor(1), deque()
+
+    def write(self, i, sheet):
+        self._jobs.append(self._pool.submit(self._write, i, sheet))
+        while len(self._jobs) > self.args.batch_size:
+            self._jobs.popleft().result()
+
+    def _write(self, i, sheet):
+        manifest.write_mosaic(manifest.mosaic_path(self.args.output, f"{i:06d}"), sheet)
+        volumes.write_nifti(nifti_path(self.args, i), mosaic.untile(sheet, self.header["size"], self.header["layout"]), self.affine)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with self._pool:
+            while self._jobs:
+                self._jobs.popleft().result()
+
+
 def main():
     args = parse_args()
     meta = checkpoints.read_meta(args.ckpt)
@@ -147,26 +175,28 @@ def main():
     model.requires_grad_(False).to(args.device)
     if args.precision == "bf16":
         models.matrices_to_bf16(model)
+    compiling = models.compile_blocks(model, args.device, args.compile)
+    if compiling:
+        print(f"{who}{compiling}", file=sys.stderr, flush=True)
 
     begin(args, meta, recipe, count)
-    affine = np.array(header["affine"])
     shape = (config["in_channels"], config["input_size"], config["input_size"])
     written = 0
-    for batch in progress(batches, f"batches of {args.batch_size}"):
-        generators = [diffusion.seeded_generator(args.seed, i) for i in batch]
-        y = torch.full((len(batch),), args.class_label)
-        with tqdm(total=args.num_sampling_steps, desc="steps", leave=False, disable=not sys.stderr.isatty()) as bar, \
-                torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
-            z = diffusion.sample(model, shape, y, config["num_classes"], generators, args.sampler, args.num_sampling_steps,
-                                 args.cfg_scale, args.cfg_channels, args.device, bar.update)
-        if not z.isfinite().all():
-            raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are not finite; use a lower scale, "
-                            "--precision fp32, or an earlier checkpoint")
-        for i, sheet in zip(batch, latents.decode(vae, z)):
-            if not nifti_path(args, i).is_file():  # a batch that was begun is computed whole: its bits depend on who is in it
-                manifest.write_mosaic(manifest.mosaic_path(args.output, f"{i:06d}"), sheet)
-                volumes.write_nifti(nifti_path(args, i), mosaic.untile(sheet, header["size"], header["layout"]), affine)
-                written += 1
+    with Writer(args, header) as writer:
+        for batch in progress(batches, f"batches of {args.batch_size}"):
+            generators = [diffusion.seeded_generator(args.seed, i) for i in batch]
+            y = torch.full((len(batch),), args.class_label)
+            with tqdm(total=args.num_sampling_steps, desc="steps", leave=False, disable=not sys.stderr.isatty()) as bar, \
+                    torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
+                z = diffusion.sample(model, shape, y, config["num_classes"], generators, args.sampler, args.num_sampling_steps,
+                                     args.cfg_scale, args.cfg_channels, args.device, bar.update)
+            if not z.isfinite().all():
+                raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are not finite; use a lower scale, "
+                                "--precision fp32, or an earlier checkpoint")
+            for i, latent in zip(batch, z):
+                if not nifti_path(args, i).is_file():  # a batch that was begun is computed whole: its bits depend on who is in it
+                    writer.write(i, latents.decode(vae, latent[None])[0])
+                    written += 1
     print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {meta['step']}, {args.sampler} {args.num_sampling_steps} steps")
 
 

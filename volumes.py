@@ -110,7 +110,7 @@ def to_ras(array, affine):
     :return: array (X, Y, Z) with axes right, anterior, superior, and its affine
     """
     ornt = nib.io_orientation(affine)
-    return nib.apply_orientation(array, ornt), affine @ nib.orientations.inv_ornt_aff(ornt, array.shape)
+    return np.ascontiguousarray(nib.apply_orientation(array, ornt)), affine @ nib.orientations.inv_ornt_aff(ornt, array.shape)
 
 
 def from_ras(array, affine):

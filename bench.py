@@ -1,24 +1,175 @@
 #!/usr/bin/env python3
-"""What it costs on this machine, the plain way against ours, turn and turn about in one run.
+"""What it costs on this machine: the plain way, as the published repositories do it, against ours, turn and turn about.
 
+    python bench.py train                                   a step of DiT-XL/2 at 896 x 896
+    python bench.py train --batch-size 16 --memory-limit 40  does it fit on a 40 GB card, and how fast is it
+    python bench.py sample --batch-size 8
+    python bench.py preprocess
     python bench.py metrics
-    python bench.py metrics --size 128 --repeats 9 --device cuda
+    python bench.py scaling --output scaling/               time and memory against tokens and batch: a table, a picture
 
-`metrics`: MS-SSIM of a pair by SciPy straight from the formula, and by metrics.ms_ssim_pairs; MMD of two sets.
-Medians over the repeats; a ratio above 1 means that ours is faster.
+Each way runs in processes of its own, so that its peak memory is its own; medians. Ratios above 1 mean that ours is better.
+Weights are random: they cost what trained ones cost. BENCHMARKS.md has what was measured.
 """
-import resource
+import os
+import subprocess
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
 
+import figures
 import metrics
+import models
 import ms_ssim
-from cli import UserError, add_device, parser, run
+import plain
+from cli import UserError, add_compile, add_device, parser, positive, run, write_text
+from costs import FACTOR, alone, matmul_rate, merge, our_training, peak_gb, plain_training, sampling
+from manifest import mosaic_path, read_manifest, read_mosaic
+from volumes import write_nifti
 
+# ---------------------------------------------------------------------------------------------------- training
+
+def row(name, r, batch):
+    if r is None:
+        return f"{name:10} out of memory"
+    t = float(np.median(r["times"]))
+    return (f"{name:10} {t:9.3f} {batch / t:10.4f} {r['products'] * batch / t / 1e12:9.3f} {r['rate'] / 1e12:9.3f} "
+            f"{100 * r['products'] * batch / t / r['rate']:7.0f} % {r['peak']:8.2f}")
+
+
+HEAD = f"{'':10} {'s a step':>9} {'images/s':>10} {'TFLOP/s':>9} {'the rate':>9} {'of it':>9} {'peak GB':>8}"
+
+
+def bench_train(args):
+    ways = {"plain": plain_training, "ours": our_training}
+    if args.only:
+        ways = {args.only: ways[args.only]}
+    turns = {name: [] for name in ways}
+    for _ in range(args.turns):
+        for name, way in ways.items():
+            turns[name].append(alone(way, args, args.image_size, args.batch_size))
+    results = {name: merge(r) for name, r in turns.items()}
+    tokens = next((r["tokens"] for r in results.values() if r), "?")
+    print(f"{args.model}, {args.image_size} x {args.image_size}, {tokens} tokens, batch {args.batch_size}"
+          + (f", at most {args.memory_limit:g} GiB" if args.memory_limit else "")
+          + f"; {args.turns} turns of {args.steps} steps, medians\n{HEAD}")
+    for name, r in results.items():
+        print(row(name, r, args.batch_size))
+    p, o = results.get("plain"), results.get("ours")
+    if p and o:
+        print(f"ratio      {np.median(p['times']) / np.median(o['times']):9.2f} {'':40} {o['peak'] / p['peak']:8.2f}")
+    if p:
+        print(f"of the plain step the VAE's encoder took {p['vae']:.3f} s")
+    if o:
+        print(f"our first step, with what is compiled: {o['first']:.1f} s")
+    for name, r in results.items():
+        if r and r["profile"]:
+            print("\n".join([f"where the time of a {name} step goes:", *r["profile"]]))
+
+
+def bench_scaling(args):
+    """Our step against tokens at the first batch size, and against batch at the first image size."""
+    sizes = [(s, args.batch_sizes[0]) for s in args.image_sizes] + [(args.image_sizes[0], b) for b in args.batch_sizes[1:]]
+    lines, points = ["| mosaic | tokens | batch | s a step | images/s | TFLOP/s | peak GB |", "|---|---|---|---|---|---|---|"], []
+    for image, batch in sizes:
+        r = alone(our_training, args, image, batch)
+        tokens = (image // FACTOR // models.config_of(args.model)["patch_size"]) ** 2
+        if r:
+            t = float(np.median(r["times"]))
+            points.append(dict(image=image, tokens=tokens, batch=batch, seconds=t, peak=r["peak"]))
+            lines.append(f"| {image} x {image} | {tokens} | {batch} | {t:.3f} | {batch / t:.4f} | {r['products'] * batch / t / 1e12:.3f} | "
+                         f"{r['peak']:.2f} |")
+        else:
+            lines.append(f"| {image} x {image} | {tokens} | {batch} | out of memory | | | |")
+        print(lines[-1], flush=True)
+    if args.output and points:
+        args.output.mkdir(parents=True, exist_ok=True)
+        write_text(args.output / "scaling.md", "\n".join(lines) + "\n")
+        figures.scaling(args.output / "scaling.png", points, f"{args.model}, {args.precision}, {args.device}")
+        print(f"{args.output}: scaling.md, scaling.png")
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
+
+def bench_sample(args):
+    turns = {name: [] for name in ([args.only] if args.only else ["plain", "ours"])}
+    for _ in range(args.turns):
+        for name, done in turns.items():
+            done.append(alone(sampling, args, name))
+    print(f"{args.model}, {args.image_size} x {args.image_size}, batch {args.batch_size}"
+          + (f", at most {args.memory_limit:g} GiB" if args.memory_limit else "")
+          + f"; {args.turns} turns of {args.steps} steps and a decoding, medians; whole volumes by arithmetic from them")
+    print(f"{'':10} {'s a step':>9} {'decoding':>9} {'peak GB':>8}   s a volume: {'ddpm 250':>9} {'dpm++ 50':>9} {'dpm++ 25':>9}")
+    totals = {}
+    for name, done in turns.items():
+        r = merge(done)
+        if r is None:
+            print(f"{name:10} out of memory")
+            continue
+        step, decode = float(np.median(r["times"])), float(np.median([t for d in done for t in d["decode"]]))
+        totals[name] = [(n * step + decode) / args.batch_size for n in (250, 50, 25)]
+        print(f"{name:10} {step:9.3f} {decode:9.3f} {r['peak']:8.2f} {'':13} " + " ".join(f"{t:9.2f}" for t in totals[name]))
+    if len(totals) == 2:
+        print(f"{'ratio':10} {'':43} " + " ".join(f"{a / b:9.2f}" for a, b in zip(totals["plain"], totals["ours"])))
+    if "ours" in totals:
+        print(f"of ours, dpm++ 25 against ddpm 250: {totals['ours'][0] / totals['ours'][2]:.2f} times faster")
+
+
+# -------------------------------------------------------------------------------------------------------- preprocessing
+
+def bench_preprocess(args):
+    """The plain loop over the scans against preprocess.py, whole and without what it takes to start."""
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        few = max(1, args.scans // 10)
+        for name, n in (("all", args.scans), ("few", few)):
+            (tmp / name).mkdir()
+            for i in range(n):
+                if args.input:
+                    found = sorted(args.input.glob("*.nii.gz"))
+                    if not found:
+                        raise UserError(f"--input {args.input}: holds no .nii.gz")
+                    (tmp / name / f"{i:03d}.nii.gz").symlink_to(found[i % len(found)].resolve())
+                else:
+                    write_nifti(tmp / name / f"{i:03d}.nii.gz", test_scan(i), np.diag([1, 1, 1, 1.0]))
+        plain_times, ours = [], {"all": [], "few": []}
+        for turn in range(args.turns):
+            start = time.perf_counter()
+            for path in sorted((tmp / "all").iterdir())[:args.plain_scans]:
+                sheet = plain.preprocess(path, tmp / "plain.png")
+            plain_times.append((time.perf_counter() - start) / min(args.plain_scans, args.scans))
+            for name in ours:
+                start = time.perf_counter()
+                subprocess.run([sys.executable, Path(__file__).with_name("preprocess.py"), "--input", tmp / name, "--output",
+                                tmp / f"{name}{turn}", "--split", "1:0", "--workers", str(args.workers)], check=True, capture_output=True)
+                ours[name].append(time.perf_counter() - start)
+        header, entries = read_manifest(tmp / "all0")
+        mine = read_mosaic(mosaic_path(tmp / "all0", entries[min(args.plain_scans, args.scans) - 1]["id"]), header)
+        p, whole = float(np.median(plain_times)), float(np.median(ours["all"]))
+        rate = (whole - float(np.median(ours["few"]))) / (args.scans - few)
+        print(f"{args.scans} scans of {' x '.join(map(str, entries[0]['shape']))} to mosaics of 128^3; {args.turns} turns, medians")
+        print(f"plain loop       {1e3 * p:8.1f} ms a scan")
+        print(f"preprocess.py    {1e3 * rate:8.1f} ms a scan, {args.workers} processes: {p / rate:.1f} times faster; {whole:.1f} s in all, "
+              f"start and quality control included: {p * args.scans / whole:.1f} times")
+        off = np.abs(mine.astype(int) - sheet)
+        print(f"results: {100 * (off > 0).mean():.4f} % of the pixels differ, by {off.max()} of 255 at most")
+
+
+def test_scan(seed):
+    """A smooth "head" on black, (144, 176, 144) uint8."""
+    rng = np.random.default_rng(seed)
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in (144, 176, 144)), indexing="ij")
+    inside = sum(a * a for a in axes) < 0.8
+    texture = ndimage.zoom(rng.random((18, 22, 18)), 8, order=1)
+    return np.where(inside, 60 + 150 * texture + rng.normal(0, 4, inside.shape), 0).clip(0, 255).astype(np.uint8)
+
+
+# -------------------------------------------------------------------------------------------------------------- metrics
 
 def alternate(ways, repeats):
     """Runs each way once to warm up, then all in turn, `repeats` times. Returns {name: median seconds}, {name: result}."""
@@ -32,39 +183,6 @@ def alternate(ways, repeats):
     return {name: float(np.median(t)) for name, t in times.items()}, results
 
 
-def matmul_rate(device, dtype=torch.float32, n=2048, seconds=1.0):
-    """Floating-point operations a second of a large matrix product, the best of several."""
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best, start = float("inf"), time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        at = time.perf_counter()
-        c = a @ b
-        c[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - at)
-    return 2 * n ** 3 / best
-
-
-def plain_ms_ssim(x, y, length=1.0):
-    """MS-SSIM of one pair, protocol kwon2019, straight from its formula with SciPy's Gaussian filter.
-
-    :param x, y: (D, D, D) float32 in [-1, 1]
-    """
-    def smooth(v):
-        return ndimage.gaussian_filter(v, ms_ssim.SIGMA, mode="reflect", radius=ms_ssim.RADIUS)
-
-    c1, c2, cs = (ms_ssim.K1 * length) ** 2, (ms_ssim.K2 * length) ** 2, []
-    for level in range(len(ms_ssim.WEIGHTS)):
-        mx, my = smooth(x), smooth(y)
-        vx, vy, cov = smooth(x * x) - mx * mx, smooth(y * y) - my * my, smooth(x * y) - mx * my
-        structure = (2 * cov + c2) / (vx + vy + c2)
-        cs.append(structure.mean(dtype=np.float64))
-        ssim = ((2 * mx * my + c1) / (mx * mx + my * my + c1) * structure).mean(dtype=np.float64)
-        if level < len(ms_ssim.WEIGHTS) - 1:
-            n = len(x) // 2 * 2
-            x, y = (v[:n, :n, :n].reshape(n // 2, 2, n // 2, 2, n // 2, 2).mean((1, 3, 5)) for v in (x, y))
-    return float(np.prod([max(c, 0) ** w * max(ssim, 0) ** ms_ssim.WEIGHTS[-1] for c, w in zip(cs[:-1], ms_ssim.WEIGHTS)]))
-
-
 def test_volumes(n, size):
     """Volumes that share structure, as brains do, (n, size, size, size) uint8."""
     rng = np.random.default_rng(0)
@@ -74,13 +192,11 @@ def test_volumes(n, size):
         x = common + 0.5 * ndimage.gaussian_filter(rng.random((size,) * 3, np.float32), 2)
         v[:] = np.rint(255 * (x - x.min()) / np.ptp(x))
     return out
-
-
 def bench_metrics(args):
     volumes = test_volumes(args.volumes, args.size)
     x, y = (v.astype(np.float32) / 127.5 - 1 for v in volumes[:2])
     count = len(metrics.all_pairs(args.volumes))
-    seconds, results = alternate({"SciPy": lambda: plain_ms_ssim(x, y), "ours": lambda: metrics.ms_ssim_pairs(volumes, device=args.device)},
+    seconds, results = alternate({"SciPy": lambda: plain.ms_ssim(x, y), "ours": lambda: metrics.ms_ssim_pairs(volumes, device=args.device)},
                                  args.repeats)
     seconds["ours"] /= count
     rate = matmul_rate(args.device)
@@ -93,7 +209,7 @@ def bench_metrics(args):
     print(f"  values {results['SciPy']:.7f} and {results['ours'][0]:.7f}, difference {abs(results['SciPy'] - results['ours'][0]):.1e}")
     print(f"  500 volumes, 124,750 pairs: {124750 * seconds['ours'] / 60:.0f} min against {124750 * seconds['SciPy'] / 3600:.0f} h")
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    before = peak_gb("cpu")
     shape = (2 * args.mmd_volumes,) + (args.size,) * 3
     with tempfile.TemporaryFile() as file:
         z = np.memmap(file, np.uint8, "w+", shape=shape)
@@ -103,25 +219,86 @@ def bench_metrics(args):
         kernel = metrics.gram(z, memory_gb=2, device=args.device)
         print(f"MMD, {args.mmd_volumes} against {args.mmd_volumes} volumes of {args.size}^3 from a file of {z.nbytes / 2 ** 30:.2f} GB: "
               f"{len(kernel) * (len(kernel) + 1) // 2:,} inner products in {time.perf_counter() - start:.1f} s, peak of this process "
-              f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GB (before: {before:.2f})")
+              f"{peak_gb('cpu'):.2f} GB (before: {before:.2f})")
 
 
 def main():
     p = parser(__doc__)
     sub = p.add_subparsers(dest="what", required=True)
-    m = sub.add_parser("metrics", help="MS-SSIM and MMD", formatter_class=p.formatter_class, allow_abbrev=False)
+
+    def command(name, function, text):
+        c = sub.add_parser(name, help=text, formatter_class=p.formatter_class, allow_abbrev=False)
+        c.set_defaults(run=function)
+        return c
+
+    train = command("train", bench_train, "a training step")
+    scaling = command("scaling", bench_scaling, "our training step against tokens and batch")
+    sample = command("sample", bench_sample, "a sampling step and the decoding")
+    for c in (train, scaling, sample):
+        c.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME", help="one of the zoo")
+        c.add_argument("--vae", choices=("sd", "tiny"), default="sd", help="of Stable Diffusion's shape, or 16 times narrower, for tests")
+        c.add_argument("--steps", type=int, default=3, help="measured steps a turn")
+        c.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of our arithmetic")
+        c.add_argument("--memory-limit", type=positive, metavar="GiB", help="of the GPU: what PyTorch may reserve, such as 40")
+        add_compile(c)
+        add_device(c)
+    for c in (train, sample):
+        c.add_argument("--image-size", type=int, default=896, help="side of the mosaics, pixels")
+        c.add_argument("--batch-size", type=int, default=1, help="mosaics a step")
+        c.add_argument("--turns", type=int, default=2, help="of each way")
+        c.add_argument("--only", choices=("plain", "ours"), help="one way alone")
+    for c in (train, scaling):
+        c.add_argument("--accum", type=int, default=1, help="parts that a step's batch is computed in")
+        c.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K", help="as train.py's")
+        c.add_argument("--keep-activations", action="store_true", help="as train.py's")
+        c.add_argument("--profile", action="store_true", help="say which operations take the time")
+    scaling.add_argument("--image-sizes", type=int, nargs="+", default=(256, 512, 896, 1536), metavar="PIXELS",
+                         help="at the first batch size")
+    scaling.add_argument("--batch-sizes", type=int, nargs="+", default=(1,), metavar="N", help="the others at the first image size")
+    scaling.add_argument("--output", type=Path, metavar="DIR", help="for scaling.md and scaling.png")
+    c = command("preprocess", bench_preprocess, "scans to mosaics")
+    c.add_argument("--input", type=Path, metavar="DIR", help="of .nii.gz files, used over and over; default: made-up heads")
+    c.add_argument("--scans", type=int, default=95, help="for preprocess.py")
+    c.add_argument("--plain-scans", type=int, default=14, help="of them, for the plain loop")
+    c.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                   help="processes of preprocess.py")
+    c.add_argument("--turns", type=int, default=3, help="of each way")
+    m = command("metrics", bench_metrics, "MS-SSIM and MMD")
     m.add_argument("--size", type=int, default=128, help="voxels a side")
     m.add_argument("--volumes", type=int, default=24, help="for MS-SSIM, all pairs")
     m.add_argument("--mmd-volumes", type=int, default=32, help="on each side, for MMD")
     m.add_argument("--repeats", type=int, default=7, help="of each way")
     add_device(m)
-    m.set_defaults(run=bench_metrics)
     args = p.parse_args()
-    if args.size < metrics.SMALLEST or min(args.volumes, args.mmd_volumes, args.repeats) < 2:
-        raise UserError(f"--size must be at least {metrics.SMALLEST}; --volumes, --mmd-volumes and --repeats at least 2")
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.device}" + (
-        f" ({torch.cuda.get_device_name()})" if args.device.startswith("cuda") else ""))
+    check(args)
+    device = getattr(args, "device", "cpu")
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {device}" + (
+        f" ({torch.cuda.get_device_name(device)})" if device.startswith("cuda") else ""))
     args.run(args)
+
+
+def check(args):
+    """Refuses what cannot be measured, before anything is."""
+    counts = {k: v for k, v in vars(args).items() if k in ("steps", "turns", "batch_size", "accum", "plain_scans", "workers")}
+    for k, v in counts.items():
+        if v < 1:
+            raise UserError(f"--{k.replace('_', '-')} {v}: at least 1")
+    if args.what == "metrics" and (args.size < metrics.SMALLEST or min(args.volumes, args.mmd_volumes, args.repeats) < 2):
+        raise UserError(f"--size must be at least {metrics.SMALLEST}; --volumes, --mmd-volumes and --repeats at least 2")
+    if args.what == "preprocess" and args.scans < 2:
+        raise UserError(f"--scans {args.scans}: at least 2")
+    if getattr(args, "memory_limit", None) and not args.device.startswith("cuda"):
+        raise UserError("--memory-limit: only on a GPU; here the peak is printed")
+    if args.what in ("train", "sample", "scaling"):
+        unit = FACTOR * models.config_of(args.model)["patch_size"]
+        batches = getattr(args, "batch_sizes", None) or [args.batch_size]
+        for size in getattr(args, "image_sizes", None) or [args.image_size]:
+            if size < unit or size % unit:
+                raise UserError(f"--image-size {size}: must be a multiple of {unit} for {args.model}")
+        if min(batches) < 1 or any(b % getattr(args, "accum", 1) for b in batches):
+            raise UserError(f"--batch-size {min(batches)}: at least 1, and --accum must divide it")
+    if getattr(args, "grad_checkpoint", 0) < 0:
+        raise UserError(f"--grad-checkpoint {args.grad_checkpoint}: every K-th block, K at least 1; 0: none")
 
 
 if __name__ == "__main__":

@@ -215,6 +215,32 @@ def distances(path, entries):
     save(fig, path)
 
 
+def scaling(path, points, title):
+    """Time and memory of a step against tokens (at the first batch size) and against batch (at the first image size).
+
+    :param points: dicts of tokens, batch, seconds, peak (GB)
+    """
+    first = points[0]
+    series = [("tokens", [p for p in points if p["batch"] == first["batch"]]),
+              ("batch", [p for p in points if p["tokens"] == first["tokens"]])]
+    series = [(axis, found) for axis, found in series if len(found) > 1] or series[:1]
+    fig, axes = plt.subplots(2, len(series), figsize=(5.2 * len(series), 6.4), squeeze=False)
+    for column, (axis, found) in zip(axes.T, series):
+        x = [p[axis] for p in found]
+        for ax, key, label in zip(column, ("seconds", "peak"), ("seconds a step", "peak memory, GB")):
+            ax.plot(x, [p[key] for p in found], "o-", color="#2a6f97")
+            for p in found:
+                ax.annotate(f"{p[key]:.3g}", (p[axis], p[key]), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)
+            ax.set(xlabel=axis, ylabel=label, xscale="log", yscale="log" if key == "seconds" else "linear", xticks=x,
+                   xticklabels=[f"{n:,}" for n in x])
+            ax.minorticks_off()
+            ax.margins(0.12)
+            ax.grid(alpha=0.3)
+    fig.suptitle(title)
+    fig.tight_layout()
+    save(fig, path)
+
+
 def short(name, most=28):
     """A long id with its middle left out; `$` as it is, which matplotlib would take for mathematics."""
     name = name if len(name) <= most else f"{name[:most // 2 - 1]}…{name[-(most // 2):]}"

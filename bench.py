@@ -4,6 +4,7 @@
     python bench.py train                                   a step of DiT-XL/2 at 896 x 896
     python bench.py train --batch-size 16 --memory-limit 40  does it fit on a 40 GB card, and how fast is it
     python bench.py sample --batch-size 8
+    python bench.py samplers --ckpt results/000-DiT-XL-2/checkpoints/0066000.safetensors --output samplers/
     python bench.py preprocess
     python bench.py metrics
     python bench.py scaling --output scaling/               time and memory against tokens and batch: a table, a picture
@@ -22,15 +23,20 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+import checkpoints
+import diffusion
 import figures
+import latents
+import manifest
 import metrics
 import models
+import mosaic
 import ms_ssim
 import plain
-from cli import UserError, add_compile, add_device, parser, positive, run, write_text
+from cli import UserError, add_compile, add_device, atomic_folder, parser, positive, refuse_existing, run, seed, write_text
 from costs import FACTOR, alone, matmul_rate, merge, our_training, peak_gb, plain_training, sampling
-from manifest import mosaic_path, read_manifest, read_mosaic
-from volumes import write_nifti
+from volume_sets import find_set
+from volumes import voxel_sizes, write_nifti
 
 # ---------------------------------------------------------------------------------------------------- training
 
@@ -120,6 +126,53 @@ def bench_sample(args):
         print(f"of ours, dpm++ 25 against ddpm 250: {totals['ours'][0] / totals['ours'][2]:.2f} times faster")
 
 
+WAYS = (("ddpm", 250), ("ddim", 250), ("dpm++", 50), ("dpm++", 25))
+
+
+def bench_samplers(args):
+    """The same seeds of a trained model by each sampler: time for all volumes, how they compare, a picture side by side."""
+    refuse_existing(args.output)
+    model, meta = checkpoints.restore_model(args.ckpt, base=args.base)
+    header, config = manifest.check_header(meta["header"], args.ckpt), meta["config"]
+    recorded = meta["vae"]
+    vae = latents.load_vae(args.vae or recorded["path"] or recorded["name"], args.device)
+    real = args.real and find_set(args.real, None, "--real")
+    real_volumes = real and np.stack([real.read(i) for i in range(len(real))])
+    model.requires_grad_(False).to(args.device)
+    if args.precision == "bf16":
+        models.matrices_to_bf16(model)
+    models.compile_blocks(model, args.device, args.compile)
+    shape, n = (config["in_channels"], config["input_size"], config["input_size"]), args.num_samples
+
+    def draw(sampler, steps):
+        generators = [diffusion.seeded_generator(args.seed, i) for i in range(n)]
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
+            z = diffusion.sample(model, shape, torch.zeros(n, dtype=torch.long), config["num_classes"], generators, sampler, steps,
+                                 device=args.device)
+        return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in latents.decode(vae, z)])
+
+    draw("dpm++", 3)
+    times, drawn = {way: [] for way in WAYS}, {}
+    for _ in range(args.turns):
+        for way in WAYS:
+            start = time.perf_counter()
+            drawn[way] = draw(*way)
+            times[way].append(time.perf_counter() - start)
+    lines = [f"| sampler, steps | s for {n} | times faster | from ddim 250, grey levels | MS-SSIM |" + (" linear MMD |" if real else ""),
+             "|---" * (5 + bool(real)) + "|"]
+    for way in WAYS:
+        seconds = float(np.median(times[way]))
+        off = np.sqrt(np.mean((drawn[way].astype(np.float32) - drawn["ddim", 250]) ** 2))
+        lines.append(f"| {way[0]} {way[1]} | {seconds:.1f} | {float(np.median(times[WAYS[0]])) / seconds:.1f} | {off:.1f} | "
+                     f"{metrics.ms_ssim_pairs(drawn[way], device=args.device).mean():.4f} |"
+                     + (f" {metrics.mmd_linear(real_volumes, drawn[way], device=args.device):.1f} |" if real else ""))
+    print("\n".join(lines))
+    with atomic_folder(args.output) as folder:
+        write_text(folder / "samplers.md", "\n".join(lines) + "\n")
+        figures.gallery(folder / "samplers.png", {f"{s} {k}": drawn[s, k] for s, k in WAYS}, voxel_sizes(header["affine"]))
+    print(f"{args.output}: samplers.md, samplers.png")
+
+
 # -------------------------------------------------------------------------------------------------------- preprocessing
 
 def bench_preprocess(args):
@@ -148,8 +201,8 @@ def bench_preprocess(args):
                 subprocess.run([sys.executable, Path(__file__).with_name("preprocess.py"), "--input", tmp / name, "--output",
                                 tmp / f"{name}{turn}", "--split", "1:0", "--workers", str(args.workers)], check=True, capture_output=True)
                 ours[name].append(time.perf_counter() - start)
-        header, entries = read_manifest(tmp / "all0")
-        mine = read_mosaic(mosaic_path(tmp / "all0", entries[min(args.plain_scans, args.scans) - 1]["id"]), header)
+        header, entries = manifest.read_manifest(tmp / "all0")
+        mine = manifest.read_mosaic(manifest.mosaic_path(tmp / "all0", entries[min(args.plain_scans, args.scans) - 1]["id"]), header)
         p, whole = float(np.median(plain_times)), float(np.median(ours["all"]))
         rate = (whole - float(np.median(ours["few"]))) / (args.scans - few)
         print(f"{args.scans} scans of {' x '.join(map(str, entries[0]['shape']))} to mosaics of 128^3; {args.turns} turns, medians")
@@ -256,6 +309,18 @@ def main():
                          help="at the first batch size")
     scaling.add_argument("--batch-sizes", type=int, nargs="+", default=(1,), metavar="N", help="the others at the first image size")
     scaling.add_argument("--output", type=Path, metavar="DIR", help="for scaling.md and scaling.png")
+    c = command("samplers", bench_samplers, "the samplers on a trained model: time, and a picture side by side")
+    c.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint written by train.py")
+    c.add_argument("--real", type=Path, metavar="DIR", help="data folder, for MMD against its test split")
+    c.add_argument("--num-samples", type=int, default=8, help="volumes, all in one batch")
+    c.add_argument("--seed", type=seed, default=0, help="sample i draws from (seed, i)")
+    c.add_argument("--vae", metavar="ema|mse|PATH", help="VAE that decodes; default: the one that was trained with")
+    c.add_argument("--base", metavar="FILE", help="base weights, where they are no longer where train.py read them")
+    c.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic")
+    c.add_argument("--turns", type=int, default=1, help="of each sampler")
+    c.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for samplers.md and samplers.png")
+    add_compile(c)
+    add_device(c)
     c = command("preprocess", bench_preprocess, "scans to mosaics")
     c.add_argument("--input", type=Path, metavar="DIR", help="of .nii.gz files, used over and over; default: made-up heads")
     c.add_argument("--scans", type=int, default=95, help="for preprocess.py")
@@ -279,14 +344,15 @@ def main():
 
 def check(args):
     """Refuses what cannot be measured, before anything is."""
-    counts = {k: v for k, v in vars(args).items() if k in ("steps", "turns", "batch_size", "accum", "plain_scans", "workers")}
-    for k, v in counts.items():
-        if v < 1:
+    for k, v in vars(args).items():
+        if k in ("steps", "turns", "batch_size", "accum", "plain_scans", "workers", "num_samples") and v < 1:
             raise UserError(f"--{k.replace('_', '-')} {v}: at least 1")
     if args.what == "metrics" and (args.size < metrics.SMALLEST or min(args.volumes, args.mmd_volumes, args.repeats) < 2):
         raise UserError(f"--size must be at least {metrics.SMALLEST}; --volumes, --mmd-volumes and --repeats at least 2")
     if args.what == "preprocess" and args.scans < 2:
         raise UserError(f"--scans {args.scans}: at least 2")
+    if args.what == "samplers" and args.num_samples < 2:
+        raise UserError(f"--num-samples {args.num_samples}: at least 2, to compare")
     if getattr(args, "memory_limit", None) and not args.device.startswith("cuda"):
         raise UserError("--memory-limit: only on a GPU; here the peak is printed")
     if args.what in ("train", "sample", "scaling"):

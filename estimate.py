@@ -43,8 +43,11 @@ def dry_run(args, config, volumes):
     block = models.DiTBlock(width, config["num_heads"], gamma=args.gamma_blocks > 0)
     for name, p in block.named_parameters():
         p.requires_grad_(args.tune == "full" or models.parameter_kind(name) != "matrix")
+    if args.precision == "bf16":
+        models.matrices_to_bf16(block)
     block.lean = not args.keep_activations
-    one = kept_for_backward(block, torch.zeros(1, tokens, width), torch.zeros(1, width), args.precision) * micro
+    first, two = (kept_for_backward(block, torch.zeros(n, tokens, width), torch.zeros(n, width), args.precision) for n in (1, 2))
+    one = first + (micro - 1) * (two - first)  # what does not grow are the bf16 copies of matrices that train
     whole = len(range(0, depth, args.grad_checkpoint)) if args.grad_checkpoint else 0  # blocks of which only the input is kept
     kept = (depth - whole) * one + whole * micro * tokens * width * 4 + (one if whole == depth else 0)
     frozen = (total - n) * (2 if args.precision == "bf16" else 4)

@@ -103,7 +103,8 @@ class DiTBlock(nn.Module):
 
     def attend(self, h):                                                    # (N, T, width) -> (N, heads, T, width / heads)
         n, tokens, width = h.shape
-        q, k, v = self.attn.qkv(h).view(n, tokens, 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        qkv = self.attn.qkv(h).view(n, tokens, 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.contiguous() if h.device.type == "cpu" else qkv       # the CPU's kernel is 5 % slower on strided heads
         return F.scaled_dot_product_attention(q, k, v)
 
     def between(self, x, heads, gate, shift, scale):
@@ -269,7 +270,7 @@ def compile_blocks(model, device, wanted=None):
             raise UserError(f"--compile: {reason}; leave it out") from None
         return f"{reason}: goes on without it, slower"
     for block in model.blocks:
-        block.compile()
+        block.compile(dynamic=False)  # a shape's code then does not depend on which shapes came before it
     return "blocks are compiled: the first step takes a minute or so longer"
 
 

@@ -37,18 +37,18 @@ class Batches:
         return draw_step(self.args.global_seed, step, len(self.moments), self.args.global_batch_size, shape, self.args.label_dropout)
 
     def prepare(self, step):
-        """x0, t, y, noise; in page-locked memory where they go to a GPU, so that no copy waits."""
+        """x0, t, y, noise."""
         index, t, noise, vae_noise, drop = (d.chunk(distributed.world())[distributed.rank()] for d in self.drawn(step))
         x0 = latents.draw(self.vae_config, self.moments[index], vae_noise)
-        batch = x0, t, torch.where(drop, self.null_class, self.labels[index]), noise
-        return tuple(v.pin_memory() for v in batch) if torch.device(self.args.device).type == "cuda" else batch
+        return x0, t, torch.where(drop, self.null_class, self.labels[index]), noise
 
     def take(self, step):
+        """What `prepare` gives; in page-locked memory where it goes to a GPU, so that no copy waits."""
         ahead = self._ahead.pop(step, None)
         batch = ahead.result() if ahead else self.prepare(step)
         if self._pool and step < self.args.max_steps:
             self._ahead = {step + 1: self._pool.submit(self.prepare, step + 1)}
-        return batch
+        return tuple(v.pin_memory() for v in batch) if torch.device(self.args.device).type == "cuda" else batch
 
 
 def learning_rate(args, step):

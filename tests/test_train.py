@@ -104,10 +104,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finetuned, pretrained, data, 
     assert "--lr 0.002" in error_line(contradiction) and "begun with 0.001" in error_line(contradiction)
 
 
-def test_accumulated_parts_give_the_whole_batchs_step(data, vae_folder, pretrained, tmp_path):
+def test_parts_and_recomputation_give_the_whole_batchs_step(data, vae_folder, pretrained, tmp_path):
     args = finetune_flags(pretrained)
-    for results, extra in (("a", ()), ("b", ("--accum", 4, "--grad-checkpoint"))):
+    for results, extra in (("a", ()), ("b", ("--accum", 4, "--grad-checkpoint")),
+                           ("c", ("--grad-checkpoint", 2, "--no-prefetch", "--keep-activations"))):
         train(data, vae_folder, tmp_path / results, "--max-steps", 2, *args, *extra)
+    a, *others = (tensors(tmp_path / r / "000-DiT-T-4", "0000002") for r in "abc")
+    assert all(torch.allclose(a[k], other[k], atol=1e-5) for k in a for other in others)
+
+
+def test_compile_where_there_is_no_compiler(data, vae_folder, pretrained, tmp_path):
+    args = (*finetune_flags(pretrained), "--max-steps", 1, "--compile")
+    nothing = {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = train(data, vae_folder, tmp_path / "r", *args, env=nothing, expect=2)
+    assert "--compile: torch.compile does not work here" in error_line(done) and "leave it out" in error_line(done)
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_blocks_train_alike(data, vae_folder, pretrained, tmp_path):
+    args = finetune_flags(pretrained)
+    for results, extra in (("a", ()), ("b", ("--compile", "--grad-checkpoint", 2, "--sample-every", 2))):
+        done = train(data, vae_folder, tmp_path / results, "--max-steps", 2, *args, *extra)
+    assert "blocks are compiled" in done.stdout and (tmp_path / "b" / "000-DiT-T-4" / "samples" / "0000002.png").exists()
+    assert "recompile_limit" not in done.stderr
     a, b = (tensors(tmp_path / r / "000-DiT-T-4", "0000002") for r in "ab")
     assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
 
@@ -136,12 +157,15 @@ def test_dry_run_of_the_papers_model(tmp_path):
     assert "a checkpoint: 13.4 MB" in out and not (tmp_path / "r").exists()
     full = script("train.py", *args, "--tune", "full", "--precision", "fp32").stdout
     assert "100.000% of the model" in full
+    half = script("train.py", *args, "--grad-checkpoint", 2).stdout
 
     def activations(text):
         return float(next(line.split()[-1] for line in text.splitlines() if "activations" in line and "images" in line))
 
     # 4 images: above the residual stream and qkv in bf16 alone, and full tuning in fp32 keeps more
     assert 4 * 28 * 3136 * 1152 * (4 + 3 * 2) / 1e9 < activations(out) < activations(full)
+    # 11 bf16 activations of the residual stream's size a block, or of every other block its fp32 input alone
+    assert [round(activations(o) / (4 * 28 * 3136 * 1152 * 2 / 1e9), 1) for o in (out, half)] == [11.0, 6.5]
     assert "is no multiple" not in out
     wrong = script("train.py", *args[:-3], "--image-size", 512, expect=2)
     assert "--image-size 512" in error_line(wrong) and "896" in error_line(wrong)
@@ -157,6 +181,7 @@ def test_refusals(data, vae_folder, tmp_path):
     assert "no such file" in refused("--model", "DiT-T/4", "--ckpt", tmp_path / "no.pt")
     assert "DiT-T/8: mosaics of 48 pixels" in refused("--ckpt", "none", "--tune", "full", "--model", "DiT-T/8")
     assert "must divide --global-batch-size 4" in refused(*base, "--accum", 3)
+    assert "--grad-checkpoint -1: every K-th block" in refused(*base, "--grad-checkpoint", -1)
     assert "--gamma-blocks 9: DiT-T/4 has 4 blocks" in refused(*base, "--gamma-blocks", 9)
     assert "no such folder" in refused(*base, vae=tmp_path / "none")
     assert "manifest.json" in refused(*base, folder=tmp_path)

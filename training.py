@@ -96,9 +96,9 @@ class State:
             group["lr"] = learning_rate(self.args, self.step)
         self.optimizer.found_inf = bad  # as torch.amp.GradScaler tells a fused optimizer
         self.optimizer.step()
-        towards = torch._foreach_sub([p.detach() for p in self.trained.values()], list(self.ema.values()))
-        torch._foreach_mul_(towards, (1 - self.args.ema_decay) * (1 - bad))
-        torch._foreach_add_(list(self.ema.values()), towards)
+        weight = (1 - self.args.ema_decay) * (1 - bad)
+        for k, p in self.trained.items():
+            self.ema[k].lerp_(p.detach(), weight)
         self.sums += torch.where(bad > 0, torch.zeros_like(losses), losses)
         self._unsettled.append(torch.stack([bad, losses[0]]))
 

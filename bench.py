@@ -149,7 +149,7 @@ def bench_samplers(args):
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
             z = diffusion.sample(model, shape, torch.zeros(n, dtype=torch.long), config["num_classes"], generators, sampler, steps,
                                  device=args.device)
-        return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in latents.decode(vae, z)])
+        return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in latents.decode(vae, z, args.precision == "bf16")])
 
     draw("dpm++", 3)
     times, drawn = {way: [] for way in WAYS}, {}

@@ -106,12 +106,13 @@ def build(args, image_size, bf16, tune="difffit"):
     return model, models.set_trainable(model, tune)
 
 
-def build_vae(args):
+def build_vae(args, ours):
     """Stable Diffusion's VAE, or one of its shape that is 16 times narrower, with random weights."""
     channels = (128, 256, 512, 512) if args.vae == "sd" else (8, 16, 32, 32)
     return AutoencoderKL(block_out_channels=channels, layers_per_block=2, latent_channels=4, norm_num_groups=min(32, channels[0]),
                          down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-                         sample_size=256).requires_grad_(False).eval().to(args.device)
+                         sample_size=256).requires_grad_(False).eval().to(
+                             args.device, memory_format=torch.channels_last if ours else torch.contiguous_format)
 
 
 def products(model, tokens, backward):
@@ -140,7 +141,7 @@ def profiled(step, device):
 @within_memory
 def plain_training(args, image_size, batch):
     model, trained = build(args, image_size, bf16=False)
-    vae = build_vae(args)
+    vae = build_vae(args, ours=False)
     trainer = plain.Trainer(model, vae, trained)
     mosaics = np.random.default_rng(0).integers(0, 256, (batch, image_size, image_size, 3), np.uint8)
     labels = torch.zeros(batch, dtype=torch.long, device=args.device)
@@ -192,7 +193,7 @@ def sampling(args, way):
     bf16 = ours and args.precision == "bf16"
     model, _ = build(args, args.image_size, bf16)
     model.requires_grad_(False).eval()
-    vae, side = build_vae(args), args.image_size // FACTOR
+    vae, side = build_vae(args, ours), args.image_size // FACTOR
     if ours:
         models.compile_blocks(model, args.device, args.compile)
     else:
@@ -214,7 +215,7 @@ def sampling(args, way):
                              callback=step)
     start = time.perf_counter()
     if ours:
-        latents.decode(vae, z)
+        latents.decode(vae, z, bf16)
     else:
         with torch.no_grad():
             latents.from_pixels(vae.decode(z / vae.config.scaling_factor).sample)

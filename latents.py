@@ -54,7 +54,7 @@ def load_vae(name, device="cpu", flag="--vae"):
             raise UserError(f"{flag} {local}: cannot be loaded as an AutoencoderKL with safetensors weights ({error})")
         raise UserError(f"{flag} {name}: neither in {local} nor to be had from the internet; run `python download.py "
                         f"sd-vae-ft-{name}` on a machine with internet and copy {WEIGHTS}/ here")
-    return vae.requires_grad_(False).eval().to(device)
+    return vae.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
 def factor(vae):
@@ -99,14 +99,16 @@ def draw(vae_config, moments, noise):
 
 
 @torch.no_grad()
-def decode(vae, latents):
+def decode(vae, latents, bf16=False):
     """Latents in the DiT's scale -> mosaics, one at a time so that memory is bound by one.
 
     :param latents: (N, C, h, w)
+    :param bf16: twice as fast on a CPU that computes in it; moved the grey levels of the demo's VAE by 0.3 of 255 (rms)
     :return: (N, H, W, 3) uint8
     """
     z = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0)
-    return np.concatenate([from_pixels(vae.decode(one[None].to(vae.device, vae.dtype)).sample) for one in z])
+    with torch.autocast(vae.device.type, torch.bfloat16, enabled=bf16):
+        return np.concatenate([from_pixels(vae.decode(one[None].to(vae.device, vae.dtype)).sample) for one in z])
 
 
 def fingerprint(vae):

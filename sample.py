@@ -48,7 +48,9 @@ def parse_args():
     p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged, or as trained")
     p.add_argument("--vae", metavar="ema|mse|PATH", help="VAE that decodes; default: the one that was trained with")
     p.add_argument("--base", metavar="FILE", help="base weights, where they are no longer where train.py read them")
-    p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic")
+    p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the DiT's arithmetic")
+    p.add_argument("--vae-precision", choices=("bf16", "fp32"), help="of the VAE's; bf16 moves grey levels by less than one; default: "
+                   "as --precision")
     add_compile(p)
     add_device(p)
     args = p.parse_args()
@@ -59,6 +61,7 @@ def parse_args():
         raise UserError(f"--num-sampling-steps {args.num_sampling_steps}: {args.sampler} takes 2 to {most}")
     if not math.isfinite(args.cfg_scale):
         raise UserError(f"--cfg-scale {args.cfg_scale}: must be a finite number")
+    args.vae_precision = args.vae_precision or args.precision
     args.device = distributed.own_device(args.device)
     if args.ckpt.is_dir():
         name = "checkpoints/[0-9]*[0-9].safetensors"
@@ -88,7 +91,7 @@ def check_folder(args, recipe):
     if path.is_file():
         content = manifest.read_json(path)
         try:
-            theirs, count = dict(content["recipe"]), max(count, len(content["samples"]))
+            theirs, count = {"vae_precision": "fp32"} | content["recipe"], max(count, len(content["samples"]))
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: damaged; name a new folder for --output") from None
         different = [k for k in recipe if theirs.get(k) != recipe[k]]
@@ -163,7 +166,7 @@ def main():
         raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {config['in_channels']}")
     vae = load_decoder(args, meta)
     recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
-        "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision")})
+        "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision", "vae_precision")})
     count = check_folder(args, recipe)
     batches = my_batches(args)
     who = "".join([f"shard {args.shard[0]}/{args.shard[1]}: " if args.shard else "",
@@ -195,7 +198,7 @@ def main():
                                 "--precision fp32, or an earlier checkpoint")
             for i, latent in zip(batch, z):
                 if not nifti_path(args, i).is_file():  # a batch that was begun is computed whole: its bits depend on who is in it
-                    writer.write(i, latents.decode(vae, latent[None])[0])
+                    writer.write(i, latents.decode(vae, latent[None], args.vae_precision == "bf16")[0])
                     written += 1
     print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {meta['step']}, {args.sampler} {args.num_sampling_steps} steps")
 

@@ -235,6 +235,8 @@ def scaling(path, points, title):
                    xticklabels=[f"{n:,}" for n in x])
             ax.minorticks_off()
             ax.margins(0.12)
+            if key == "peak":
+                ax.set_ylim(0, 1.15 * max(p[key] for p in found))
             ax.grid(alpha=0.3)
     fig.suptitle(title)
     fig.tight_layout()

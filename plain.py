@@ -69,7 +69,7 @@ class Trainer:
 def preprocess(path, out, size=128):
     """One scan -> its mosaic in layout rgb, by nibabel, scipy.ndimage.zoom and PIL as they come. Returns the mosaic."""
     scan = nib.as_closest_canonical(nib.load(path))
-    array = scan.get_fdata(dtype=np.float32)
+    array = scan.get_fdata()
     cube = ndimage.zoom(array, size / np.array(array.shape), order=1, mode="nearest", grid_mode=True)
     lo, hi = np.percentile(array, (0, 99.9))
     cube = np.rint(np.clip((cube - lo) / (hi - lo), 0, 1) * 255).astype(np.uint8)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from joblib import Parallel, delayed
 from nilearn import datasets
 from scipy import ndimage, signal
 
@@ -76,6 +77,14 @@ def subject(tissues, contrast, rng):
     return np.rint(np.clip(volume, 0, 1.2) / 1.2 * 255).astype(np.uint8)
 
 
+def write(i, tissues, affine, args, folder):
+    image = nib.Nifti1Image(subject(tissues, args.contrast, np.random.default_rng([args.seed, i])), affine)
+    if i % 2:
+        image = image.as_reoriented([[0, -1], [1, 1], [2, 1]])
+    image.header.set_xyzt_units("mm")
+    nib.save(image, folder / f"sub-{i:03d}_acq-{args.contrast}_T1w.nii.gz")
+
+
 def main():
     p = parser(__doc__)
     p.add_argument("--contrast", choices=CONTRASTS, default="flash", help="tissue intensities")
@@ -86,12 +95,9 @@ def main():
     with atomic_folder(args.output) as folder:
         tissues, affine = template()
         affine = affine @ np.diag([SPACING] * 3 + [1])
-        for i in progress(range(args.n), f"{args.contrast} subjects"):
-            image = nib.Nifti1Image(subject(tissues, args.contrast, np.random.default_rng([args.seed, i])), affine)
-            if i % 2:
-                image = image.as_reoriented([[0, -1], [1, 1], [2, 1]])
-            image.header.set_xyzt_units("mm")
-            nib.save(image, folder / f"sub-{i:03d}_acq-{args.contrast}_T1w.nii.gz")
+        written = Parallel(n_jobs=-1, return_as="generator")(delayed(write)(i, tissues, affine, args, folder) for i in range(args.n))
+        for _ in progress(written, f"{args.contrast} subjects", args.n):
+            pass
 
 
 if __name__ == "__main__":

@@ -2,14 +2,15 @@
 """What it costs on this machine: the plain way, as the published repositories do it, against ours, turn and turn about.
 
     python bench.py train                                   a step of DiT-XL/2 at 896 x 896
-    python bench.py train --batch-size 16 --memory-limit 40  does it fit on a 40 GB card, and how fast is it
+    python bench.py train --batch-size 16 --memory-limit 39  does it fit on a card of 40 GB, and how fast is it
     python bench.py sample --batch-size 8
     python bench.py samplers --ckpt results/000-DiT-XL-2/checkpoints/0066000.safetensors --output samplers/
     python bench.py preprocess
     python bench.py metrics
     python bench.py scaling --output scaling/               time and memory against tokens and batch: a table, a picture
 
-Each way runs in processes of its own, so that its peak memory is its own; medians. Ratios above 1 mean that ours is better.
+Each way runs in processes of its own, so that its peak memory is its own; medians. Ratios of times are plain over ours, above 1
+where ours is faster; of memory, ours over plain.
 Weights are random: they cost what trained ones cost. BENCHMARKS.md has what was measured.
 """
 import os
@@ -72,7 +73,7 @@ def bench_train(args):
     if p:
         print(f"of the plain step the VAE's encoder took {p['vae']:.3f} s")
     if o:
-        print(f"our first step, with what is compiled: {o['first']:.1f} s")
+        print(f"our first step, with what is compiled: {o['first']:.1f} s" + (f"; {o['said']}" if o["said"] else ""))
     for name, r in results.items():
         if r and r["profile"]:
             print("\n".join([f"where the time of a {name} step goes:", *r["profile"]]))
@@ -117,6 +118,8 @@ def bench_sample(args):
         if r is None:
             print(f"{name:10} out of memory")
             continue
+        if r["said"]:
+            print(r["said"])
         step, decode = float(np.median(r["times"])), float(np.median([t for d in done for t in d["decode"]]))
         totals[name] = [(n * step + decode) / args.batch_size for n in (250, 50, 25)]
         print(f"{name:10} {step:9.3f} {decode:9.3f} {r['peak']:8.2f} {'':13} " + " ".join(f"{t:9.2f}" for t in totals[name]))
@@ -149,7 +152,7 @@ def bench_samplers(args):
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
             z = diffusion.sample(model, shape, torch.zeros(n, dtype=torch.long), config["num_classes"], generators, sampler, steps,
                                  device=args.device)
-        return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in latents.decode(vae, z, args.precision == "bf16")])
+        return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in latents.decode(vae, z)])
 
     draw("dpm++", 3)
     times, drawn = {way: [] for way in WAYS}, {}
@@ -163,7 +166,7 @@ def bench_samplers(args):
     for way in WAYS:
         seconds = float(np.median(times[way]))
         off = np.sqrt(np.mean((drawn[way].astype(np.float32) - drawn["ddim", 250]) ** 2))
-        lines.append(f"| {way[0]} {way[1]} | {seconds:.1f} | {float(np.median(times[WAYS[0]])) / seconds:.1f} | {off:.1f} | "
+        lines.append(f"| {way[0]} {way[1]} | {seconds:.3g} | {float(np.median(times[WAYS[0]])) / seconds:.1f} | {off:.1f} | "
                      f"{metrics.ms_ssim_pairs(drawn[way], device=args.device).mean():.4f} |"
                      + (f" {metrics.mmd_linear(real_volumes, drawn[way], device=args.device):.1f} |" if real else ""))
     print("\n".join(lines))
@@ -292,7 +295,7 @@ def main():
         c.add_argument("--vae", choices=("sd", "tiny"), default="sd", help="of Stable Diffusion's shape, or 16 times narrower, for tests")
         c.add_argument("--steps", type=int, default=3, help="measured steps a turn")
         c.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of our arithmetic")
-        c.add_argument("--memory-limit", type=positive, metavar="GiB", help="of the GPU: what PyTorch may reserve, such as 40")
+        c.add_argument("--memory-limit", type=positive, metavar="GiB", help="of the GPU; 39 is what a card of 40 GB has")
         add_compile(c)
         add_device(c)
     for c in (train, sample):
@@ -300,6 +303,7 @@ def main():
         c.add_argument("--batch-size", type=int, default=1, help="mosaics a step")
         c.add_argument("--turns", type=int, default=2, help="of each way")
         c.add_argument("--only", choices=("plain", "ours"), help="one way alone")
+    sample.add_argument("--vae-precision", choices=("fp32", "bf16"), default="fp32", help="of our decoding")
     for c in (train, scaling):
         c.add_argument("--accum", type=int, default=1, help="parts that a step's batch is computed in")
         c.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K", help="as train.py's")

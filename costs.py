@@ -5,9 +5,11 @@ Used by bench.py. Weights are random: they cost what trained ones cost.
 import argparse
 import functools
 import multiprocessing
+import re
+import resource
+import signal
 import time
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ import diffusion
 import latents
 import models
 import plain
+from cli import UserError
 from training import Batches, State, gradients
 
 FACTOR = 8  # pixels a latent, of Stable Diffusion's VAE
@@ -26,23 +29,43 @@ FACTOR = 8  # pixels a latent, of Stable Diffusion's VAE
 
 def alone(function, *args):
     """The result of a call in a new process; None where it ran out of memory."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(function, *args).result()
-        except BrokenProcessPool:  # killed
-            return None
+    context = multiprocessing.get_context("spawn")
+    receives, sends = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sends, function, *args))
+    process.start()
+    sends.close()
+    try:
+        result = receives.recv()
+    except EOFError:
+        result = None
+    process.join()
+    if isinstance(result, UserError):
+        raise result
+    if process.exitcode not in (0, -signal.SIGKILL):  # killed: by the kernel, for want of memory
+        raise UserError(f"{function.__name__}: its process ended with code {process.exitcode}, as it says above")
+    return result
+
+
+def _send(connection, function, *args):
+    try:
+        connection.send(function(*args))
+    except UserError as e:
+        connection.send(e)
 
 
 def within_memory(function):
     """Makes a function that prepares its device, and returns None where memory does not suffice."""
     @functools.wraps(function)
     def wrapped(args, *more):
-        if args.memory_limit:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, args.memory_limit * 2 ** 30 / torch.cuda.mem_get_info()[1]))
+        if torch.device(args.device).type == "cuda":
+            torch.cuda.set_device(torch.device(args.device).index or 0)
+            if args.memory_limit:  # with what the driver and the kernels take beside PyTorch's allocator
+                free, total = torch.cuda.mem_get_info()
+                torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, args.memory_limit * 2 ** 30 / total - 1 + free / total)))
         try:
             return function(args, *more)
         except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is a RuntimeError
-            if isinstance(e, MemoryError) or "out of memory" in str(e) or "can't allocate memory" in str(e):
+            if isinstance(e, MemoryError) or re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(e)):
                 return None
             raise
     return wrapped
@@ -50,36 +73,46 @@ def within_memory(function):
 
 def wait(device):
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def peak_gb(device):
     """Most memory this process ever had, GB (10^9): of the GPU, as PyTorch reserved it, or of the host."""
     if torch.device(device).type == "cuda":
         return torch.cuda.max_memory_reserved() / 1e9
-    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024 / 1e9
+    if not Path("/proc/self/status").exists():  # macOS, in bytes
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
+    status = Path("/proc/self/status").read_text()  # getrusage's maximum would include the parent's
+    return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) * 1024 / 1e9
 
 
-def timed(step, args, warm_up=1):
-    """Seconds of each of --steps calls, after some to warm up."""
+def warm_up(args):
+    """Steps before the first that is measured."""
+    return 4 if torch.device(args.device).type == "cuda" else 1
+
+
+def timed(step, args, before):
+    """Seconds of each of --steps calls, after some that are not measured."""
     times = []
-    for _ in range(warm_up + args.steps):
+    for _ in range(before + args.steps):
         start = time.perf_counter()
         step()
         wait(args.device)
         times.append(time.perf_counter() - start)
-    return times[warm_up:]
+    return times[before:]
 
 
 def matmul_rate(device, dtype=torch.float32, n=4096, seconds=1.0):
     """Floating-point operations a second of a large matrix product, the best of several."""
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    many = 10 if torch.device(device).type == "cuda" else 1  # between two waits
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
         at = time.perf_counter()
-        a @ b
+        for _ in range(many):
+            a @ b
         wait(device)
-        best = min(best, time.perf_counter() - at)
+        best = min(best, (time.perf_counter() - at) / many)
     return 2 * n ** 3 / best
 
 
@@ -133,7 +166,8 @@ def profiled(step, device):
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda) as prof:
         step()
         wait(device)
-    spent = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in prof.key_averages()}
+    rows = [e for e in prof.key_averages() if not cuda or e.device_type == torch.autograd.DeviceType.CUDA and not e.is_user_annotation]
+    spent = {e.key: e.self_device_time_total if cuda else e.self_cpu_time_total for e in rows}
     total = sum(spent.values())
     return [f"    {100 * t / total:5.1f} %  {k[:90]}" for k, t in sorted(spent.items(), key=lambda item: -item[1])[:8]]
 
@@ -145,7 +179,7 @@ def plain_training(args, image_size, batch):
     trainer = plain.Trainer(model, vae, trained)
     mosaics = np.random.default_rng(0).integers(0, 256, (batch, image_size, image_size, 3), np.uint8)
     labels = torch.zeros(batch, dtype=torch.long, device=args.device)
-    times = timed(lambda: trainer.step(mosaics, labels), args)
+    times = timed(lambda: trainer.step(mosaics, labels), args, warm_up(args))
     peak = peak_gb(args.device)
     with torch.no_grad():
         pixels = latents.to_pixels(mosaics, args.device)
@@ -160,7 +194,7 @@ def our_training(args, image_size, batch):
     model, trained = build(args, image_size, bf16)
     model.save_memory(not args.keep_activations, args.grad_checkpoint).train()
     start = time.perf_counter()
-    models.compile_blocks(model, args.device, args.compile)
+    said = models.compile_blocks(model, args.device, args.compile)
     options = argparse.Namespace(global_seed=0, global_batch_size=batch, accum=args.accum, label_dropout=0.1, prefetch=True, lr=5e-4,
                                  max_steps=10 ** 6, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999, device=args.device,
                                  precision=args.precision)
@@ -177,9 +211,9 @@ def our_training(args, image_size, batch):
     step()
     wait(args.device)
     first = time.perf_counter() - start
-    times = timed(step, args, 0 if torch.device(args.device).type == "cpu" else 3)
+    times = timed(step, args, warm_up(args) - 1)
     peak = peak_gb(args.device)
-    return dict(times=times, peak=peak, first=first, tokens=model.grid ** 2, products=products(model, model.grid ** 2, True),
+    return dict(times=times, peak=peak, first=first, said=said, tokens=model.grid ** 2, products=products(model, model.grid ** 2, True),
                 rate=matmul_rate(args.device, torch.bfloat16 if bf16 else torch.float32),
                 profile=args.profile and profiled(step, args.device))
 
@@ -195,8 +229,9 @@ def sampling(args, way):
     model.requires_grad_(False).eval()
     vae, side = build_vae(args, ours), args.image_size // FACTOR
     if ours:
-        models.compile_blocks(model, args.device, args.compile)
+        said = models.compile_blocks(model, args.device, args.compile)
     else:
+        said = None
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     network = model if ours else lambda *a: plain.forward(model, *a)
     y, clock, times = torch.zeros(args.batch_size, dtype=torch.long), None, []
@@ -213,10 +248,15 @@ def sampling(args, way):
     with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=bf16):
         z = diffusion.sample(network, (4, side, side), y, model.num_classes, generators, "ddpm", args.steps + 1, device=args.device,
                              callback=step)
-    start = time.perf_counter()
-    if ours:
-        latents.decode(vae, z, bf16)
-    else:
-        with torch.no_grad():
+
+    @torch.no_grad()
+    def decode():
+        start = time.perf_counter()
+        if ours:
+            latents.decode(vae, z, args.vae_precision == "bf16")
+        else:
             latents.from_pixels(vae.decode(z / vae.config.scaling_factor).sample)
-    return dict(times=times[1:], decode=[time.perf_counter() - start], peak=peak_gb(args.device))
+        return time.perf_counter() - start
+
+    decoded = [decode() for _ in range(warm_up(args))]  # on a GPU the first ones load its kernels
+    return dict(times=times[1:], decode=decoded[-1:], peak=peak_gb(args.device), said=said)

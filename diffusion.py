@@ -2,6 +2,7 @@
 
 1000 steps, linear betas 1e-4…0.02, the network predicts the noise and interpolates the log variance between its bounds.
 """
+import functools
 import math
 
 import numpy as np
@@ -23,7 +24,13 @@ _posterior_mean_xt = (1 - _alphas_bar_prev) * np.sqrt(1 - _betas) / (1 - _alphas
 
 def _at(table, t):
     """Entries t of a table, (N,) -> (N, 1, 1, 1) float32."""
-    return torch.from_numpy(table).to(t.device)[t].float().view(-1, 1, 1, 1)
+    return _on_device(table.tobytes(), t.device)[t].float().view(-1, 1, 1, 1)
+
+
+@functools.cache
+def _on_device(table, device):
+    """A table's float64 values on a device, copied there once: each such copy would make the host wait."""
+    return torch.frombuffer(bytearray(table), dtype=torch.float64).to(device)
 
 
 # ------------------------------------------------------------------------------------------------------- training

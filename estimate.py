@@ -49,7 +49,10 @@ def dry_run(args, config, volumes):
     first, two = (kept_for_backward(block, torch.zeros(n, tokens, width), torch.zeros(n, width), args.precision) for n in (1, 2))
     one = first + (micro - 1) * (two - first)  # what does not grow are the bf16 copies of matrices that train
     whole = len(range(0, depth, args.grad_checkpoint)) if args.grad_checkpoint else 0  # blocks of which only the input is kept
-    kept = (depth - whole) * one + whole * micro * tokens * width * 4 + (one if whole == depth else 0)
+    kept = (depth - whole) * one + whole * micro * tokens * width * 4
+    if whole and (depth - 1) % args.grad_checkpoint == 0:  # the last block is computed once more while all the others' are there
+        block.lean = False
+        kept += micro * kept_for_backward(block, torch.zeros(1, tokens, width), torch.zeros(1, width), args.precision)
     frozen = (total - n) * (2 if args.precision == "bf16" else 4)
     rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n, f"activations of {micro} images": kept}
     print("memory on each device, GB (activations measured on one block here; workspace comes on top):")

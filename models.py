@@ -261,9 +261,13 @@ def compile_blocks(model, device, wanted=None):
     if wanted is False or wanted is None and torch.device(device).type != "cuda":
         return None
     try:  # a small block first: what can fail is the machine's compiler
-        probe = DiTBlock(64, 2).to(device)
+        probe = DiTBlock(64, 2, gamma=True).to(device)
+        for p in (q for n, q in probe.named_parameters() if parameter_kind(n) == "matrix"):
+            p.requires_grad_(False).data = p.data.to(torch.bfloat16)
+        probe.lean = True
         probe.compile()
-        probe(torch.zeros(1, 16, 64, device=device), torch.zeros(1, 64, device=device)).sum().backward()
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            probe(torch.zeros(1, 16, 64, device=device), torch.zeros(1, 64, device=device)).sum().backward()
         torch.compiler.reset()  # each kind of block takes one of the few places there are for compilations of one function
     except Exception as e:  # dynamo, inductor, triton and the C++ compiler end in all kinds
         reason = f"torch.compile does not work here ({brief(e)})"

@@ -51,7 +51,7 @@ class Trainer:
     def step(self, mosaics, y):
         """:param mosaics: (N, H, W, 3) uint8, :param y: (N,) labels. Returns the loss."""
         with torch.no_grad():
-            posterior = self.vae.encode(latents.to_pixels(mosaics, y.device)).latent_dist
+            posterior = self.vae.encode(latents.to_pixels(mosaics, y.device).contiguous()).latent_dist
             x0 = posterior.sample() * self.vae.config.scaling_factor
         t = torch.randint(diffusion.NUM_TIMESTEPS, (len(x0),), device=y.device)
         loss = diffusion.training_losses(lambda *a: forward(self.model, *a), x0, t, y, torch.randn_like(x0))["loss"].mean()

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 4 train.py --data-path data/adni --global-batch-size 8
 
 Step s draws all it needs from a generator seeded by (seed, s). Run again, the same command goes on from its newest whole
-state, and ends with the same bits as if it had never stopped. SIGTERM, SIGINT, SIGUSR1 or --max-minutes end the step, save,
+state, and ends as if it had never stopped: on a CPU with the same bits. SIGTERM, SIGINT, SIGUSR1 or --max-minutes end the step, save,
 and exit with code 75; a second signal exits at once. `--ckpt none` begins with random weights.
 """
 import argparse
@@ -219,19 +219,19 @@ def train(model, state, run_, batches, entries, meta, args, signals, began):
         bar.update()
         minutes = (time.monotonic() - began) / 60
         wish = signals.received is not None or args.max_minutes is not None and minutes >= args.max_minutes
-        stop = bool(distributed.sum_over_processes(torch.tensor(float(wish))))  # all stop after the same step; on the host alone
+        late = main and time.monotonic() - last_save >= 60 * args.ckpt_minutes
+        stop, late = distributed.sum_over_processes(torch.tensor([wish, late], dtype=torch.float)).bool().tolist()  # on the host alone
         end = state.step == args.max_steps
         weights = state.step % args.ckpt_every == 0 or end
-        saves = main and (weights or stop or args.ckpt_minutes and time.monotonic() - last_save >= 60 * args.ckpt_minutes)
-        logs = state.step % args.log_every == 0 or end
-        if logs or weights or stop or saves:
+        saves, logs = weights or stop or late, state.step % args.log_every == 0 or end
+        if logs or saves:
             settle(run_, state, batches, entries, args)
         if logs:
             if main:
                 log(run_, state, args, (state.step - clock_step) / (time.monotonic() - clock))
             state.new_log_line()
             clock, clock_step = time.monotonic(), state.step
-        if saves:
+        if main and saves:
             save(run_, state, meta, args, weights)
             last_save = time.monotonic()
         if main and args.sample_every and state.step % args.sample_every == 0:

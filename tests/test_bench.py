@@ -1,9 +1,16 @@
 """bench.py as a user runs it, at a size where it says nothing about speed."""
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
 from conftest import AFFINE, brain, error_line, save_nifti, script
+
+import bench
+import costs
+import models
+from cli import UserError
 
 
 def test_metrics():
@@ -21,11 +28,34 @@ def test_train():
     done = script("bench.py", "train", *TINY, "--image-size", 64, "--turns", 1, "--batch-size", 2, "--accum", 2, "--grad-checkpoint", 2)
     assert "DiT-T/4, 64 x 64, 4 tokens, batch 2; 1 turns of 1 steps" in done.stdout
     rows = {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith(("plain", "ours", "ratio"))}
-    seconds, images, work, rate, part = (float(v) for v in rows["ours"][:5])
-    assert images == pytest.approx(2 / seconds, rel=0.05) and part == pytest.approx(100 * work / rate, abs=15)
-    # 4 blocks of width 384 on 4 tokens: twice 24 T w^2 of linear layers, 3.5 times 4 T^2 w of attention, 2 images
-    assert work == pytest.approx(2 * 4 * (48 * 4 * 384 ** 2 + 14 * 16 * 384) / seconds / 1e12, abs=2e-3)
-    assert float(rows["ratio"][0]) == pytest.approx(float(rows["plain"][0]) / seconds, rel=0.1)
+    assert all(float(value) >= 0 for name in ("plain", "ours") for value in rows[name] if value != "%")
+    assert float(rows["ratio"][0]) > 0 and 0.5 < float(rows["ratio"][1]) < 2 and "our first step" in done.stdout
+
+
+def test_what_is_counted():
+    model = models.DiT_models["DiT-T/4"](input_size=8)  # 4 blocks of width 384
+    linear, attention = 4 * 24 * 4 * 384 ** 2, 4 * 4 * 16 * 384
+    assert costs.products(model, 4, False) == linear + attention and costs.products(model, 4, True) == 2 * linear + 3.5 * attention
+    line = bench.row("ours", dict(times=[0.5, 2.0, 4.0], products=3e12, rate=20e12, peak=1.5), 8).split()
+    assert line == ["ours", "2.000", "4.0000", "12.000", "20.000", "60", "%", "1.50"]
+    assert costs.merge([dict(times=[1], peak=2, a=3), dict(times=[4], peak=1, a=5)]) == dict(times=[1, 4], peak=2, a=3)
+    assert costs.merge([dict(times=[1], peak=2), None]) is None and "out of memory" in bench.row("plain", None, 1)
+
+
+def _kill_this_process(code):
+    os.kill(os.getpid(), code)
+
+
+def _refuse(words):
+    raise UserError(words)
+
+
+def test_a_process_that_was_killed_ran_out_of_memory():
+    assert costs.alone(_kill_this_process, signal.SIGKILL) is None
+    with pytest.raises(UserError, match="what is wrong"):
+        costs.alone(_refuse, "what is wrong")
+    with pytest.raises(UserError, match="ended with code -15"):
+        costs.alone(_kill_this_process, signal.SIGTERM)
 
 
 def test_scaling(tmp_path):
@@ -38,8 +68,8 @@ def test_scaling(tmp_path):
 
 def test_sample():
     done = script("bench.py", "sample", *TINY, "--image-size", 32, "--turns", 1, "--batch-size", 2)
-    step, decode, _, long, _, short = (float(v) for v in re.search(r"ours +(.*)", done.stdout)[1].split())
-    assert long == pytest.approx((250 * step + decode) / 2, rel=0.2, abs=0.1) and "of ours, dpm++ 25 against ddpm 250: " in done.stdout
+    assert len(re.search(r"ours +(.*)", done.stdout)[1].split()) == 6
+    assert 5 < float(re.search(r"of ours, dpm\+\+ 25 against ddpm 250: ([\d.]+) times", done.stdout)[1]) < 10  # 10, but for the decoding
 
 
 def test_samplers(finetuned, data, tmp_path):
@@ -50,7 +80,7 @@ def test_samplers(finetuned, data, tmp_path):
     rows = {name: [float(n) for n in numbers] for name, *numbers in cells}
     assert list(rows) == ["ddpm 250", "ddim 250", "dpm++ 50", "dpm++ 25"]
     assert rows["ddim 250"][2] == 0 < rows["dpm++ 50"][2] < rows["ddpm 250"][2]  # the same path in fewer steps, against another path
-    assert rows["dpm++ 25"][1] == pytest.approx(rows["ddpm 250"][0] / rows["dpm++ 25"][0], rel=0.2)
+    assert rows["ddpm 250"][1] == 1 < rows["dpm++ 25"][1]
     assert (tmp_path / "s" / "samplers.png").stat().st_size > 20000
     again = script("bench.py", "samplers", "--ckpt", ckpt, "--output", tmp_path / "s", expect=2)
     assert "exists already" in error_line(again)

@@ -16,8 +16,8 @@ def small(**kwargs):
     return models.DiT(**{**dict(input_size=8, patch_size=2, in_channels=4, hidden_size=64, depth=3, num_heads=4, num_classes=10), **kwargs})
 
 
-@pytest.mark.parametrize("way", ["plain", "as built", "lean", "every second block recomputed", "compiled"])
-def test_output_is_the_references(way):
+@pytest.mark.parametrize("way", ["plain", "as built", "long", "lean", "every second block recomputed", "compiled"])
+def test_output_is_the_references(way, monkeypatch):
     g = golden("dit_small.npz")
     model = models.DiT(**json.loads(str(g["config"]))).eval()
     state = {k.removeprefix("state/"): torch.from_numpy(v) for k, v in g.items() if k.startswith("state/")}
@@ -28,6 +28,8 @@ def test_output_is_the_references(way):
         torch.compiler.reset()
         for block in model.blocks:
             block.compile(backend="aot_eager")  # traced and differentiated as for a GPU, then run op by op
+    if way == "long":
+        monkeypatch.setattr(models, "LONG", 1)
     network = (lambda *a: plain.forward(model, *a)) if way == "plain" else model
     out = network(*(torch.from_numpy(g[k]) for k in "xty"))
     assert np.abs(out.detach().numpy() - g["out"]).max() <= 1e-5 * np.abs(g["out"]).max()
@@ -131,7 +133,9 @@ def deep(gamma_blocks=2):
     return model, models.set_trainable(model, "difffit"), args
 
 
-def test_every_way_gives_the_plain_ways_gradients():
+@pytest.mark.parametrize("long", [1, 10 ** 6])
+def test_every_way_gives_the_plain_ways_gradients(monkeypatch, long):
+    monkeypatch.setattr(models, "LONG", long)
     model, trained, args = deep()
     loss, grad = gradients(lambda *a: plain.forward(model, *a), trained, args)
     assert grad.norm() > 0.1
@@ -146,8 +150,10 @@ def test_every_way_gives_the_plain_ways_gradients():
     assert (g - grad).norm() < 1e-5 * grad.norm()
 
 
-def test_bf16_is_within_a_hundredth_of_fp32():
+@pytest.mark.parametrize("long", [1, 10 ** 6])
+def test_bf16_is_within_a_hundredth_of_fp32(monkeypatch, long):
     """The bounds that the project holds itself to: gradients 1e-2, loss 1e-3, against the plain way in fp32."""
+    monkeypatch.setattr(models, "LONG", long)
     model, trained, args = deep()
     loss, grad = gradients(lambda *a: plain.forward(model, *a), trained, args)
     models.matrices_to_bf16(model)

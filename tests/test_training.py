@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import diffusion
 import models
 from training import Batches, State, draw_step, gradients
 
@@ -111,9 +112,10 @@ def test_a_step_does_not_wait_for_the_device(precision):
     model, batches, state, args = setting(precision=precision)
     model.save_memory(True, 2)
     one_step(model, batches, state, args)  # what is set up at the first
-    batch = batches.take(2)
+    batch, copies = batches.take(2), diffusion._on_device.cache_info().misses
     with NoValueLeavesTheDevice():
         state.step += 1
         state.update(*gradients(model, batch, list(state.trained.values()), args))
         with pytest.raises(AssertionError, match="waits"):
             bool(state.sums.sum() > 0)
+    assert diffusion._on_device.cache_info().misses == copies  # the tables are there already

@@ -105,7 +105,7 @@ class DiTBlock(nn.Module):
     def attend(self, h):                                                    # (N, T, width) -> (N, heads, T, width / heads)
         n, tokens, width = h.shape
         qkv = self.attn.qkv(h).view(n, tokens, 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.contiguous() if h.device.type == "cpu" else qkv       # the CPU's kernel is 5 % slower on strided heads
+        q, k, v = qkv.contiguous() if h.device.type == "cpu" and tokens >= LONG else qkv  # the CPU's kernel is 5 % slower on strided heads
         return F.scaled_dot_product_attention(q, k, v)
 
     def between(self, x, heads, gate, shift, scale):
@@ -118,7 +118,7 @@ class DiTBlock(nn.Module):
         if self.gamma1 is not None:
             gate1, gate2 = gate1 * self.gamma1, gate2 * self.gamma2
         heads = self.attend(modulated_norm(self.norm1, x, shift1, scale1))
-        if torch.is_grad_enabled() and self.lean:
+        if torch.is_grad_enabled() and self.lean and x.shape[1] >= LONG:  # short ones would gain little memory
             x, h = recomputed(self.between, x, heads, gate1, shift2, scale2)
         else:
             x, h = self.between(x, heads, gate1, shift2, scale2)

@@ -28,7 +28,7 @@ def test_output_is_the_references(way, monkeypatch):
         torch.compiler.reset()
         for block in model.blocks:
             block.compile(backend="aot_eager")  # traced and differentiated as for a GPU, then run op by op
-    if way == "long":
+    if way in ("long", "lean"):
         monkeypatch.setattr(models, "LONG", 1)
     network = (lambda *a: plain.forward(model, *a)) if way == "plain" else model
     out = network(*(torch.from_numpy(g[k]) for k in "xty"))

@@ -137,14 +137,12 @@ def bench_samplers(args):
     refuse_existing(args.output)
     model, meta = checkpoints.restore_model(args.ckpt, base=args.base)
     header, config = manifest.check_header(meta["header"], args.ckpt), meta["config"]
-    recorded = meta["vae"]
-    vae = latents.load_vae(args.vae or recorded["path"] or recorded["name"], args.device)
+    vae = latents.load_decoder(meta, args.vae, args.device, args.ckpt)
     real = args.real and find_set(args.real, None, "--real")
     real_volumes = real and np.stack([real.read(i) for i in range(len(real))])
-    model.requires_grad_(False).to(args.device)
-    if args.precision == "bf16":
-        models.matrices_to_bf16(model)
-    models.compile_blocks(model, args.device, args.compile)
+    said = models.ready_to_sample(model, args.device, args.precision == "bf16", args.compile)
+    if said:
+        print(said)
     shape, n = (config["in_channels"], config["input_size"], config["input_size"]), args.num_samples
 
     def draw(sampler, steps):
@@ -182,14 +180,13 @@ def bench_preprocess(args):
     """The plain loop over the scans against preprocess.py, whole and without what it takes to start."""
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
-        few = max(1, args.scans // 10)
+        few, found = max(1, args.scans // 10), args.input and sorted(args.input.glob("*.nii.gz"))
+        if args.input and not found:
+            raise UserError(f"--input {args.input}: holds no .nii.gz")
         for name, n in (("all", args.scans), ("few", few)):
             (tmp / name).mkdir()
             for i in range(n):
-                if args.input:
-                    found = sorted(args.input.glob("*.nii.gz"))
-                    if not found:
-                        raise UserError(f"--input {args.input}: holds no .nii.gz")
+                if found:
                     (tmp / name / f"{i:03d}.nii.gz").symlink_to(found[i % len(found)].resolve())
                 else:
                     write_nifti(tmp / name / f"{i:03d}.nii.gz", test_scan(i), np.diag([1, 1, 1, 1.0]))
@@ -248,6 +245,8 @@ def test_volumes(n, size):
         x = common + 0.5 * ndimage.gaussian_filter(rng.random((size,) * 3, np.float32), 2)
         v[:] = np.rint(255 * (x - x.min()) / np.ptp(x))
     return out
+
+
 def bench_metrics(args):
     volumes = test_volumes(args.volumes, args.size)
     x, y = (v.astype(np.float32) / 127.5 - 1 for v in volumes[:2])
@@ -292,13 +291,13 @@ def main():
     sample = command("sample", bench_sample, "a sampling step and the decoding")
     for c in (train, scaling, sample):
         c.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME", help="one of the zoo")
-        c.add_argument("--vae", choices=("sd", "tiny"), default="sd", help="of Stable Diffusion's shape, or 16 times narrower, for tests")
         c.add_argument("--steps", type=int, default=3, help="measured steps a turn")
         c.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of our arithmetic")
         c.add_argument("--memory-limit", type=positive, metavar="GiB", help="of the GPU; 39 is what a card of 40 GB has")
         add_compile(c)
         add_device(c)
     for c in (train, sample):
+        c.add_argument("--vae", choices=("sd", "tiny"), default="sd", help="of Stable Diffusion's shape, or 16 times narrower, for tests")
         c.add_argument("--image-size", type=int, default=896, help="side of the mosaics, pixels")
         c.add_argument("--batch-size", type=int, default=1, help="mosaics a step")
         c.add_argument("--turns", type=int, default=2, help="of each way")
@@ -308,7 +307,8 @@ def main():
         c.add_argument("--accum", type=int, default=1, help="parts that a step's batch is computed in")
         c.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K", help="as train.py's")
         c.add_argument("--keep-activations", action="store_true", help="as train.py's")
-        c.add_argument("--profile", action="store_true", help="say which operations take the time")
+    train.add_argument("--profile", action="store_true", help="say which operations take the time")
+    scaling.set_defaults(profile=False)
     scaling.add_argument("--image-sizes", type=int, nargs="+", default=(256, 512, 896, 1536), metavar="PIXELS",
                          help="at the first batch size")
     scaling.add_argument("--batch-sizes", type=int, nargs="+", default=(1,), metavar="N", help="the others at the first image size")

@@ -20,24 +20,27 @@ _min_log_variance = np.log(np.append(_posterior_variance[1], _posterior_variance
 _max_log_variance = np.log(_betas)
 _posterior_mean_x0 = _betas * np.sqrt(_alphas_bar_prev) / (1 - _alphas_bar)                # eq. 7 of DDPM
 _posterior_mean_xt = (1 - _alphas_bar_prev) * np.sqrt(1 - _betas) / (1 - _alphas_bar)
+_tables = {name: torch.from_numpy(values) for name, values in dict(
+    signal=np.sqrt(_alphas_bar), noise=np.sqrt(1 - _alphas_bar), min_log_variance=_min_log_variance, max_log_variance=_max_log_variance,
+    posterior_mean_x0=_posterior_mean_x0, posterior_mean_xt=_posterior_mean_xt).items()}
 
 
 def _at(table, t):
     """Entries t of a table, (N,) -> (N, 1, 1, 1) float32."""
-    return _on_device(table.tobytes(), t.device)[t].float().view(-1, 1, 1, 1)
+    return _on_device(table, t.device)[t].float().view(-1, 1, 1, 1)
 
 
 @functools.cache
 def _on_device(table, device):
-    """A table's float64 values on a device, copied there once: each such copy would make the host wait."""
-    return torch.frombuffer(bytearray(table), dtype=torch.float64).to(device)
+    """A table on a device, copied there once: each such copy would make the host wait."""
+    return _tables[table].to(device)
 
 
 # ------------------------------------------------------------------------------------------------------- training
 
 def add_noise(x0, t, noise):
     """Samples q(x_t | x_0), eq. 4 of DDPM."""
-    return _at(np.sqrt(_alphas_bar), t) * x0 + _at(np.sqrt(1 - _alphas_bar), t) * noise
+    return _at("signal", t) * x0 + _at("noise", t) * noise
 
 
 def training_losses(model, x0, t, y, noise):
@@ -60,10 +63,10 @@ def training_losses(model, x0, t, y, noise):
 
 def _variational_bound(x0, x_t, t, eps, fraction):
     """One term of the bound: KL(q(x_{t-1} | x_t, x_0) || p) for t > 0, -log p(x_0 | x_1) for t = 0; bits per dimension."""
-    predicted_x0 = (x_t - _at(np.sqrt(1 - _alphas_bar), t) * eps) / _at(np.sqrt(_alphas_bar), t)
+    predicted_x0 = (x_t - _at("noise", t) * eps) / _at("signal", t)
     mean = _posterior_mean(predicted_x0, x_t, t)
     true_mean = _posterior_mean(x0, x_t, t)
-    low, high = _at(_min_log_variance, t), _at(_max_log_variance, t)
+    low, high = _at("min_log_variance", t), _at("max_log_variance", t)
     log_variance = low + (fraction + 1) / 2 * (high - low)                                 # eq. 15 of improved DDPM
     kl = 0.5 * (log_variance - low - 1 + torch.exp(low - log_variance)
                 + torch.square(true_mean - mean) * torch.exp(-log_variance))
@@ -72,7 +75,7 @@ def _variational_bound(x0, x_t, t, eps, fraction):
 
 
 def _posterior_mean(x0, x_t, t):
-    return _at(_posterior_mean_x0, t) * x0 + _at(_posterior_mean_xt, t) * x_t
+    return _at("posterior_mean_x0", t) * x0 + _at("posterior_mean_xt", t) * x_t
 
 
 def _log_likelihood_of_bin(x, mean, log_std):

@@ -41,8 +41,7 @@ def dry_run(args, config, volumes):
 
     micro = args.global_batch_size // args.accum // distributed.world()
     block = models.DiTBlock(width, config["num_heads"], gamma=args.gamma_blocks > 0)
-    for name, p in block.named_parameters():
-        p.requires_grad_(args.tune == "full" or models.parameter_kind(name) != "matrix")
+    models.set_trainable(block, args.tune)
     if args.precision == "bf16":
         models.matrices_to_bf16(block)
     block.lean = not args.keep_activations

@@ -57,6 +57,24 @@ def load_vae(name, device="cpu", flag="--vae"):
     return vae.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
+def load_decoder(meta, name, device, ckpt):
+    """The VAE that decodes what a checkpoint's model samples.
+
+    :param meta: the checkpoint's metadata
+    :param name: as `load_vae` takes it; None: the one that was trained with
+    :raises UserError: its shape, or without a name its weights, are not those trained with
+    """
+    recorded = meta["vae"]
+    vae = load_vae(name or recorded["path"] or recorded["name"], device)
+    if not name and fingerprint(vae) != recorded["sha256"]:
+        raise UserError(f"--vae {recorded['path'] or recorded['name']}: changed since {ckpt} was trained; name the right one")
+    shape = factor(vae) * meta["config"]["input_size"], vae.config.latent_channels
+    if shape != (meta["image_size"], meta["config"]["in_channels"]):
+        raise UserError(f"--vae {name or recorded['name']}: decodes latents of side {meta['config']['input_size']} to "
+                        f"{shape[0]} pixels with {shape[1]} channels; the model was trained for {meta['image_size']} pixels")
+    return vae
+
+
 def factor(vae):
     """Pixels per latent, along a side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)

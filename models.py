@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from cli import UserError, brief
 
-LONG = 256  # tokens
+LONG = 256  # tokens from which on a sample is worth kernels of its own
 recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # nothing in a block is random
 
 
@@ -227,7 +227,7 @@ def parameter_kind(name):
         return "position table"
     if name.endswith(".bias"):
         return "bias"
-    if name.endswith((".gamma1", ".gamma2")):
+    if name.endswith(("gamma1", "gamma2")):  # of a model or of a block
         return "gamma"
     return "norm" if ".norm" in name else "matrix"
 
@@ -262,12 +262,12 @@ def compile_blocks(model, device, wanted=None):
         return None
     try:  # a small block first: what can fail is the machine's compiler
         probe = DiTBlock(64, 2, gamma=True).to(device)
-        for p in (q for n, q in probe.named_parameters() if parameter_kind(n) == "matrix"):
-            p.requires_grad_(False).data = p.data.to(torch.bfloat16)
+        set_trainable(probe, "difffit")
+        matrices_to_bf16(probe)
         probe.lean = True
         probe.compile()
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            probe(torch.zeros(1, 16, 64, device=device), torch.zeros(1, 64, device=device)).sum().backward()
+            probe(torch.zeros(1, LONG, 64, device=device), torch.zeros(1, 64, device=device)).sum().backward()
         torch.compiler.reset()  # each kind of block takes one of the few places there are for compilations of one function
     except Exception as e:  # dynamo, inductor, triton and the C++ compiler end in all kinds
         reason = f"torch.compile does not work here ({brief(e)})"
@@ -276,7 +276,15 @@ def compile_blocks(model, device, wanted=None):
         return f"{reason}: goes on without it, slower"
     for block in model.blocks:
         block.compile(dynamic=False)  # a shape's code then does not depend on which shapes came before it
-    return "blocks are compiled: the first step takes a minute or so longer"
+    return "blocks are compiled: the first step takes longer"
+
+
+def ready_to_sample(model, device, bf16, compiled=None):
+    """Freezes a model and moves it to its device. Returns what is to be said of --compile, as `compile_blocks`."""
+    model.requires_grad_(False).to(device)
+    if bf16:
+        matrices_to_bf16(model)
+    return compile_blocks(model, device, compiled)
 
 
 # -------------------------------------------------------------------------------------------------------- the zoo

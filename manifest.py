@@ -9,13 +9,13 @@
 
 A samples folder has samples.json instead, with the same header, so that a mosaic can always be put back into the world.
 """
-import io
 import json
 import math
-import zlib
+import struct
 from pathlib import Path
 
 import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 import mosaic
@@ -162,10 +162,19 @@ def select(volumes, split, path):
 
 
 def write_mosaic(path, pixels):
-    """Writes a (side, side, 3) uint8 mosaic as PNG, atomically. Run lengths alone: as small as PIL's default, in 29 ms for 67."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, "RGB").save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
-    write_bytes(path, buffer.getvalue())
+    """Writes a (side, side, 3) uint8 mosaic as PNG, atomically; the inverse of `read_mosaic`.
+
+    PIL would try five filters on every row, and take 26 ms for 5; one filter for all and ISA-L make 12 % more bytes of it.
+    """
+    height, width, _ = pixels.shape
+    flat = pixels.reshape(height, -1)
+    rows = np.empty((height, 1 + flat.shape[1]), np.uint8)      # PNG (RFC 2083): each row's filter, then its bytes
+    rows[:, 0], rows[:, 1:4] = 1, flat[:, :3]                   # 1, "sub": the difference from the pixel on the left
+    np.subtract(flat[:, 3:], flat[:, :-3], out=rows[:, 4:])
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
+              (b"IDAT", isal_zlib.compress(rows, 1)), (b"IEND", b""))
+    write_bytes(path, b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + kind + data
+                                                     + struct.pack(">I", isal_zlib.crc32(kind + data)) for kind, data in chunks))
 
 
 def read_mosaic(path, header):

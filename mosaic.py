@@ -36,11 +36,11 @@ def tile(volume, layout):
         raise ValueError(f"volume of shape {volume.shape}: must be a cube")
     d = volume.shape[0]
     g, c = grid_size(d, layout), CHANNELS[layout]
-    sheet = np.zeros((d, d, g * g * c), volume.dtype)                # (row, column, slice)
-    sheet[:, :, :d] = np.rot90(volume)
-    sheet = sheet.reshape(d, d, g, g, c).transpose(2, 0, 3, 1, 4)    # (tile row, row, tile column, column, channel)
-    sheet = sheet.reshape(g * d, g * d, c)
-    return sheet.copy() if c == 3 else np.repeat(sheet, 3, axis=2)
+    tiles = np.zeros((g, d, g, d, c), volume.dtype)                  # (tile row, row, tile column, column, channel)
+    for k in range(d):                                               # by slices: the fastest, when a slice lies in one piece
+        tiles[k // c // g, :, k // c % g, :, k % c] = np.rot90(volume[:, :, k])
+    sheet = tiles.reshape(g * d, g * d, c)
+    return sheet if c == 3 else np.repeat(sheet, 3, axis=2)
 
 
 def untile(mosaic, size, layout):
@@ -58,5 +58,7 @@ def untile(mosaic, size, layout):
     if c == 1:
         mean = mosaic.mean(axis=2, keepdims=True, dtype=np.float64)
         mosaic = (np.rint(mean) if np.issubdtype(mosaic.dtype, np.integer) else mean).astype(mosaic.dtype)
-    sheet = mosaic.reshape(g, d, g, d, c).transpose(1, 3, 0, 2, 4)   # (row, column, tile row, tile column, channel)
-    return np.rot90(sheet.reshape(d, d, g * g * c)[:, :, :d], -1).copy()
+    tiles, volume = mosaic.reshape(g, d, g, d, c), np.empty((d, d, d), mosaic.dtype)
+    for k in range(d):
+        volume[:, :, k] = np.rot90(tiles[k // c // g, :, k // c % g, :, k % c], -1)
+    return volume

@@ -3,17 +3,16 @@
 Reads NIfTI-1 and -2 (.nii, .nii.gz, .hdr with .img, the pair also gzipped) and MGH (.mgz, .mgh). Files may come from anywhere:
 no header makes this module take more memory than the file could fill, or read on for ever; header extensions are not parsed.
 """
-import gzip
 import io
 import logging
 import sys
 import warnings
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 
 from cli import UserError, write_bytes
 
@@ -25,6 +24,7 @@ MAX_OFFSET = 2 ** 26            # bytes before the voxels: header and extensions
 DEFLATE = 1032                  # bytes that one byte of gzip can stand for, at most
 SLACK = 2 ** 20                 # bytes that may come after the voxels
 EDGE = (0.01, 100.0)            # mm, of a voxel; beyond it the units or the affine are wrong
+UNREADABLE = (OSError, EOFError, isal_zlib.error)  # what a gzip stream's reader raises
 TO_MM = {"unknown": 1, "mm": 1, "meter": 1000, "micron": 0.001}
 
 
@@ -74,7 +74,7 @@ def read_scan(path, volume=None):
         except MemoryError:
             raise
         except Exception as e:  # whatever a decoder raises
-            raise UserError(f"{data}: cannot be read to its end, truncated or damaged ({_first_line(e)}); copy it anew") from None
+            raise _damaged(data, e) from None
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
         raise UserError(f"{path}: {bad} voxels are NaN or infinite in single precision; replace them (numpy.nan_to_num) first")
@@ -107,7 +107,7 @@ def write_nifti(path, volume, affine, codes=(1, 1)):
         header["scl_slope"], header["scl_inter"] = 1 / 255, 0
         header["cal_min"], header["cal_max"] = 0, 1
         raw[:348] = header.binaryblock
-    write_bytes(path, gzip.compress(bytes(raw), compresslevel=1, mtime=0))
+    write_bytes(path, igzip.compress(bytes(raw), compresslevel=2, mtime=0))
 
 
 # --------------------------------------------------------------------------------------- what a header says, and is worth
@@ -139,7 +139,7 @@ def _open(path):
         raise UserError(f"{path}: not a NIfTI image but gzip-compressed; add .gz to its name")
     if named and not zipped:
         raise UserError(f"{path}: not a NIfTI image: not gzip-compressed as its name says; rename it, or copy it anew")
-    return gzip.open(path) if zipped else open(path, "rb")
+    return igzip.open(path) if zipped else open(path, "rb")
 
 
 def _read_header(path):
@@ -150,6 +150,9 @@ def _read_header(path):
     try:
         with _open(path) as f:
             raw = f.read(540)
+    except UNREADABLE as e:
+        raise _damaged(path, e) from None
+    try:
         if path.name.endswith((".mgz", ".mgh")):
             if raw[28:30] == b"\0\0":
                 raise UserError(f"{path}: no affine (its goodRASFlag is 0), so left and right are unknown; set it first")
@@ -289,8 +292,8 @@ def _checked(path, offset, size, skip, own):
             while have <= promised + SLACK and (block := f.read(SLACK)):  # at its end gzip compares the checksum
                 kept += block[max(begin - have, 0):max(begin + own - have, 0)]
                 have += len(block)
-    except (OSError, EOFError, zlib.error) as e:
-        raise UserError(f"{path}: cannot be read to its end, truncated or damaged ({_first_line(e)}); copy it anew") from None
+    except UNREADABLE as e:
+        raise _damaged(path, e) from None
     if have < promised:
         raise UserError(f"{path}: truncated or damaged: its header claims {promised} bytes, it holds {have}; copy it anew")
     if have > promised + SLACK:
@@ -308,6 +311,10 @@ def apart(shape, a, b):
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     difference = np.asarray(a, float) - np.asarray(b, float)
     return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())
+
+
+def _damaged(path, error):
+    return UserError(f"{path}: cannot be read to its end, truncated or damaged ({_first_line(error)}); copy it anew")
 
 
 def _first_line(error):

@@ -32,7 +32,7 @@ ACROSS, DOWN, VIEW, TEXT = 4, 6, 112, 46  # of a page: scans across and down, pi
 def is_masked(array):
     """Whether a scan's background is one value already, all around and a third of it: skull-stripped, or masked."""
     value, part = prep.border(array)
-    return bool(part >= 0.9 and (array == value).mean() >= 0.3)
+    return bool(part >= 0.9 and np.count_nonzero(array == value) >= 0.3 * array.size)
 
 
 def look(cube, edges, masked):
@@ -43,17 +43,19 @@ def look(cube, edges, masked):
     :param masked: `is_masked` of the source
     """
     level, _ = prep.border(cube)
-    inside = cube[np.abs(cube.astype(np.int16) - int(level)) > NEAR]
-    histogram = np.bincount(inside >> 3, minlength=BINS) / max(1, len(inside))
+    levels = np.arange(256)
+    counts = np.array(Image.fromarray(cube.reshape(cube.shape[0], -1, order="A")).histogram())
+    counts[abs(levels - level) <= NEAR] = 0                   # what is not background
+    inside = max(1, counts.sum())
     side = cube.shape[0] * np.asarray(edges)
     pixels = np.maximum(1, np.rint(VIEW * side / side.max())).astype(int)
     views = []
     for axis in (2, 1, 0):                                     # axial, coronal, sagittal: left on the left, anterior right
         x, y = (a for a in range(3) if a != axis)
-        image = Image.fromarray(np.rot90(np.take(cube, cube.shape[axis] // 2, axis)).copy())
+        image = Image.fromarray(np.rot90(np.moveaxis(cube, axis, 0)[cube.shape[axis] // 2]).copy())
         views.append(np.asarray(image.resize((pixels[x], pixels[y]), Image.Resampling.BILINEAR)))
-    return dict(views=views, level=level, background=1 - len(inside) / cube.size, mean=float(inside.mean()) if len(inside) else 0.0,
-                histogram=histogram, small=volumes.resample(cube, (SMALL,) * 3).astype(np.float32), masked=masked)
+    return dict(views=views, level=level, background=1 - counts.sum() / cube.size, mean=float(counts @ levels / inside),
+                histogram=counts.reshape(BINS, -1).sum(1) / inside, small=volumes.resample(cube, (SMALL,) * 3), masked=masked)
 
 
 def warnings_of(entries, looks):

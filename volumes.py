@@ -107,16 +107,16 @@ def _bids_subject(path):
 def to_ras(array, affine):
     """Permutes and flips the axes to the nearest RAS order (no interpolation); the inverse of `from_ras`.
 
-    :return: array (X, Y, Z) with axes right, anterior, superior, and its affine
+    :return: array (X, Y, Z) with axes right, anterior, superior, a view of the one given, and its affine
     """
     ornt = nib.io_orientation(affine)
-    return np.ascontiguousarray(nib.apply_orientation(array, ornt)), affine @ nib.orientations.inv_ornt_aff(ornt, array.shape)
+    return nib.apply_orientation(array, ornt), affine @ nib.orientations.inv_ornt_aff(ornt, array.shape)
 
 
 def from_ras(array, affine):
     """Puts a RAS array back into the axis order of the file whose affine is given; the inverse of `to_ras`."""
     ornt = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.io_orientation(affine))
-    return np.ascontiguousarray(nib.apply_orientation(array, ornt))
+    return nib.apply_orientation(array, ornt)
 
 
 def ras_grid(shape, affine):
@@ -178,6 +178,8 @@ def from_cube(cube, shape, affine, fit):
 
 def resample(array, shape, scale=(1, 1, 1), padding="zeros"):
     """Samples `array` on a grid of `shape` voxels whose field of view is `scale` times its own, about one centre."""
+    array, order, flipped = in_memory_order(array)
+    shape, scale = ([v[axis] for axis in order] for v in (shape, scale))
     x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))[None, None]
     if np.allclose(scale, 1, rtol=0, atol=1e-12):
         y = F.interpolate(x, tuple(shape), mode="trilinear", align_corners=False)
@@ -186,7 +188,18 @@ def resample(array, shape, scale=(1, 1, 1), padding="zeros"):
         theta[0, [0, 1, 2], [0, 1, 2]] = torch.from_numpy(np.array(scale)[::-1].copy())  # grid_sample: last axis first
         grid = F.affine_grid(theta, (1, 1, *shape), align_corners=False).float()
         y = F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)
-    return y[0, 0].numpy()
+    return np.flip(y[0, 0].numpy(), flipped).transpose(np.argsort(order))
+
+
+def in_memory_order(array):
+    """The array with its axes turned as its voxels lie in memory, so that going through it, or copying it, is fastest.
+
+    :return: that view; the axes of `array` in its order; which axes of the view run the other way. `np.flip` by the latter and a
+        `transpose` by the argsort of the former undo it.
+    """
+    order = sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis]))
+    flipped = [i for i, axis in enumerate(order) if array.strides[axis] < 0]
+    return np.flip(array.transpose(order), flipped), order, flipped
 
 
 def cohort_grid(shapes, affines, size, fit):
@@ -217,16 +230,42 @@ def cohort_grid(shapes, affines, size, fit):
 
 def intensity_window(array, percentiles):
     """The intensities (lo, hi) at two percentiles of all voxels. Raises ValueError when they coincide."""
-    lo, hi = (float(v) for v in np.percentile(array, percentiles))
+    values = in_memory_order(np.asarray(array))[0].ravel()
+    lo, hi = (percentile(values, p) for p in percentiles)
     if not hi > lo:
         raise ValueError(f"the percentiles {percentiles[0]:g} and {percentiles[1]:g} are both {lo:g}")
     return lo, hi
 
 
+def percentile(values, q):
+    """`np.percentile(values, q)` to the bit; near the ends, such as 99.9, in a tenth of its time.
+
+    Only the values beyond a threshold are sorted. A sample suggests it; that enough lie beyond it is counted.
+
+    :param values: (N,), finite
+    """
+    if q in (0, 100):
+        return float(values.min() if q == 0 else values.max())
+    n = len(values)
+    below, part = divmod(q / 100 * (n - 1), 1)          # the value sought lies between those of rank `below` and `below` + 1
+    below, sample = int(below), np.sort(values[::max(1, n // 50_000)])
+    reach = int(2 * min(q, 100 - q) / 100 * len(sample)) + 8
+    if reach < len(sample):
+        beyond = values[values >= sample[-reach]] if q > 50 else values[values <= sample[reach - 1]]
+        rank = below - (n - len(beyond)) if q > 50 else below
+        if 0 <= rank <= len(beyond) - (2 if part else 1):
+            pair = np.partition(beyond, (rank, min(rank + 1, len(beyond) - 1)))[rank:rank + 2]
+            return float(np.quantile(pair, part))
+    return float(np.percentile(values, q))
+
+
 def to_uint8(array, window):
     """Maps lo…hi to 0…255, clipped and rounded; the inverse, up to that, of `from_uint8`."""
     lo, hi = window
-    return np.rint(np.clip((np.asarray(array, np.float32) - lo) / (hi - lo), 0, 1) * 255).astype(np.uint8)
+    x = (np.asarray(array, np.float32) - lo) / (hi - lo)
+    np.clip(x, 0, 1, out=x)
+    x *= 255
+    return np.rint(x, out=x).astype(np.uint8)
 
 
 def from_uint8(volume, window=(0.0, 1.0)):

@@ -5,6 +5,7 @@ import shutil
 import nibabel as nib
 import numpy as np
 import pytest
+import torchvision
 from conftest import AFFINE, SHARED, brain, error_line, save_nifti, script
 from nibabel.affines import apply_affine
 from PIL import Image
@@ -13,6 +14,17 @@ from test_volumes import bad_files
 import manifest
 import mosaic
 import volumes
+
+
+def test_a_mosaics_png_is_read_alike_by_other_decoders(tmp_path):
+    for seed, (height, width) in enumerate([(48, 48), (1, 1), (7, 3), (896, 896)]):
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) // (1 if seed < 3 else 64)
+        manifest.write_mosaic(tmp_path / "m.png", pixels)
+        with Image.open(tmp_path / "m.png") as image:
+            image.verify()                                              # every chunk's checksum
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "m.png")), pixels)
+        theirs = torchvision.io.read_image(str(tmp_path / "m.png"))     # by libpng
+        assert np.array_equal(theirs.permute(1, 2, 0).numpy(), pixels)
 
 
 def test_data_folder(scans, data):

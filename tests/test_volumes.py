@@ -102,6 +102,32 @@ def test_window_and_its_inverse():
         volumes.intensity_window(np.r_[np.zeros(99), 1], (0, 50))
 
 
+@pytest.mark.parametrize("q", [0, 0.1, 1, 2.5, 37, 50, 75, 99, 99.5, 99.9, 99.99, 100])
+def test_percentile_is_numpys_to_the_bit(q):
+    rng = np.random.default_rng(0)
+    brain = np.where(rng.random(200_000) < 0.6, 0, rng.gamma(4, 90, 200_000)).astype(np.float32)
+    sorted_up = np.sort(brain)
+    lumpy = np.r_[np.zeros(150_000), np.full(50_000, 7.5)].astype(np.float32)[::-1].copy()
+    for values in (brain, sorted_up, sorted_up[::-1].copy(), lumpy, -brain, brain[:1], brain[:2], brain[:30], np.rint(brain)):
+        assert volumes.percentile(values, q) == np.percentile(values, q), len(values)
+
+
+def test_arrays_are_the_same_however_they_lie_in_memory():
+    array, target = np.random.default_rng(0).random((20, 26, 22), dtype=np.float32), (16, 12, 14)
+    whole = volumes.resample(array, target), volumes.resample(array, target, (1.2, 1, 0.8), "border")
+    for order in itertools.permutations(range(3)):
+        for flips in itertools.product((1, -1), repeat=3):
+            back = np.argsort(order)
+            view = np.flip(np.flip(array, [a for a in range(3) if flips[a] < 0]).transpose(order).copy().transpose(back),
+                           [a for a in range(3) if flips[a] < 0])
+            assert np.array_equal(view, array)
+            flat = volumes.in_memory_order(view)[0]
+            assert flat.flags.c_contiguous and np.shares_memory(flat, view)
+            assert volumes.intensity_window(view, (3, 99)) == volumes.intensity_window(array, (3, 99))
+            for theirs, args in zip(whole, ((), ((1.2, 1, 0.8), "border"))):
+                assert np.abs(volumes.resample(view, target, *args) - theirs).max() < 1e-5
+
+
 def test_cohort_grid_is_the_median_about_the_median_centre():
     shapes = [(10, 10, 10), (20, 20, 20), (20, 20, 40)]
     affines = [np.diag([1, 1, 1, 1.0]), np.diag([2, 2, 2, 1.0]), np.diag([2, 2, 2, 1.0])]
@@ -147,7 +173,8 @@ def bad_files(folder):
     save_nifti(folder / "nan.nii.gz", nan, AFFINE, np.float32)
     save_nifti(folder / "flat.nii.gz", np.full((8, 8, 8), 3), AFFINE)
     nib.save(nib.Nifti1Image(brain(), None), folder / "no_affine.nii.gz")
-    return {"text.nii": "not a NIfTI", "empty.nii.gz": "not a NIfTI", "cut.nii.gz": "truncated or damaged", "cut_header.nii.gz": "NIfTI",
+    return {"text.nii": "not a NIfTI", "empty.nii.gz": "not a NIfTI", "cut.nii.gz": "truncated or damaged",
+            "cut_header.nii.gz": "truncated or damaged",
             "short.nii": "truncated or damaged", "4d.nii.gz": "4D with shape", "2d.nii.gz": "not 3D", "slab.nii.gz": "not 3D",
             "nan.nii.gz": "5 voxels are NaN", "flat.nii.gz": "every voxel is 3", "no_affine.nii.gz": "no affine"}
 

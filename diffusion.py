@@ -5,9 +5,9 @@
 import functools
 import math
 
+import diffusers  # lazily: a part is imported where it is first used
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 NUM_TIMESTEPS = 1000
 SAMPLERS = ("ddpm", "ddim", "dpm++")
@@ -133,7 +133,7 @@ def make_scheduler(sampler, num_steps):
     ddpm and ddim run on the respaced process itself, as the published code does, so that both ends are its own.
     """
     if sampler == "dpm++":
-        scheduler = DPMSolverMultistepScheduler(
+        scheduler = diffusers.DPMSolverMultistepScheduler(
             NUM_TIMESTEPS, trained_betas=_betas, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace",
             final_sigmas_type="zero")
         scheduler.set_timesteps(num_steps)
@@ -141,9 +141,9 @@ def make_scheduler(sampler, num_steps):
     timesteps = respaced_timesteps(num_steps)
     betas = _respaced_betas(timesteps)
     if sampler == "ddpm":
-        scheduler = DDPMScheduler(num_steps, trained_betas=betas, variance_type="learned_range", clip_sample=False)
+        scheduler = diffusers.DDPMScheduler(num_steps, trained_betas=betas, variance_type="learned_range", clip_sample=False)
     elif sampler == "ddim":
-        scheduler = DDIMScheduler(num_steps, trained_betas=betas, clip_sample=False, set_alpha_to_one=True)
+        scheduler = diffusers.DDIMScheduler(num_steps, trained_betas=betas, clip_sample=False, set_alpha_to_one=True)
     else:
         raise ValueError(f"sampler {sampler!r}: must be one of {', '.join(SAMPLERS)}")
     scheduler.set_timesteps(num_steps)

@@ -7,17 +7,16 @@ import json
 import os
 from pathlib import Path
 
+import diffusers  # lazily: a part is imported where it is first used
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
-from diffusers.utils import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cli import WEIGHTS, UserError, atomic, brief, file_sha256, progress
 from manifest import mosaic_path, read_mosaic
 
-logging.set_verbosity_error()  # its advice on optional packages is not for our users
+diffusers.utils.logging.set_verbosity_error()  # its advice on optional packages is not for our users
 REPOS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 
 
@@ -39,7 +38,7 @@ def load_vae(name, device="cpu", flag="--vae"):
         raise UserError(f"{flag} {name}: no such folder; give {' or '.join(REPOS)}, or a folder that train_vae.py wrote")
     for source, options in sources:
         try:
-            vae, info = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False,
+            vae, info = diffusers.AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False,
                                                       output_loading_info=True, **options)
             wrong = [k for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for k in info[kind]]
             if wrong:  # diffusers would go on with random weights

@@ -44,9 +44,9 @@ step python train.py --data-path "$out/data/mprage" --vae "$out/vae" --ckpt "$ba
 tuned=$out/results/001-DiT-T-4/checkpoints/0000300.safetensors
 
 # Samples of both, and the tuned ones once more by way of their mosaics
-step python sample.py --ckpt "$base" --num-samples 32 --batch-size 16 --sampler ddpm --num-sampling-steps 100 \
+step python sample.py --ckpt "$base" --num-samples 32 --batch-size 16 --sampler ddpm --num-sampling-steps 50 \
     --precision $precision --output "$out/samples/base"
-step python sample.py --ckpt "$tuned" --num-samples 32 --batch-size 16 --sampler ddpm --num-sampling-steps 100 \
+step python sample.py --ckpt "$tuned" --num-samples 32 --batch-size 16 --sampler ddpm --num-sampling-steps 50 \
     --precision $precision --output "$out/samples/difffit"
 step python postprocess.py --input "$out/samples/difffit" --restore-shape --output "$out/nifti"
 

@@ -9,11 +9,10 @@
     python bench.py metrics
     python bench.py scaling --output scaling/               time and memory against tokens and batch: a table, a picture
 
-Each way runs in processes of its own, so that its peak memory is its own; medians. Ratios of times are plain over ours, above 1
-where ours is faster; of memory, ours over plain.
-Weights are random: they cost what trained ones cost. BENCHMARKS.md has what was measured.
+Training and sampling run each way in processes of its own, so that its peak memory is its own; medians. Ratios of times are plain
+over ours, above 1 where ours is faster; of memory, ours over plain.
+Weights are random, but for `samplers`: they cost what trained ones cost. BENCHMARKS.md has what was measured.
 """
-import os
 import subprocess
 import sys
 import tempfile
@@ -34,7 +33,7 @@ import models
 import mosaic
 import ms_ssim
 import plain
-from cli import UserError, add_compile, add_device, atomic_folder, parser, positive, refuse_existing, run, seed, write_text
+from cli import CORES, UserError, add_compile, add_device, atomic_folder, parser, positive, refuse_existing, run, seed, write_text
 from costs import FACTOR, alone, matmul_rate, merge, our_training, peak_gb, plain_training, sampling
 from volume_sets import find_set
 from volumes import voxel_sizes, write_nifti
@@ -190,11 +189,11 @@ def bench_preprocess(args):
                     (tmp / name / f"{i:03d}.nii.gz").symlink_to(found[i % len(found)].resolve())
                 else:
                     write_nifti(tmp / name / f"{i:03d}.nii.gz", test_scan(i), np.diag([1, 1, 1, 1.0]))
-        plain_times, ours = [], {"all": [], "few": []}
+        plain_times, sheets, ours = [], {}, {"all": [], "few": []}
         for turn in range(args.turns):
             start = time.perf_counter()
             for path in sorted((tmp / "all").iterdir())[:args.plain_scans]:
-                sheet = plain.preprocess(path, tmp / "plain.png")
+                sheets[path.name] = plain.preprocess(path, tmp / "plain.png")
             plain_times.append((time.perf_counter() - start) / min(args.plain_scans, args.scans))
             for name in ours:
                 start = time.perf_counter()
@@ -202,14 +201,14 @@ def bench_preprocess(args):
                                 tmp / f"{name}{turn}", "--split", "1:0", "--workers", str(args.workers)], check=True, capture_output=True)
                 ours[name].append(time.perf_counter() - start)
         header, entries = manifest.read_manifest(tmp / "all0")
-        mine = manifest.read_mosaic(manifest.mosaic_path(tmp / "all0", entries[min(args.plain_scans, args.scans) - 1]["id"]), header)
+        mine = np.stack([manifest.read_mosaic(manifest.mosaic_path(tmp / "all0", name.removesuffix(".nii.gz")), header) for name in sheets])
         p, whole = float(np.median(plain_times)), float(np.median(ours["all"]))
         rate = (whole - float(np.median(ours["few"]))) / (args.scans - few)
         print(f"{args.scans} scans of {' x '.join(map(str, entries[0]['shape']))} to mosaics of 128^3; {args.turns} turns, medians")
         print(f"plain loop       {1e3 * p:8.1f} ms a scan")
         print(f"preprocess.py    {1e3 * rate:8.1f} ms a scan, {args.workers} processes: {p / rate:.1f} times faster; {whole:.1f} s in all, "
               f"start and quality control included: {p * args.scans / whole:.1f} times")
-        off = np.abs(mine.astype(int) - sheet)
+        off = np.abs(mine.astype(np.int16) - np.stack(list(sheets.values())))
         print(f"results: {100 * (off > 0).mean():.4f} % of the pixels differ, by {off.max()} of 255 at most")
 
 
@@ -329,8 +328,7 @@ def main():
     c.add_argument("--input", type=Path, metavar="DIR", help="of .nii.gz files, used over and over; default: made-up heads")
     c.add_argument("--scans", type=int, default=95, help="for preprocess.py")
     c.add_argument("--plain-scans", type=int, default=14, help="of them, for the plain loop")
-    c.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-                   help="processes of preprocess.py")
+    c.add_argument("--workers", type=int, default=CORES, help="processes of preprocess.py")
     c.add_argument("--turns", type=int, default=3, help="of each way")
     m = command("metrics", bench_metrics, "MS-SSIM and MMD")
     m.add_argument("--size", type=int, default=128, help="voxels a side")

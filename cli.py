@@ -19,6 +19,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 WEIGHTS = Path("weights")  # where download.py puts public weights, unless told otherwise, and the others look for them
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # that this process may use
+UMASK = os.umask(0o077)  # its file mode creation mask: reading it is setting it, for all threads, so once
+os.umask(UMASK)
 STOPPED = 75  # exit code of work that was asked to stop, saved, and goes on when run again (sysexits' EX_TEMPFAIL)
 
 
@@ -187,7 +190,7 @@ def atomic(path, suffix=None, durable=False):
     os.close(fd)
     try:
         yield Path(tmp)
-        os.chmod(tmp, 0o666 & ~umask())
+        os.chmod(tmp, 0o666 & ~UMASK)
         if durable:
             _sync(tmp, path)
         os.replace(tmp, path)
@@ -212,7 +215,7 @@ def atomic_folder(path):
         raise UserError(f"--output {path}: cannot be made there ({e.strerror}); name a folder where you may write") from None
     try:
         yield tmp
-        tmp.chmod(0o777 & ~umask())
+        tmp.chmod(0o777 & ~UMASK)
         os.replace(tmp, path)  # onto an empty folder this is legal; onto any other it was refused above
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)
@@ -227,13 +230,6 @@ def refuse_existing(path):
     if path.exists() or path.is_symlink():
         raise UserError(f"--output {path}: exists already; name a new folder, or remove this one first")
     return path
-
-
-def umask():
-    """This process's file mode creation mask, which can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync(path, named):

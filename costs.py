@@ -123,20 +123,20 @@ def merge(turns):
 
 # ------------------------------------------------------------------------------------------------- network and training
 
-def build(args, image_size, bf16, tune="difffit"):
+def build(args, image_size, bf16):
     """A DiT with random weights on its device, and what trains. With bf16 its frozen matrices are never anything else."""
     side = image_size // FACTOR
     with torch.device("meta"):
-        model = models.DiT_models[args.model](input_size=side, base_grid=64 // models.config_of(args.model)["patch_size"])
+        model = models.DiT_models[args.model](input_size=side)
     g = torch.Generator(args.device).manual_seed(0)
     state = {}
     for name, p in model.state_dict().items():
         narrow = bf16 and models.parameter_kind(name) == "matrix"
         state[name] = torch.empty(p.shape, device=args.device, dtype=torch.bfloat16 if narrow else torch.float32)
         state[name].normal_(std=0.02, generator=g)
-    state["pos_embed"] = models.pos_embed(model.pos_embed.shape[2], model.grid, 32)[None].to(args.device)
+    state["pos_embed"] = models.pos_embed(model.pos_embed.shape[2], model.grid, model.grid)[None].to(args.device)
     model.load_state_dict(state, assign=True)
-    return model, models.set_trainable(model, tune)
+    return model, models.set_trainable(model, "difffit")
 
 
 def build_vae(args, ours):
@@ -182,7 +182,7 @@ def plain_training(args, image_size, batch):
     times = timed(lambda: trainer.step(mosaics, labels), args, warm_up(args))
     peak = peak_gb(args.device)
     with torch.no_grad():
-        pixels = latents.to_pixels(mosaics, args.device)
+        pixels = latents.to_pixels(mosaics, args.device).contiguous()  # as the step lays them out
         vae_time = float(np.median(timed(lambda: vae.encode(pixels), args, 0)))
     return dict(times=times, peak=peak, vae=vae_time, tokens=model.grid ** 2, products=products(model, model.grid ** 2, True),
                 rate=matmul_rate(args.device), profile=args.profile and profiled(lambda: trainer.step(mosaics, labels), args.device))

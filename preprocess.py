@@ -13,7 +13,6 @@ others go on, and the exit code is then 1. Contact sheets and a table of what is
 import contextlib
 import ctypes
 import multiprocessing
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -27,10 +26,10 @@ import prep
 import qc
 import shards
 import volumes
-from cli import UserError, atomic_folder, non_negative, parser, progress, run, seed, shard
+from cli import CORES, UserError, atomic_folder, non_negative, parser, progress, run, seed, shard
 from manifest import MAX_PIXELS, MAX_VOLUMES, bias_path, mosaic_path, write_manifest, write_mosaic
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 def prepare(scan, folder, args):
     """One scan -> its mosaic on disk. Returns its manifest entry and its look (`qc.look`), or the reason (str) why it was skipped."""
@@ -112,12 +111,13 @@ def start_worker():
     torch.set_num_threads(1)
     with contextlib.suppress(AttributeError, OSError, TypeError):  # of another C library
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 2 ** 25) and libc.mallopt(M_TRIM_THRESHOLD, 2 ** 28)  # bytes
+        libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2 ** 28)  # bytes
 
 
 def map_scans(scans, folder, args):
     """Runs `prepare` over the scans, in processes, with progress; results in the order of the scans."""
     if args.workers == 1:
+        start_worker()
         return [prepare(s, folder, args) for s in progress(scans, "scans")]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(args.workers, context, initializer=start_worker) as pool:
@@ -151,8 +151,7 @@ def main():
     p.add_argument("--label-column", metavar="NAME", help="column of --labels that holds the class")
     p.add_argument("--split", default="63:32", metavar="TRAIN:TEST", help="proportion of subjects to train on and to hold out")
     p.add_argument("--seed", type=seed, default=0, help="of the split")
-    p.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-                   else os.cpu_count(), help="processes")
+    p.add_argument("--workers", type=int, default=CORES, help="processes, of one thread each")
     p.add_argument("--shard", type=shard, metavar="I/N", help="do part I of N, counted from 1, such as one task of a job array; "
                    "the last to end writes --output")
     args = p.parse_args()

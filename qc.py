@@ -144,7 +144,7 @@ def write(folder, entries, looks, skipped):
         part = slice(page * per_page, (page + 1) * per_page)
         title = f"page {page + 1} of {pages}     axial, coronal, sagittal     left is on the left, anterior on the right"
         buffer = io.BytesIO()
-        sheet([e["id"] for e in entries[part]], looks[part], found[part], title).save(buffer, "PNG")
+        sheet([e["id"] for e in entries[part]], looks[part], found[part], title).save(buffer, "PNG", compress_level=1)
         write_bytes(Path(folder) / f"page-{page + 1:03d}.png", buffer.getvalue())
     for i, (e, seen, said) in enumerate(zip(entries, looks, found)):
         rows.append((e["id"], i // per_page + 1, "x".join(map(str, e["shape"])),

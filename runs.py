@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import checkpoints
-from cli import UserError, umask, write_text
+from cli import UMASK, UserError, write_text
 from manifest import read_json
 
 # What may differ between the command that began a run and the one that goes on with it.
@@ -48,7 +48,7 @@ class Run:
         try:
             run_ = cls(hidden)
             write_text(hidden / "args.json", json.dumps(identity(args, free=True), indent=1) + "\n")
-            hidden.chmod(0o777 & ~umask())
+            hidden.chmod(0o777 & ~UMASK)
             while True:
                 folder = args.results_dir / f"{number:03d}-{name}"
                 try:

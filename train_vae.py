@@ -137,8 +137,10 @@ def main():
     vae.train()
     print(f"{len(train)} mosaics of {side} x {side}; factor {factor}, {vae.config.latent_channels} channels; "
           f"{sum(q.numel() for q in parameters):,} of {sum(q.numel() for q in vae.parameters()):,} parameters train")
-    pixels = latents.to_pixels(train).contiguous(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameters, args.lr, betas=(0.9, 0.99), weight_decay=0, fused=True)
+    pixels = latents.to_pixels(train)
+    # fused on CPUs alone: on a GPU it wants gradients laid out as their weights, which 1 x 1 convolutions in channels_last need not be
+    optimizer = torch.optim.AdamW(parameters, args.lr, betas=(0.9, 0.99), weight_decay=0,
+                                  fused=torch.device(args.device).type == "cpu" or None)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / min(100, args.max_steps), 1)
                                                  * 0.5 * (1 + np.cos(np.pi * s / args.max_steps)))
     generator = torch.Generator().manual_seed(args.seed)

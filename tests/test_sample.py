@@ -59,6 +59,14 @@ def test_samples_do_not_depend_on_the_batch_and_go_on(samples, ckpt, tmp_path):
     assert "holds samples of seed 0, not 1" in error_line(script("sample.py", *args, "--seed", 1, expect=2))
 
 
+def test_what_the_writer_cannot_write_ends_sampling(ckpt, tmp_path):
+    args = ("--ckpt", ckpt, "--output", tmp_path / "s", *SAMPLER)
+    script("sample.py", *args, "--num-samples", 1)
+    (tmp_path / "s" / "mosaics" / "000002.png").mkdir()
+    assert "000002.png" in error_line(script("sample.py", *args, "--num-samples", 4, "--batch-size", 1, expect=2))
+    assert (tmp_path / "s" / "nifti" / "000001.nii.gz").is_file() and not (tmp_path / "s" / "nifti" / "000002.nii.gz").exists()
+
+
 def test_flags_change_the_samples(samples, ckpt, tmp_path):
     first = np.array(Image.open(samples / "mosaics" / "000000.png"))
     plain = ("--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")

@@ -97,6 +97,11 @@ def test_gradients_know_when_they_are_not_finite():
     x0, t, y, noise = batches.take(2)
     x0[1, 0, 0, 0] = float("inf")
     assert gradients(model, (x0, t, y, noise), trained, args)[1] == 1
+    for p in trained:
+        p.grad = None
+    trained[0].register_hook(lambda g: g * float("inf"))  # of a loss that is finite
+    losses, bad = gradients(model, batches.take(3), trained, args)
+    assert losses.isfinite().all() and bad == 1
 
 
 class NoValueLeavesTheDevice(TorchDispatchMode):

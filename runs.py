@@ -35,7 +35,8 @@ class Run:
         self.folder, self.checkpoints = folder, folder / "checkpoints"
         self._lock = _locked(folder / ".lock", patience)
         self.checkpoints.mkdir(exist_ok=True)
-        for leftover in (*self.checkpoints.glob(".*.safetensors"), *folder.glob(".*.tmp")):  # of a job that was killed while it wrote
+        # of a job that was killed while it wrote: our temporary files, and those that safetensors itself may write first (.tmpXXXXXX)
+        for leftover in (*self.checkpoints.glob(".*.safetensors"), *self.checkpoints.glob(".tmp*"), *folder.glob(".*.tmp")):
             leftover.unlink()
 
     @classmethod

@@ -23,20 +23,19 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-import checkpoints
-import diffusion
-import figures
-import latents
-import manifest
-import metrics
 import models
-import mosaic
-import ms_ssim
-import plain
-from cli import CORES, UserError, add_compile, add_device, atomic_folder, parser, positive, refuse_existing, run, seed, write_text
-from costs import FACTOR, alone, matmul_rate, merge, our_training, peak_gb, plain_training, sampling
-from volume_sets import find_set
-from volumes import voxel_sizes, write_nifti
+from benchmarks import baseline as plain
+from benchmarks.measure import FACTOR, alone, matmul_rate, merge, our_training, peak_gb, plain_training, sampling
+from diffusion import gaussian_diffusion as diffusion
+from diffusion import vae as latents
+from metrics import mmd as metrics
+from metrics import ms_ssim
+from metrics.volume_sets import find_set
+from mri import manifest, mosaic
+from mri.volumes import voxel_sizes, write_nifti
+from reporting import figures
+from training import checkpoint as checkpoints
+from utils.cli import CORES, UserError, add_compile, add_device, atomic_folder, parser, positive, refuse_existing, run, seed, write_text
 
 # ---------------------------------------------------------------------------------------------------- training
 

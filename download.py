@@ -23,7 +23,7 @@ from pathlib import Path
 
 import requests
 
-from cli import WEIGHTS, UserError, file_sha256, parser, progress, run
+from utils.cli import WEIGHTS, UserError, file_sha256, parser, progress, run
 
 HUB = "https://huggingface.co"
 EMA, MSE, VAE = "sd-vae-ft-ema", "sd-vae-ft-mse", "diffusion_pytorch_model.safetensors"

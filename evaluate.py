@@ -14,14 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-import comparison
-import figures
-import inception
-import metrics
-import mosaic
-import report
-import volume_sets
-from cli import (
+from metrics import inception, volume_sets
+from metrics import mmd as metrics
+from metrics import statistic as comparison
+from mri import mosaic
+from reporting import figures, report
+from utils.cli import (
     WEIGHTS,
     UserError,
     add_device,
@@ -47,7 +45,7 @@ def through_vae(real, room, layout, vae, args):
     """The real volumes as the VAE gives them back: tiled, encoded (the mean), decoded, untiled. Returns their PSNR, dB."""
     import torch
 
-    import latents
+    from diffusion import vae as latents
     errors = []
     for i, cube in enumerate(progress(real.volumes, f"VAE, layout {layout}")):
         moments = latents.encode_moments(vae, mosaic.tile(cube, layout)[None])
@@ -201,7 +199,7 @@ def load_vae(args, side):
     """The VAE, the layouts whose mosaics it can divide, and why others were left out."""
     import torch
 
-    import latents
+    from diffusion import vae as latents
     vae = latents.load_vae(args.vae, args.device).to(torch.bfloat16 if args.precision == "bf16" else torch.float32)
     f, sides = latents.factor(vae), {layout: mosaic.mosaic_side(side, layout) for layout in args.vae_layouts}
     skipped = {f"VAE, {layout}": f"a mosaic of {n} pixels cannot be divided by the VAE's factor {f}"

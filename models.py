@@ -14,7 +14,7 @@ from timm.layers import Attention, Mlp, PatchEmbed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from cli import UserError, brief
+from utils.cli import UserError, brief
 
 LONG = 256  # tokens from which on a sample is worth kernels of its own
 recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # nothing in a block is random

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-import manifest
-import mosaic
-import prep
-import volumes
-from cli import UserError, atomic_folder, parser, progress, run
+from mri import manifest, mosaic, volumes
+from mri import preparation as prep
+from utils.cli import UserError, atomic_folder, parser, progress, run
 
 
 def restore(cube, source, fit, field=None):

@@ -21,13 +21,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import mosaic
-import prep
-import qc
-import shards
-import volumes
-from cli import CORES, UserError, atomic_folder, non_negative, parser, progress, run, seed, shard
-from manifest import MAX_PIXELS, MAX_VOLUMES, bias_path, mosaic_path, write_manifest, write_mosaic
+from mri import job_array as shards
+from mri import mosaic, volumes
+from mri import preparation as prep
+from mri import quality_control as qc
+from mri.manifest import MAX_PIXELS, MAX_VOLUMES, bias_path, mosaic_path, write_manifest, write_mosaic
+from utils.cli import CORES, UserError, atomic_folder, non_negative, parser, progress, run, seed, shard
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 

@@ -20,15 +20,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoints
-import diffusion
-import distributed
-import latents
-import manifest
 import models
-import mosaic
-import volumes
-from cli import UserError, add_compile, add_device, parser, progress, run, seed, shard, write_text
+from diffusion import gaussian_diffusion as diffusion
+from diffusion import vae as latents
+from mri import manifest, mosaic, volumes
+from training import checkpoint as checkpoints
+from utils import distributed
+from utils.cli import UserError, add_compile, add_device, parser, progress, run, seed, shard, write_text
 
 
 def parse_args():

@@ -19,16 +19,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import checkpoints
-import diffusion
-import distributed
-import estimate
-import latents
 import models
-from cli import STOPPED, StopSignals, UserError, add_compile, add_device, parser, positive, run, seed
-from manifest import read_manifest, select, write_mosaic
-from runs import Run
-from training import Batches, State, gradients, learning_rate
+from diffusion import gaussian_diffusion as diffusion
+from diffusion import vae as latents
+from mri.manifest import read_manifest, select, write_mosaic
+from training import checkpoint as checkpoints
+from training import dry_run as estimate
+from training.run_folder import Run
+from training.step import Batches, State, gradients, learning_rate
+from utils import distributed
+from utils.cli import STOPPED, StopSignals, UserError, add_compile, add_device, parser, positive, run, seed
 
 MOST_SKIPPED = 20  # steps in a row, with --skip-nonfinite: after them the weights are to blame, not a batch
 

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-import figures
-import latents
-import mosaic
-from cli import UserError, add_device, atomic_folder, parser, positive, progress, refuse_existing, run, seed, write_text
-from manifest import read_manifest, read_mosaics, select
-from volumes import voxel_sizes
+from diffusion import vae as latents
+from mri import mosaic
+from mri.manifest import read_manifest, read_mosaics, select
+from mri.volumes import voxel_sizes
+from reporting import figures
+from utils.cli import UserError, add_device, atomic_folder, parser, positive, progress, refuse_existing, run, seed, write_text
 
 
 def tiny_vae():

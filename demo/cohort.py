@@ -18,7 +18,7 @@ from nilearn import datasets
 from scipy import ndimage, signal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from cli import atomic_folder, parser, progress, run, seed  # noqa: E402
+from utils.cli import atomic_folder, parser, progress, run, seed  # noqa: E402
 
 # mean intensity of cerebrospinal fluid, grey and white matter; the standard deviation between subjects is 0.04
 CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.10, 0.50, 0.92)}  # weak and strong T1 weighting

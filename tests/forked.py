@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def serve():
     sys.path.insert(0, str(ROOT))
-    import cli
+    from utils import cli
     modules = {name: importlib.import_module(name) for name in ("train", "sample")}
     for line in sys.stdin:
         job = json.loads(line)

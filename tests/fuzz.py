@@ -30,14 +30,14 @@ from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-import checkpoints  # noqa: E402
-import cli  # noqa: E402
-import latents  # noqa: E402
-import manifest  # noqa: E402
 import models  # noqa: E402
 import postprocess  # noqa: E402
 import preprocess  # noqa: E402
 import sample  # noqa: E402
+from diffusion import vae as latents  # noqa: E402
+from mri import manifest  # noqa: E402
+from training import checkpoint as checkpoints  # noqa: E402
+from utils import cli  # noqa: E402
 
 SECONDS, BYTES = 10, 2 * 2 ** 30
 NUMBERS = [0, -0.0, 1, -1, 2, 3, 7, 127, 128, 255, 256, 32767, -32768, 65535, 2 ** 31 - 1, -2 ** 31, 2 ** 63 - 1, 1e-40, 1e30, -1e30,

@@ -8,9 +8,9 @@ import pytest
 from conftest import AFFINE, brain, error_line, save_nifti, script
 
 import bench
-import costs
 import models
-from cli import UserError
+from benchmarks import measure as costs
+from utils.cli import UserError
 
 
 def test_metrics():

@@ -20,9 +20,9 @@ from conftest import ROOT, error_line, finetune_flags, script
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import checkpoints
-import runs
-from cli import UserError
+from training import checkpoint as checkpoints
+from training import run_folder as runs
+from utils.cli import UserError
 
 STEPS = 24
 
@@ -223,7 +223,7 @@ def test_loading_holds_no_second_copy(tmp_path):
     code = f"""
 import sys, threading, time
 sys.path.insert(0, {str(ROOT)!r})
-import torch, checkpoints
+import torch\nfrom training import checkpoint as checkpoints
 def own(): return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
 path = {str(tmp_path / "a.safetensors")!r}
 tensors = {{str(i): torch.full((4 * 2 ** 20,), float(i)) for i in range(16)}}
@@ -413,8 +413,8 @@ def test_only_what_trains_is_reduced(monkeypatch):
     """Of DiT-XL/2: 6.6 MB a step, in one sum, and not the 2.7 GB of the model."""
     import torch.distributed as dist
 
-    import distributed
     import models
+    from utils import distributed
     with torch.device("meta"):
         model = models.DiT_models["DiT-XL/2"](input_size=112, num_classes=1000)
     trained = models.set_trainable(model, "difffit").values()

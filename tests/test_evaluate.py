@@ -10,13 +10,11 @@ from conftest import error_line, related, script
 from PIL import Image
 from scipy import stats
 
-import comparison
-import latents
-import manifest
-import metrics
-import mosaic
-import uncertainty
-import volumes
+from diffusion import vae as latents
+from metrics import mmd as metrics
+from metrics import statistic as comparison
+from metrics import uncertainty
+from mri import manifest, mosaic, volumes
 
 SIDE = 16
 AFFINE = np.diag([2.0, 2.5, 3.0, 1.0])

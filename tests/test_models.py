@@ -6,10 +6,10 @@ import torch
 import torch._dynamo.testing
 from conftest import GOLDEN, golden
 
-import diffusion
-import estimate
 import models
-import plain
+from benchmarks import baseline as plain
+from diffusion import gaussian_diffusion as diffusion
+from training import dry_run as estimate
 
 
 def small(**kwargs):

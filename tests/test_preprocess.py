@@ -11,9 +11,7 @@ from nibabel.affines import apply_affine
 from PIL import Image
 from test_volumes import bad_files
 
-import manifest
-import mosaic
-import volumes
+from mri import manifest, mosaic, volumes
 
 
 def test_a_mosaics_png_is_read_alike_by_other_decoders(tmp_path):

@@ -7,9 +7,8 @@ import pytest
 import torch
 from conftest import SHARED, script
 
-import manifest
 import models
-import mosaic
+from mri import manifest, mosaic
 
 
 def write_weights(folder):

@@ -8,11 +8,10 @@ import torch
 from conftest import error_line, random_vae, script
 from PIL import Image
 
-import checkpoints
-import diffusion
-import latents
-import manifest
-import mosaic
+from diffusion import gaussian_diffusion as diffusion
+from diffusion import vae as latents
+from mri import manifest, mosaic
+from training import checkpoint as checkpoints
 
 SAMPLER = ("--sampler", "ddim", "--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
 

@@ -11,10 +11,8 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 from test_volumes import ORIENTATIONS, blob, oblique, turned
 
-import manifest
-import nifti
-import volumes
-from cli import UserError
+from mri import manifest, nifti, volumes
+from utils.cli import UserError
 
 POINT = np.array([-2.0, 6.0, 4.0])  # mm: left of the brain's middle, in front of it and above
 HALF = 0.5

@@ -9,11 +9,11 @@ from conftest import AFFINE, TRAIN, brain, error_line, finetune_flags, random_va
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import checkpoints
-import diffusion
-import latents
-import manifest
 import models
+from diffusion import gaussian_diffusion as diffusion
+from diffusion import vae as latents
+from mri import manifest
+from training import checkpoint as checkpoints
 
 
 def train(data, vae, results, *args, **kwargs):
@@ -206,7 +206,7 @@ def test_refusals(data, vae_folder, tmp_path):
 def test_two_jobs_get_two_folders(data, vae_folder, tmp_path):
     from types import SimpleNamespace
 
-    from runs import Run
+    from training.run_folder import Run
     args = SimpleNamespace(model="DiT-T/4", results_dir=tmp_path, resume="auto")
     runs = [Run.new(args) for _ in range(3)]
     assert [r.folder.name for r in runs] == ["000-DiT-T-4", "001-DiT-T-4", "002-DiT-T-4"]

@@ -16,11 +16,9 @@ from conftest import AFFINE, TRAIN, brain, error_line, save_nifti, script, train
 from fuzz import png_chunk
 from PIL import Image
 
-import latents
-import manifest
-import mosaic
-import nifti
-from cli import UserError
+from diffusion import vae as latents
+from mri import manifest, mosaic, nifti
+from utils.cli import UserError
 
 # ----------------------------------------------------------------------------------------------------- code in pickles
 
@@ -282,6 +280,6 @@ def test_manifests_of_a_million_entries(data, tmp_path):
     with frugal("1099511627776 bytes, more than the"):
         manifest.read_manifest(path)
     with frugal("larger than the 64 MiB that are read"):
-        import volumes
+        from mri import volumes
         os.rename(path, tmp_path / "a.tsv")
         volumes.find_scans(tmp_path / "a.tsv")

@@ -1,0 +1,1 @@
+"""The baseline implementations, and how cost is measured."""

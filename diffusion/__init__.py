@@ -1,0 +1,1 @@
+"""The noise process, the samplers, and the VAE with its latents."""

@@ -1,0 +1,1 @@
+"""Scan to volume to mosaic and back, and the data folder."""

@@ -1,0 +1,1 @@
+"""A training step, which parameters train, and a run on disk."""

@@ -1,0 +1,1 @@
+"""What every command shares: errors, files, flags, progress, signals, processes."""

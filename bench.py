@@ -26,16 +26,20 @@ from scipy import ndimage
 import models
 from benchmarks import baseline as plain
 from benchmarks.measure import FACTOR, alone, matmul_rate, merge, our_training, peak_gb, plain_training, sampling
-from diffusion import gaussian_diffusion as diffusion
+from diffusion import samplers
 from diffusion import vae as latents
 from metrics import mmd as metrics
 from metrics import ms_ssim
 from metrics.volume_sets import find_set
-from mri import manifest, mosaic
-from mri.volumes import voxel_sizes, write_nifti
-from reporting import figures
-from training import checkpoint as checkpoints
-from utils.cli import CORES, UserError, add_compile, add_device, atomic_folder, parser, positive, refuse_existing, run, seed, write_text
+from mri import manifest, mosaic, mosaic_files
+from mri.geometry import voxel_sizes
+from mri.nifti import write_nifti
+from reporting import charts, figures
+from training import acceleration, pretrained
+from utils import seeding
+from utils.errors import UserError, run_script
+from utils.files import atomic_folder, require_new_folder, write_text
+from utils.flags import CPU_CORES, add_compile_flag, add_device_flag, make_parser, positive, whole_number
 
 # ---------------------------------------------------------------------------------------------------- training
 
@@ -95,7 +99,7 @@ def bench_scaling(args):
     if args.output and points:
         args.output.mkdir(parents=True, exist_ok=True)
         write_text(args.output / "scaling.md", "\n".join(lines) + "\n")
-        figures.scaling(args.output / "scaling.png", points, f"{args.model}, {args.precision}, {args.device}")
+        charts.scaling(args.output / "scaling.png", points, f"{args.model}, {args.precision}, {args.device}")
         print(f"{args.output}: scaling.md, scaling.png")
 
 
@@ -132,21 +136,21 @@ WAYS = (("ddpm", 250), ("ddim", 250), ("dpm++", 50), ("dpm++", 25))
 
 def bench_samplers(args):
     """The same seeds of a trained model by each sampler: time for all volumes, how they compare, a picture side by side."""
-    refuse_existing(args.output)
-    model, meta = checkpoints.restore_model(args.ckpt, base=args.base)
+    require_new_folder(args.output)
+    model, meta = pretrained.restore_model(args.ckpt, base=args.base)
     header, config = manifest.check_header(meta["header"], args.ckpt), meta["config"]
     vae = latents.load_decoder(meta, args.vae, args.device, args.ckpt)
     real = args.real and find_set(args.real, None, "--real")
     real_volumes = real and np.stack([real.read(i) for i in range(len(real))])
-    said = models.ready_to_sample(model, args.device, args.precision == "bf16", args.compile)
+    said = acceleration.prepare_for_sampling(model, args.device, args.precision == "bf16", args.compile)
     if said:
         print(said)
     shape, n = (config["in_channels"], config["input_size"], config["input_size"]), args.num_samples
 
     def draw(sampler, steps):
-        generators = [diffusion.seeded_generator(args.seed, i) for i in range(n)]
+        generators = [seeding.seeded_generator(args.seed, i) for i in range(n)]
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
-            z = diffusion.sample(model, shape, torch.zeros(n, dtype=torch.long), config["num_classes"], generators, sampler, steps,
+            z = samplers.sample(model, shape, torch.zeros(n, dtype=torch.long), config["num_classes"], generators, sampler, steps,
                                  device=args.device)
         return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in latents.decode(vae, z)])
 
@@ -163,7 +167,7 @@ def bench_samplers(args):
         seconds = float(np.median(times[way]))
         off = np.sqrt(np.mean((drawn[way].astype(np.float32) - drawn["ddim", 250]) ** 2))
         lines.append(f"| {way[0]} {way[1]} | {seconds:.3g} | {float(np.median(times[WAYS[0]])) / seconds:.1f} | {off:.1f} | "
-                     f"{metrics.ms_ssim_pairs(drawn[way], device=args.device).mean():.4f} |"
+                     f"{ms_ssim.ms_ssim_pairs(drawn[way], device=args.device).mean():.4f} |"
                      + (f" {metrics.mmd_linear(real_volumes, drawn[way], device=args.device):.1f} |" if real else ""))
     print("\n".join(lines))
     with atomic_folder(args.output) as folder:
@@ -200,7 +204,7 @@ def bench_preprocess(args):
                                 tmp / f"{name}{turn}", "--split", "1:0", "--workers", str(args.workers)], check=True, capture_output=True)
                 ours[name].append(time.perf_counter() - start)
         header, entries = manifest.read_manifest(tmp / "all0")
-        mine = np.stack([manifest.read_mosaic(manifest.mosaic_path(tmp / "all0", name.removesuffix(".nii.gz")), header) for name in sheets])
+        mine = np.stack([mosaic_files.read_mosaic(mosaic_files.mosaic_path(tmp / "all0", name.removesuffix(".nii.gz")), header) for name in sheets])
         p, whole = float(np.median(plain_times)), float(np.median(ours["all"]))
         rate = (whole - float(np.median(ours["few"]))) / (args.scans - few)
         print(f"{args.scans} scans of {' x '.join(map(str, entries[0]['shape']))} to mosaics of 128^3; {args.turns} turns, medians")
@@ -248,12 +252,12 @@ def test_volumes(n, size):
 def bench_metrics(args):
     volumes = test_volumes(args.volumes, args.size)
     x, y = (v.astype(np.float32) / 127.5 - 1 for v in volumes[:2])
-    count = len(metrics.all_pairs(args.volumes))
-    seconds, results = alternate({"SciPy": lambda: plain.ms_ssim(x, y), "ours": lambda: metrics.ms_ssim_pairs(volumes, device=args.device)},
+    count = len(ms_ssim.all_pairs(args.volumes))
+    seconds, results = alternate({"SciPy": lambda: plain.ms_ssim(x, y), "ours": lambda: ms_ssim.ms_ssim_pairs(volumes, device=args.device)},
                                  args.repeats)
     seconds["ours"] /= count
     rate = matmul_rate(args.device)
-    operations = sum(6 * (args.size >> k) ** 4 for k in range(len(ms_ssim.WEIGHTS)))  # three products of (n, n) by (n, n^2), dense
+    operations = sum(6 * (args.size >> k) ** 4 for k in range(len(ms_ssim.LEVEL_WEIGHTS)))  # three products of (n, n) by (n, n^2), dense
     print(f"MS-SSIM of volumes of {args.size}^3     ms a pair")
     print(f"  SciPy, from the formula     {1e3 * seconds['SciPy']:9.1f}")
     print(f"  ms_ssim_pairs, {count:4} pairs   {1e3 * seconds['ours']:9.1f}   {seconds['SciPy'] / seconds['ours']:.1f} times faster")
@@ -276,7 +280,7 @@ def bench_metrics(args):
 
 
 def main():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     sub = p.add_subparsers(dest="what", required=True)
 
     def command(name, function, text):
@@ -292,8 +296,8 @@ def main():
         c.add_argument("--steps", type=int, default=3, help="measured steps a turn")
         c.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of our arithmetic")
         c.add_argument("--memory-limit", type=positive, metavar="GiB", help="of the GPU; 39 is what a card of 40 GB has")
-        add_compile(c)
-        add_device(c)
+        add_compile_flag(c)
+        add_device_flag(c)
     for c in (train, sample):
         c.add_argument("--vae", choices=("sd", "tiny"), default="sd", help="of Stable Diffusion's shape, or 16 times narrower, for tests")
         c.add_argument("--image-size", type=int, default=896, help="side of the mosaics, pixels")
@@ -315,26 +319,26 @@ def main():
     c.add_argument("--ckpt", type=Path, required=True, metavar="FILE", help="checkpoint written by train.py")
     c.add_argument("--real", type=Path, metavar="DIR", help="data folder, for MMD against its test split")
     c.add_argument("--num-samples", type=int, default=8, help="volumes, all in one batch")
-    c.add_argument("--seed", type=seed, default=0, help="sample i draws from (seed, i)")
+    c.add_argument("--seed", type=whole_number, default=0, help="sample i draws from (seed, i)")
     c.add_argument("--vae", metavar="ema|mse|PATH", help="VAE that decodes; default: the one that was trained with")
     c.add_argument("--base", metavar="FILE", help="base weights, where they are no longer where train.py read them")
     c.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic")
     c.add_argument("--turns", type=int, default=1, help="of each sampler")
     c.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for samplers.md and samplers.png")
-    add_compile(c)
-    add_device(c)
+    add_compile_flag(c)
+    add_device_flag(c)
     c = command("preprocess", bench_preprocess, "scans to mosaics")
     c.add_argument("--input", type=Path, metavar="DIR", help="of .nii.gz files, used over and over; default: made-up heads")
     c.add_argument("--scans", type=int, default=95, help="for preprocess.py")
     c.add_argument("--plain-scans", type=int, default=14, help="of them, for the plain loop")
-    c.add_argument("--workers", type=int, default=CORES, help="processes of preprocess.py")
+    c.add_argument("--workers", type=int, default=CPU_CORES, help="processes of preprocess.py")
     c.add_argument("--turns", type=int, default=3, help="of each way")
     m = command("metrics", bench_metrics, "MS-SSIM and MMD")
     m.add_argument("--size", type=int, default=128, help="voxels a side")
     m.add_argument("--volumes", type=int, default=24, help="for MS-SSIM, all pairs")
     m.add_argument("--mmd-volumes", type=int, default=32, help="on each side, for MMD")
     m.add_argument("--repeats", type=int, default=7, help="of each way")
-    add_device(m)
+    add_device_flag(m)
     args = p.parse_args()
     check(args)
     device = getattr(args, "device", "cpu")
@@ -348,8 +352,8 @@ def check(args):
     for k, v in vars(args).items():
         if k in ("steps", "turns", "batch_size", "accum", "plain_scans", "workers", "num_samples") and v < 1:
             raise UserError(f"--{k.replace('_', '-')} {v}: at least 1")
-    if args.what == "metrics" and (args.size < metrics.SMALLEST or min(args.volumes, args.mmd_volumes, args.repeats) < 2):
-        raise UserError(f"--size must be at least {metrics.SMALLEST}; --volumes, --mmd-volumes and --repeats at least 2")
+    if args.what == "metrics" and (args.size < ms_ssim.MIN_SIDE or min(args.volumes, args.mmd_volumes, args.repeats) < 2):
+        raise UserError(f"--size must be at least {ms_ssim.MIN_SIDE}; --volumes, --mmd-volumes and --repeats at least 2")
     if args.what == "preprocess" and args.scans < 2:
         raise UserError(f"--scans {args.scans}: at least 2")
     if args.what == "samplers" and args.num_samples < 2:
@@ -369,4 +373,4 @@ def check(args):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -23,7 +23,10 @@ from pathlib import Path
 
 import requests
 
-from utils.cli import WEIGHTS, UserError, file_sha256, parser, progress, run
+from utils.errors import UserError, run_script
+from utils.files import WEIGHTS_DIR, sha256_of_file
+from utils.flags import make_parser
+from utils.progress import progress
 
 HUB = "https://huggingface.co"
 EMA, MSE, VAE = "sd-vae-ft-ema", "sd-vae-ft-mse", "diffusion_pytorch_model.safetensors"
@@ -54,7 +57,7 @@ def address(url):
 
 def check(path, sha256, suffix):
     """Says what a file was checked for; raises ValueError when it is damaged. `sha256` may be a beginning, or empty."""
-    digest = file_sha256(path)
+    digest = sha256_of_file(path)
     if not digest.startswith(sha256):
         raise ValueError(f"its SHA-256 is {digest}, published is {sha256:.<11}")
     whole, size = True, path.stat().st_size
@@ -152,10 +155,10 @@ def fetch(url, target, sha256, elsewhere):
 
 
 def main():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("weights", choices=[*FILES, "all"], help="dit-xl-2-512: the model to finetune, 2.7 GB; sd-vae-ft-*: "
                    "its autoencoder, 0.3 GB each; inception: for FID and KID, 0.1 GB")
-    p.add_argument("--output", type=Path, default=WEIGHTS, help="folder")
+    p.add_argument("--output", type=Path, default=WEIGHTS_DIR, help="folder")
     args = p.parse_args()
 
     missing = {}
@@ -175,4 +178,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

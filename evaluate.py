@@ -14,26 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from metrics import inception, volume_sets
+from diffusion import vae as latents
+from metrics import inception, intensity, memorization, ms_ssim, smoothness, volume_sets
 from metrics import mmd as metrics
 from metrics import statistic as comparison
 from mri import mosaic
-from reporting import figures, report
-from utils.cli import (
-    WEIGHTS,
-    UserError,
-    add_device,
-    atomic_folder,
-    counter,
-    file_sha256,
-    parser,
-    positive,
-    progress,
-    refuse_existing,
-    run,
-    seed,
-    write_text,
-)
+from reporting import charts, figures, report
+from utils.errors import UserError, run_script
+from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder, sha256_of_file, write_text
+from utils.flags import add_device_flag, make_parser, positive, whole_number
+from utils.progress import counter, progress
 
 METRICS = ("ms-ssim", "mmd", "fid", "kid", "smoothness", "histogram", "memorisation")
 WITHOUT_WEIGHTS = "no Inception weights; `python download.py inception` fetches them, or name them with --inception-weights FILE"
@@ -45,11 +35,10 @@ def through_vae(real, room, layout, vae, args):
     """The real volumes as the VAE gives them back: tiled, encoded (the mean), decoded, untiled. Returns their PSNR, dB."""
     import torch
 
-    from diffusion import vae as latents
     errors = []
     for i, cube in enumerate(progress(real.volumes, f"VAE, layout {layout}")):
         moments = latents.encode_moments(vae, mosaic.tile(cube, layout)[None])
-        mean = latents.draw(vae.config, moments, torch.zeros_like(moments[:, :moments.shape[1] // 2]))
+        mean = latents.draw_latents(vae.config, moments, torch.zeros_like(moments[:, :moments.shape[1] // 2]))
         room[i] = mosaic.untile(latents.decode(vae, mean)[0], real.side, layout)
         errors.append(np.square((room[i] - cube.astype(np.float64)) / 255).mean())
     return float(np.mean([10 * np.log10(1 / max(e, 1e-12)) for e in errors]))
@@ -85,7 +74,7 @@ def overlap_warnings(real, fake, train):
 
 
 def parse_args():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("--real", required=True, metavar="DIR", help="real volumes that were not trained on")
     p.add_argument("--synthetic", required=True, metavar="DIR", help="synthetic volumes")
     p.add_argument("--train", metavar="DIR", help="what the model was trained on (a data folder's train split), to look for copies")
@@ -93,31 +82,31 @@ def parse_args():
     p.add_argument("--real-split", choices=("train", "test", "all"), help="of a data folder; default: test, or all where there is none")
     p.add_argument("--synthetic-split", choices=("train", "test", "all"), help="likewise, to compare real with real")
     p.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), metavar="NAME", help="of " + ", ".join(METRICS))
-    p.add_argument("--protocol", choices=metrics.PROTOCOLS, default="kwon2019", help="of MS-SSIM")
+    p.add_argument("--protocol", choices=ms_ssim.PROTOCOLS, default="kwon2019", help="of MS-SSIM")
     p.add_argument("--pairs", type=int, metavar="N", help="random pairs a set for MS-SSIM; default: all. 500 volumes have 124,750")
     p.add_argument("--shortlist", type=int, default=100, metavar="K", help="look for the most similar training volume by MS-SSIM among "
                    "the K most correlated")
     p.add_argument("--mmd-batch", type=int, metavar="B", help="average the linear MMD over batches of B; default: whole sets at once")
     p.add_argument("--slices", type=int, default=1, metavar="K", help="middle slices of each view, for FID and KID")
-    p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: {WEIGHTS}/{inception.FILE}, or torch-fidelity's cache")
+    p.add_argument("--inception-weights", type=Path, metavar="FILE", help=f"default: {WEIGHTS_DIR}/{inception.WEIGHTS_FILE}, or torch-fidelity's cache")
     p.add_argument("--vae", metavar="ema|mse|PATH", help="give every number for real volumes that went through this VAE and back, too")
-    p.add_argument("--vae-layouts", nargs="+", choices=tuple(mosaic.CHANNELS), metavar="NAME", help="mosaics to put through the VAE: rgb "
+    p.add_argument("--vae-layouts", nargs="+", choices=tuple(mosaic.SLICES_PER_TILE), metavar="NAME", help="mosaics to put through the VAE: rgb "
                    "(three slices a tile), gray (one); default: both")
     p.add_argument("--precision", choices=("bf16", "fp32"), help="of the VAE's arithmetic; default: fp32")
     p.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="replicates for the 95 %% intervals; 0: none")
-    p.add_argument("--seed", type=seed, default=0, help="of pairs, replicates and halves")
+    p.add_argument("--seed", type=whole_number, default=0, help="of pairs, replicates and halves")
     p.add_argument("--memory-gb", type=positive, default=4.0, metavar="GB", help="bound for volumes and blocks; sets larger than half "
                    "of it are kept in a temporary file beside --output")
-    add_device(p)
+    add_device_flag(p)
     args = p.parse_args()
-    refuse_existing(args.output)
+    require_new_folder(args.output)
     features = {"fid", "kid"} & set(args.metrics)
     for flag, needed, given in (("vae_layouts", "--vae", args.vae), ("precision", "--vae", args.vae),
                                 ("inception_weights", "fid or kid among --metrics", features),
                                 ("mmd_batch", "mmd among --metrics", "mmd" in args.metrics)):
         if getattr(args, flag) is not None and not given:
             raise UserError(f"--{flag.replace('_', '-')} is of no use without {needed}")
-    args.vae_layouts = list(dict.fromkeys(args.vae_layouts or mosaic.CHANNELS))
+    args.vae_layouts = list(dict.fromkeys(args.vae_layouts or mosaic.SLICES_PER_TILE))
     for flag in ("mmd_batch", "pairs", "shortlist", "slices"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)}: must be at least 1")
@@ -149,14 +138,14 @@ def find_sets(args):
 
 def load_inception(args):
     """The Inception net and what its weights are; None where there are none."""
-    file = args.inception_weights or inception.find_weights(WEIGHTS)
+    file = args.inception_weights or inception.find_weights(WEIGHTS_DIR)
     if file is None:
         return None
     try:
         net = inception.load_net(file, args.device)
     except ValueError as e:
         raise UserError(f"--inception-weights {e}; `python download.py inception` fetches them") from None
-    return net, {"file": str(file), "sha256": file_sha256(file)}
+    return net, {"file": str(file), "sha256": sha256_of_file(file)}
 
 
 def measure(pool, volumes, train, net, args):
@@ -169,28 +158,28 @@ def measure(pool, volumes, train, net, args):
         entries.update({s.key: comparison.judge(s, pool, args, *draws) for s in statistics})
 
     if "ms-ssim" in args.metrics:
-        if volumes.shape[1] < metrics.SMALLEST:
+        if volumes.shape[1] < ms_ssim.MIN_SIDE:
             skipped["MS-SSIM"] = (f"volumes of {volumes.shape[1]} voxels a side are too small for five levels; "
-                                  f"at least {metrics.SMALLEST}")
+                                  f"at least {ms_ssim.MIN_SIDE}")
         else:
-            take(comparison.similarity_statistics(pool, volumes, args))
+            take(ms_ssim.similarity_statistics(pool, volumes, args))
     if "mmd" in args.metrics:
         with counter("inner products of volumes", pool.size) as update:
             products = metrics.gram(volumes[:pool.size], memory_gb=args.memory_gb / 2, device=args.device, callback=update)
-        take(comparison.mmd_statistics(pool, products, args))
+        take(metrics.mmd_statistics(pool, products, args))
     if net:
-        take(comparison.inception_statistics(pool, volumes, *net, args))
+        take(inception.inception_statistics(pool, volumes, *net, args))
     elif {"fid", "kid"} & set(args.metrics):
         skipped.update({k.upper(): WITHOUT_WEIGHTS for k in ("fid", "kid") if k in args.metrics})
     if "smoothness" in args.metrics:
-        take(comparison.smoothness_statistics(pool, volumes))
+        take(smoothness.smoothness_statistics(pool, volumes))
     if "histogram" in args.metrics:
-        take(comparison.histogram_statistics(pool, volumes))
+        take(intensity.histogram_statistics(pool, volumes))
     if "memorisation" in args.metrics:
         if train is None:
             skipped["memorisation"] = "the training set is not known; name it with --train DIR"
         else:
-            statistics, near = comparison.memorisation_statistics(pool, volumes, train, args)
+            statistics, near = memorization.memorization_statistics(pool, volumes, train, args)
             take(statistics)
     return entries, skipped, near
 
@@ -199,9 +188,8 @@ def load_vae(args, side):
     """The VAE, the layouts whose mosaics it can divide, and why others were left out."""
     import torch
 
-    from diffusion import vae as latents
     vae = latents.load_vae(args.vae, args.device).to(torch.bfloat16 if args.precision == "bf16" else torch.float32)
-    f, sides = latents.factor(vae), {layout: mosaic.mosaic_side(side, layout) for layout in args.vae_layouts}
+    f, sides = latents.downsampling_factor(vae), {layout: mosaic.mosaic_side(side, layout) for layout in args.vae_layouts}
     skipped = {f"VAE, {layout}": f"a mosaic of {n} pixels cannot be divided by the VAE's factor {f}"
                for layout, n in sides.items() if n % f}
     return vae, [layout for layout, n in sides.items() if not n % f], skipped
@@ -252,29 +240,29 @@ def draw(folder, content, pool, volumes, near, train):
     folder.mkdir()
     real, fake, entries = pool.sets["real"], pool.sets["synthetic"], content["metrics"]
     middle = len(fake) // 2
-    figures.montage(folder / "montage.png", [(f"real ({figures.short(real.ids[0])})", real.volumes[0]),
-                    (f"synthetic ({figures.short(fake.ids[middle])})", fake.volumes[middle])], real.spacing)
+    figures.montage(folder / "montage.png", [(f"real ({figures.short_name(real.ids[0])})", real.volumes[0]),
+                    (f"synthetic ({figures.short_name(fake.ids[middle])})", fake.volumes[middle])], real.spacing)
     groups = {"real": real.volumes, "synthetic": fake.volumes}
     groups.update({name: volumes[pool.starts[name]:][:len(real)] for name in pool.sets if name.startswith("vae ")})
     figures.gallery(folder / "gallery.png", groups, real.spacing)
     shown = {k: e for k, e in entries.items() if e["value"] is not None and ("interval" in e or "floor" in e) and "gradient" not in k}
     if shown:
-        figures.intervals(folder / "intervals.png", shown)
+        charts.intervals(folder / "intervals.png", shown)
     gradients = {k: e for k, e in entries.items() if k.startswith("gradient_") and e["value"]}
     if gradients:
-        figures.ratios(folder / "smoothness.png", gradients)
+        charts.ratios(folder / "smoothness.png", gradients)
     lines = {e["name"].replace("∞", ""): e for k, e in entries.items() if k.startswith("fid_infinity_")}
     if lines:
-        figures.extrapolation(folder / "fid.png", lines)
+        charts.extrapolation(folder / "fid.png", lines)
     if near:
         key = "ms_ssim" if "ms_ssim" in near else "correlation"
         value, index = near[key]
         mine = pool.index("synthetic")
         rows = [(fake.ids[i], train.ids[index[mine[i]]], value[mine[i]], fake.volumes[i], train.volumes[index[mine[i]]])
                 for i in np.argsort(-value[mine], kind="stable")[:4]]
-        figures.neighbours(folder / "nearest.png", rows, real.spacing, {"ms_ssim": "MS-SSIM", "correlation": "correlation"}[key])
-        figures.distances(folder / "distances.png", {k: e for k, e in entries.items() if k.startswith("nearest_")})
+        figures.nearest_neighbors(folder / "nearest.png", rows, real.spacing, {"ms_ssim": "MS-SSIM", "correlation": "correlation"}[key])
+        charts.distances(folder / "distances.png", {k: e for k, e in entries.items() if k.startswith("nearest_")})
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

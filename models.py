@@ -14,8 +14,6 @@ from timm.layers import Attention, Mlp, PatchEmbed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from utils.cli import UserError, brief
-
 LONG = 256  # tokens from which on a sample is worth kernels of its own
 recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # nothing in a block is random
 
@@ -222,75 +220,16 @@ class DiT(nn.Module):
 
 # --------------------------------------------------------------------------------------------------- what trains
 
-TUNING = ("difffit", "full")
 
 
-def parameter_kind(name):
-    """ "class table", "bias", "gamma", "norm", "position table" or "matrix", by a parameter's name."""
-    if name == "y_embedder.embedding_table.weight":
-        return "class table"
-    if name == "pos_embed":
-        return "position table"
-    if name.endswith(".bias"):
-        return "bias"
-    if name.endswith(("gamma1", "gamma2")):  # of a model or of a block
-        return "gamma"
-    return "norm" if ".norm" in name else "matrix"
 
 
-def set_trainable(model, tune):
-    """Freezes all but what trains, and returns that as {name: parameter}.
-
-    "difffit" (Xie et al. 2023, section 3.2): biases, normalisation, class table, gamma. DiT's LayerNorms have no
-    parameters: their affine is the adaLN modulation, whose biases train. "full": all but the fixed position table.
-    """
-    frozen = {"difffit": ("matrix", "position table"), "full": ("position table",)}[tune]
-    for name, p in model.named_parameters():
-        p.requires_grad_(parameter_kind(name) not in frozen)
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def matrices_to_bf16(model):
-    """Holds frozen matrices in bf16, to which autocast would round them at every use: same results, half the memory."""
-    for name, p in model.named_parameters():
-        if not p.requires_grad and parameter_kind(name) == "matrix":
-            p.data = p.data.to(torch.bfloat16)
 
 
-def compile_blocks(model, device, wanted=None):
-    """Compiles the blocks by torch.compile: all of a kind share one compilation, so the first step waits for one block, not 28.
-
-    :param wanted: None: on a GPU, where there is a compiler that works
-    :return: a line to tell the user, or None when nothing was done
-    :raises UserError: wanted, but not possible here
-    """
-    if wanted is False or wanted is None and torch.device(device).type != "cuda":
-        return None
-    try:  # a small block first: what can fail is the machine's compiler
-        probe = DiTBlock(64, 2, gamma=True).to(device)
-        set_trainable(probe, "difffit")
-        matrices_to_bf16(probe)
-        probe.lean = True
-        probe.compile()
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
-            probe(torch.zeros(1, LONG, 64, device=device), torch.zeros(1, 64, device=device)).sum().backward()
-        torch.compiler.reset()  # each kind of block takes one of the few places there are for compilations of one function
-    except Exception as e:  # dynamo, inductor, triton and the C++ compiler end in all kinds
-        reason = f"torch.compile does not work here ({brief(e)})"
-        if wanted:
-            raise UserError(f"--compile: {reason}; leave it out") from None
-        return f"{reason}: goes on without it, slower"
-    for block in model.blocks:
-        block.compile(dynamic=False)  # a shape's code then does not depend on which shapes came before it
-    return "blocks are compiled: the first step takes longer"
 
 
-def ready_to_sample(model, device, bf16, compiled=None):
-    """Freezes a model and moves it to its device. Returns what is to be said of --compile, as `compile_blocks`."""
-    model.requires_grad_(False).to(device)
-    if bf16:
-        matrices_to_bf16(model)
-    return compile_blocks(model, device, compiled)
 
 
 # -------------------------------------------------------------------------------------------------------- the zoo

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mri import manifest, mosaic, volumes
+from mri import geometry, intensity, manifest, mosaic, mosaic_files, nifti
 from mri import preparation as prep
-from utils.cli import UserError, atomic_folder, parser, progress, run
+from utils.errors import UserError, run_script
+from utils.files import atomic_folder
+from utils.flags import make_parser
+from utils.progress import progress
 
 
 def restore(cube, source, fit, field=None):
@@ -25,17 +28,17 @@ def restore(cube, source, fit, field=None):
     :param field: logarithm of the bias field that was taken out
     """
     affine = np.array(source["affine"], float)
-    ras = volumes.from_cube(volumes.from_uint8(cube, source["window"]), *prep.prepared_grid(source), fit)
-    shape, _ = volumes.ras_grid(source["shape"], affine)
+    ras = geometry.from_cube(intensity.from_uint8(cube, source["window"]), *prep.prepared_grid(source), fit)
+    shape, _ = geometry.ras_grid(source["shape"], affine)
     if source.get("crop"):
         ras = prep.uncrop(ras, source["crop"], shape, source.get("outside", source["window"][0]))
     if field is not None:
         ras = prep.multiply_bias(ras, field)
-    return volumes.from_ras(ras, affine)
+    return geometry.from_ras(ras, affine)
 
 
 def main():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("--input", type=Path, required=True, metavar="DIR", help="data folder, samples folder, or folder of PNG mosaics")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for ID.nii.gz")
     p.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.json or samples.json, or its folder; default: --input")
@@ -53,18 +56,18 @@ def main():
     cohort = dict(shape=header["source_shape"], affine=header["source_affine"], window=(0.0, 1.0))
     with atomic_folder(args.output) as out:
         for path in progress(sheets, "volumes"):
-            cube = mosaic.untile(manifest.read_mosaic(path, header), header["size"], header["layout"])
+            cube = mosaic.untile(mosaic_files.read_mosaic(path, header), header["size"], header["layout"])
             source = known.get(path.stem, cohort)
             if args.restore_shape:
-                field = volumes.read_nifti(manifest.bias_path(origin, path.stem))[0] if source.get("n4") else None
+                field = nifti.read_nifti(manifest.bias_path(origin, path.stem))[0] if source.get("n4") else None
                 volume, affine = restore(cube, source, header["fit"], field), np.array(source["affine"], float)
             elif path.stem in known:
-                volume, affine = cube, volumes.cube_affine(*prep.prepared_grid(source), header["size"], header["fit"])
+                volume, affine = cube, geometry.cube_affine(*prep.prepared_grid(source), header["size"], header["fit"])
             else:
                 volume, affine = cube, np.array(header["affine"])
-            volumes.write_nifti(out / f"{path.stem}.nii.gz", volume, affine, source.get("codes", (1, 1)))
+            nifti.write_nifti(out / f"{path.stem}.nii.gz", volume, affine, source.get("codes", (1, 1)))
     print(f"{args.output}: {len(sheets)} NIfTI volumes")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -18,23 +18,27 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-import numpy as np
 import torch
 
+from mri import geometry, intensity, mosaic, nifti, scans
 from mri import job_array as shards
-from mri import mosaic, volumes
 from mri import preparation as prep
 from mri import quality_control as qc
-from mri.manifest import MAX_PIXELS, MAX_VOLUMES, bias_path, mosaic_path, write_manifest, write_mosaic
-from utils.cli import CORES, UserError, atomic_folder, non_negative, parser, progress, run, seed, shard
+from mri.cohort import labels_of, parse_ratio, split_subjects
+from mri.manifest import MAX_PIXELS, MAX_VOLUMES, bias_path, write_manifest
+from mri.mosaic_files import mosaic_path, write_mosaic
+from utils.errors import UserError, run_script
+from utils.files import atomic_folder
+from utils.flags import CPU_CORES, make_parser, non_negative, shard, whole_number
+from utils.progress import progress
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 def prepare(scan, folder, args):
     """One scan -> its mosaic on disk. Returns its manifest entry and its look (`qc.look`), or the reason (str) why it was skipped."""
     try:
-        source = volumes.read_scan(scan.path, args.volume)
-        ras, affine = volumes.to_ras(source.array, source.affine)
+        source = nifti.read_scan(scan.path, args.volume)
+        ras, affine = geometry.to_ras(source.array, source.affine)
         entry = dict(id=scan.id, subject=scan.subject, source=str(scan.path.resolve()), shape=list(source.array.shape),
                      affine=source.affine.tolist(), window=None)
         if source.volumes > 1:
@@ -48,60 +52,30 @@ def prepare(scan, folder, args):
             path = prep.mask_path(args.mask, scan)
             mask, entry["mask"] = prep.read_mask(path, ras.shape, affine), str(path.resolve())
         if args.n4:
-            field = prep.bias_field(ras, volumes.voxel_sizes(affine), mask, threads=1)
+            field = prep.bias_field(ras, geometry.voxel_sizes(affine), mask, threads=1)
             ras, entry["n4"] = prep.divide_bias(ras, field), True
-            volumes.write_nifti(bias_path(folder, scan.id), field, volumes.grid_over(ras.shape, affine, field.shape))
+            nifti.write_nifti(bias_path(folder, scan.id), field, geometry.grid_over(ras.shape, affine, field.shape))
         if mask is not None:
             ras = prep.apply_mask(ras, mask)
         if args.crop == "brain":
-            entry["crop"] = prep.brain_box(ras, volumes.voxel_sizes(affine), args.crop_margin, mask)
+            entry["crop"] = prep.brain_box(ras, geometry.voxel_sizes(affine), args.crop_margin, mask)
             entry["outside"] = prep.border(ras)[0]
             ras, affine = prep.crop(ras, entry["crop"]), prep.prepared_grid(entry)[1]
-        window = volumes.intensity_window(ras, args.window)
+        window = intensity.intensity_window(ras, args.window)
         entry["window"] = list(window)
-        cube = volumes.to_uint8(volumes.to_cube(ras, affine, args.size, args.fit, outside=window[0]), window)
+        cube = intensity.to_uint8(geometry.to_cube(ras, affine, args.size, args.fit, outside=window[0]), window)
     except UserError as e:
         return str(e) if str(scan.path) in str(e) else f"{scan.path}: {e}"
     except ValueError as e:
         return f"{scan.path}: {e}; widen --window, or take it out"
     write_mosaic(mosaic_path(folder, scan.id), mosaic.tile(cube, args.layout))
-    return entry, qc.look(cube, volumes.voxel_sizes(volumes.cube_affine(ras.shape, affine, args.size, args.fit)), masked)
+    return entry, qc.look(cube, geometry.voxel_sizes(geometry.cube_affine(ras.shape, affine, args.size, args.fit)), masked)
 
 
-def labels_of(scans, path, column):
-    """Class index of each scan id, names of the classes, and the scans that have no label with the reason."""
-    if not path:
-        return {s.id: 0 for s in scans}, ["all"], {}
-    rows = volumes.read_tsv(path)
-    keys = [k for k in ("id", "participant_id", "subject") if rows and k in rows[0]]
-    if not keys or column not in rows[0]:
-        raise UserError(f"--labels {path}: needs a column participant_id (or id, subject) and --label-column {column!r}")
-    label_of = {row[k]: row[column] for k in keys[::-1] for row in rows if row[k]}
-    labels = {s.id: label_of.get(s.id, label_of.get(s.subject, "")) for s in scans}
-    unlabelled = {s.id: f"{s.path}: no {column} for {s.subject} in {path}; add it, or take the scan out"
-                  for s in scans if labels[s.id] in ("", "n/a")}
-    names = sorted({label for label in labels.values() if label not in ("", "n/a")})
-    return {i: names.index(label) for i, label in labels.items() if i not in unlabelled}, names, unlabelled
 
 
-def split_subjects(subjects, ratio, seed):
-    """Assigns "train" or "test" to each subject in the proportion `ratio`, at random: 95 subjects at (63, 32) give 63, 32."""
-    subjects = sorted(set(subjects))
-    n_train = round(len(subjects) * ratio[0] / sum(ratio))
-    if ratio[0] and ratio[1] and len(subjects) > 1:  # neither side empty when both are asked for
-        n_train = min(max(n_train, 1), len(subjects) - 1)
-    order = np.random.default_rng(seed).permutation(len(subjects))
-    return {subjects[j]: "train" if rank < n_train else "test" for rank, j in enumerate(order)}
 
 
-def parse_ratio(text):
-    try:
-        train, test = (int(n) for n in text.split(":"))
-    except ValueError:
-        train = test = -1
-    if min(train, test) < 0 or train + test == 0:
-        raise UserError(f"--split {text}: must be TRAIN:TEST, two whole numbers such as 63:32, or 1:0 for no test set")
-    return train, test
 
 
 def start_worker():
@@ -130,16 +104,16 @@ def map_scans(scans, folder, args):
 
 
 def main():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("--input", required=True, metavar="DIR|GLOB|TSV", help="where the scans are (.nii, .nii.gz, "
                    ".hdr with .img, .mgz); in a BIDS tree the *_T1w files are taken; a TSV has columns path and, if wanted, id and subject")
     p.add_argument("--output", type=Path, required=True, help="new data folder")
     p.add_argument("--size", type=int, default=128, help="side D of the cube, voxels")
-    p.add_argument("--layout", choices=mosaic.CHANNELS, default="rgb", help="three slices a tile, or one")
-    p.add_argument("--fit", choices=volumes.FITS, default="stretch", help="field of view fills the cube, or voxels stay cubic")
+    p.add_argument("--layout", choices=mosaic.SLICES_PER_TILE, default="rgb", help="three slices a tile, or one")
+    p.add_argument("--fit", choices=geometry.FITS, default="stretch", help="field of view fills the cube, or voxels stay cubic")
     p.add_argument("--window", type=float, nargs=2, default=(0.0, 99.9), metavar=("LO", "HI"),
                    help="percentiles of a scan's intensities that become 0 and 255")
-    p.add_argument("--volume", type=seed, metavar="K", help="take volume K, from 0, of files that have several")
+    p.add_argument("--volume", type=whole_number, metavar="K", help="take volume K, from 0, of files that have several")
     p.add_argument("--mask", metavar="FILE|PATTERN", help="brain mask on the scan's grid, voxels above 0.5 are kept; {id}, {subject}, "
                    "{name} (the scan's file name without suffix) and {dir} (its folder) stand for each scan's own")
     p.add_argument("--n4", action="store_true", help="N4 bias correction, in the mask where there is one; needs SimpleITK "
@@ -149,8 +123,8 @@ def main():
     p.add_argument("--labels", type=Path, metavar="FILE.tsv", help="table with a class for each participant_id (or id)")
     p.add_argument("--label-column", metavar="NAME", help="column of --labels that holds the class")
     p.add_argument("--split", default="63:32", metavar="TRAIN:TEST", help="proportion of subjects to train on and to hold out")
-    p.add_argument("--seed", type=seed, default=0, help="of the split")
-    p.add_argument("--workers", type=int, default=CORES, help="processes, of one thread each")
+    p.add_argument("--seed", type=whole_number, default=0, help="of the split")
+    p.add_argument("--workers", type=int, default=CPU_CORES, help="processes, of one thread each")
     p.add_argument("--shard", type=shard, metavar="I/N", help="do part I of N, counted from 1, such as one task of a job array; "
                    "the last to end writes --output")
     args = p.parse_args()
@@ -175,22 +149,22 @@ def main():
         prep.check_pattern(args.mask)
     ratio = parse_ratio(args.split)
 
-    found = volumes.find_scans(args.input, "--input")
+    found = scans.find_scans(args.input, "--input")
     if args.mask:  # masks that lie among the scans
         masks = {prep.mask_path(args.mask, s).resolve() for s in found}
         found = [s for s in found if s.path.resolve() not in masks]
     if len(found) > MAX_VOLUMES:
         raise UserError(f"--input {args.input}: {len(found)} scans, more than the {MAX_VOLUMES} that a manifest holds; split the cohort")
     classes, class_names, skipped = labels_of(found, args.labels, args.label_column)
-    scans = [s for s in found if s.id not in skipped]
+    usable = [s for s in found if s.id not in skipped]
     folders = ("mosaics", "bias") if args.n4 else ("mosaics",)  # that prepare writes into
-    if args.shard and not shards.ready(scans, args, map_scans, folders):
+    if args.shard and not shards.ready(usable, args, map_scans, folders):
         return
     with atomic_folder(args.output) as folder:
         for name in (*folders, "qc"):
             (folder / name).mkdir()
-        results = (shards.collect if args.shard else map_scans)(scans, folder, args) if scans else []
-        skipped.update({s.id: r for s, r in zip(scans, results) if isinstance(r, str)})
+        results = (shards.collect if args.shard else map_scans)(usable, folder, args) if usable else []
+        skipped.update({s.id: r for s, r in zip(usable, results) if isinstance(r, str)})
         entries, looks = ([r[k] for r in results if not isinstance(r, str)] for k in (0, 1))
         for reason in skipped.values():
             print(f"skipped: {' '.join(reason.split())}", file=sys.stderr)
@@ -200,7 +174,7 @@ def main():
         for e in entries:
             e.update({"class": classes[e["id"]], "split": splits[e["subject"]]})
         grids = [prep.prepared_grid(e) for e in entries]
-        affine, source_shape, source_affine = volumes.cohort_grid([s for s, _ in grids], [a for _, a in grids],
+        affine, source_shape, source_affine = geometry.cohort_grid([s for s, _ in grids], [a for _, a in grids],
                                                                   args.size, args.fit)
         header = dict(size=args.size, layout=args.layout, grid=mosaic.grid_size(args.size, args.layout), fit=args.fit,
                       window_percentiles=list(args.window), affine=affine.tolist(), source_shape=list(source_shape),
@@ -215,7 +189,7 @@ def main():
     sizes = {s: sum(e["split"] == s for e in entries) for s in ("train", "test")}
     print(f"{args.output}: {len(entries)} mosaics of {side} x {side} ({sizes['train']} train, {sizes['test']} test, "
           f"{len(splits)} subjects, {len(class_names)} classes), voxels "
-          f"{' x '.join(f'{v:.3g}' for v in volumes.voxel_sizes(affine))} mm")
+          f"{' x '.join(f'{v:.3g}' for v in geometry.voxel_sizes(affine))} mm")
     if qc.mostly_coarse(entries):
         print(f"warning: most scans have voxels of {qc.COARSE:g} mm or more; are they anatomical?", file=sys.stderr)
     for line in odd[:20]:
@@ -228,4 +202,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

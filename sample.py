@@ -20,23 +20,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import models
 from diffusion import gaussian_diffusion as diffusion
+from diffusion import samplers
 from diffusion import vae as latents
-from mri import manifest, mosaic, volumes
+from mri import manifest, mosaic, mosaic_files, nifti
+from training import acceleration, pretrained
 from training import checkpoint as checkpoints
-from utils import distributed
-from utils.cli import UserError, add_compile, add_device, parser, progress, run, seed, shard, write_text
+from utils import distributed, files, seeding
+from utils.errors import UserError, run_script
+from utils.files import write_text
+from utils.flags import add_compile_flag, add_device_flag, make_parser, shard, whole_number
+from utils.progress import progress
 
 
 def parse_args():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("--ckpt", type=Path, required=True, metavar="FILE|DIR", help="checkpoint written by train.py; of a "
                    "run folder its newest, of a results folder that of its last run")
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="samples folder: mosaics/, nifti/, samples.json")
     p.add_argument("--num-samples", type=int, default=32, help="volumes")
-    p.add_argument("--seed", type=seed, default=0, help="sample i draws from (seed, i)")
-    p.add_argument("--sampler", choices=diffusion.SAMPLERS, default="ddpm", help="dpm++ needs 20 to 50 steps, ddpm 250")
+    p.add_argument("--seed", type=whole_number, default=0, help="sample i draws from (seed, i)")
+    p.add_argument("--sampler", choices=samplers.SAMPLERS, default="ddpm", help="dpm++ needs 20 to 50 steps, ddpm 250")
     p.add_argument("--num-sampling-steps", type=int, default=250, help="network evaluations a sample")
     p.add_argument("--cfg-scale", type=float, default=1.0, help="classifier-free guidance; 1: none, at half the cost")
     p.add_argument("--cfg-channels", type=int, help="latent channels that are guided; 3: as the published DiT code; default: all")
@@ -49,8 +53,8 @@ def parse_args():
     p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the DiT's arithmetic")
     p.add_argument("--vae-precision", choices=("fp32", "bf16"), default="fp32", help="of the VAE's; bf16 is twice as fast and moved the "
                    "grey levels of the demo's VAE by 0.3 of 255 (rms)")
-    add_compile(p)
-    add_device(p)
+    add_compile_flag(p)
+    add_device_flag(p)
     args = p.parse_args()
     if min(args.num_samples, args.batch_size) < 1:
         raise UserError("--num-samples and --batch-size must be at least 1")
@@ -73,7 +77,7 @@ def check_folder(args, recipe):
     """How many samples the samples folder is to hold. UserError where it is there and was not begun by the same recipe."""
     path, count = args.output / "samples.json", args.num_samples
     if path.is_file():
-        content = manifest.read_json(path)
+        content = files.read_json(path)
         try:
             theirs, count = {"vae_precision": "fp32"} | content["recipe"], max(count, len(content["samples"]))
         except (KeyError, TypeError, ValueError):
@@ -93,7 +97,7 @@ def begin(args, meta, recipe, count):
     Every process and job that writes there writes the same samples.json, so that none waits for another.
     """
     args.output.mkdir(parents=True, exist_ok=True)
-    content = {"format": "mosaicdit-samples", "version": manifest.VERSION, **{k: meta["header"][k] for k in manifest.HEADER},
+    content = {"format": "mosaicdit-samples", "version": manifest.FORMAT_VERSION, **{k: meta["header"][k] for k in manifest.HEADER_KEYS},
                "recipe": recipe, "samples": [{"id": f"{i:06d}", "index": i, "class": args.class_label} for i in range(count)]}
     write_text(args.output / "samples.json", json.dumps(content, indent=1) + "\n")
     for folder in ("mosaics", "nifti"):
@@ -109,7 +113,7 @@ def my_batches(args):
     """Of the batches of samples 0…num_samples - 1, those of this shard and process in which one is missing."""
     batches = [range(i, min(i + args.batch_size, args.num_samples)) for i in range(0, args.num_samples, args.batch_size)]
     part, parts = args.shard or (1, 1)
-    mine = batches[part - 1::parts][distributed.rank()::distributed.world()]
+    mine = batches[part - 1::parts][distributed.rank()::distributed.world_size()]
     return [b for b in mine if not all(nifti_path(args, i).is_file() for i in b)]
 
 
@@ -126,8 +130,8 @@ class Writer:
             self._jobs.popleft().result()
 
     def _write(self, i, sheet):
-        manifest.write_mosaic(manifest.mosaic_path(self.args.output, f"{i:06d}"), sheet)
-        volumes.write_nifti(nifti_path(self.args, i), mosaic.untile(sheet, self.header["size"], self.header["layout"]), self.affine)
+        mosaic_files.write_mosaic(mosaic_files.mosaic_path(self.args.output, f"{i:06d}"), sheet)
+        nifti.write_nifti(nifti_path(self.args, i), mosaic.untile(sheet, self.header["size"], self.header["layout"]), self.affine)
 
     def __enter__(self):
         return self
@@ -140,7 +144,7 @@ class Writer:
 
 def main():
     args = parse_args()
-    meta = checkpoints.read_meta(args.ckpt)
+    meta = checkpoints.read_metadata(args.ckpt)
     header = manifest.check_header(meta["header"], args.ckpt)
     config = meta["config"]
     if not 0 <= args.class_label < len(header["classes"]):
@@ -149,17 +153,17 @@ def main():
     if args.cfg_channels is not None and not 1 <= args.cfg_channels <= config["in_channels"]:
         raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {config['in_channels']}")
     vae = latents.load_decoder(meta, args.vae, args.device, args.ckpt)
-    recipe = dict(ckpt_sha256=checkpoints.sha256_of(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
+    recipe = dict(ckpt_sha256=pretrained.sha256_of_weights(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
         "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision", "vae_precision")})
     count = check_folder(args, recipe)
     batches = my_batches(args)
     who = "".join([f"shard {args.shard[0]}/{args.shard[1]}: " if args.shard else "",
-                   f"process {distributed.rank()}: " if distributed.world() > 1 else ""])
+                   f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""])
     if not batches:
         print(f"{who}{args.output} has its {args.num_samples} samples already" if not who else f"{who}nothing left to do in {args.output}")
         return
-    model, _ = checkpoints.restore_model(args.ckpt, args.weights, args.base)
-    compiling = models.ready_to_sample(model, args.device, args.precision == "bf16", args.compile)
+    model, _ = pretrained.restore_model(args.ckpt, args.weights, args.base)
+    compiling = acceleration.prepare_for_sampling(model, args.device, args.precision == "bf16", args.compile)
     if compiling:
         print(f"{who}{compiling}", file=sys.stderr, flush=True)
 
@@ -168,11 +172,11 @@ def main():
     written = 0
     with Writer(args, header) as writer:
         for batch in progress(batches, f"batches of {args.batch_size}"):
-            generators = [diffusion.seeded_generator(args.seed, i) for i in batch]
+            generators = [seeding.seeded_generator(args.seed, i) for i in batch]
             y = torch.full((len(batch),), args.class_label)
             with tqdm(total=args.num_sampling_steps, desc="steps", leave=False, disable=not sys.stderr.isatty()) as bar, \
                     torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
-                z = diffusion.sample(model, shape, y, config["num_classes"], generators, args.sampler, args.num_sampling_steps,
+                z = samplers.sample(model, shape, y, config["num_classes"], generators, args.sampler, args.num_sampling_steps,
                                      args.cfg_scale, args.cfg_channels, args.device, bar.update)
             if not z.isfinite().all():
                 raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are not finite; use a lower scale, "
@@ -185,4 +189,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

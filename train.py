@@ -20,15 +20,20 @@ import torch
 from tqdm import tqdm
 
 import models
-from diffusion import gaussian_diffusion as diffusion
+from diffusion import samplers
 from diffusion import vae as latents
-from mri.manifest import read_manifest, select, write_mosaic
+from mri.manifest import read_manifest, select_split
+from mri.mosaic_files import write_mosaic
+from training import acceleration, finetuning, latent_cache, pretrained
 from training import checkpoint as checkpoints
 from training import dry_run as estimate
 from training.run_folder import Run
-from training.step import Batches, State, gradients, learning_rate
-from utils import distributed
-from utils.cli import STOPPED, StopSignals, UserError, add_compile, add_device, parser, positive, run, seed
+from training.state import TrainingState
+from training.step import Batches, compute_gradients, learning_rate
+from utils import distributed, seeding
+from utils.errors import EXIT_STOPPED, UserError, run_script
+from utils.flags import add_compile_flag, add_device_flag, make_parser, positive, whole_number
+from utils.signals import StopSignals
 
 MOST_SKIPPED = 20  # steps in a row, with --skip-nonfinite: after them the weights are to blame, not a batch
 
@@ -44,13 +49,13 @@ def build_model(args, header, vae_config, channels, side):
         config.update(base_grid=args.base_grid or side // size["patch_size"], numerics="official")
         model, base = models.DiT(**config).initialize_weights(), None
     else:
-        weights = checkpoints.load_weights(args.ckpt)
+        weights = pretrained.load_weights(args.ckpt)
         grid = side // size["patch_size"]
         config.update(base_grid=grid if args.pos_embed == "extrapolate" else weights.base_grid, numerics=weights.numerics)
-        model = checkpoints.assemble(config, checkpoints.fit_base(weights, config, args.ckpt), args.ckpt)
-        path = checkpoints.locate(args.ckpt).resolve()
-        base = dict(path=str(path), name=path.name, sha256=checkpoints.sha256_of(path))
-    trained = models.set_trainable(model, args.tune)
+        model = pretrained.assemble(config, pretrained.fit_base(weights, config, args.ckpt), args.ckpt)
+        path = pretrained.locate(args.ckpt).resolve()
+        base = dict(path=str(path), name=path.name, sha256=pretrained.sha256_of_weights(path))
+    trained = finetuning.set_trainable(model, args.tune)
     meta = dict(model=args.model, config=config, tune=args.tune, base=base if args.tune != "full" else None, header=header,
                 begun_from=base, vae=dict(name=args.vae, **vae_config), image_size=header["grid"] * header["size"])
     return model, trained, meta
@@ -59,10 +64,10 @@ def build_model(args, header, vae_config, channels, side):
 def to_device(model, args):
     """Moves the model and readies it for training. Returns what is to be said of --compile, or None."""
     if args.precision == "bf16":
-        models.matrices_to_bf16(model)
+        acceleration.matrices_to_bf16(model)
     model.to(args.device).train()
     model.save_memory(not args.keep_activations, args.grad_checkpoint)
-    return models.compile_blocks(model, args.device, args.compile)
+    return acceleration.compile_blocks(model, args.device, args.compile)
 
 
 def sample_now(model, state, meta, args, path):
@@ -72,8 +77,8 @@ def sample_now(model, state, meta, args, path):
         p.data.copy_(state.ema[k])
     c, side = meta["config"]["in_channels"], meta["config"]["input_size"]
     with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
-        z = diffusion.sample(model, (c, side, side), torch.zeros(1, dtype=torch.long), model.num_classes,
-                             [diffusion.seeded_generator(args.global_seed, 0)], "dpm++", 25, device=args.device)
+        z = samplers.sample(model, (c, side, side), torch.zeros(1, dtype=torch.long), model.num_classes,
+                             [seeding.seeded_generator(args.global_seed, 0)], "dpm++", 25, device=args.device)
     for k, p in state.trained.items():
         p.data.copy_(raw[k])
     path.parent.mkdir(exist_ok=True)
@@ -83,7 +88,7 @@ def sample_now(model, state, meta, args, path):
 # -------------------------------------------------------------------------------------------------------------- main
 
 def parse_args():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("--data-path", type=Path, required=True, help="data folder; its train split is trained on")
     p.add_argument("--results-dir", type=Path, default=Path("results"), help="each run gets a folder NNN-MODEL here")
     p.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME", help="one of " + ", ".join(models.DiT_models))
@@ -91,7 +96,7 @@ def parse_args():
     p.add_argument("--num-classes", type=int, default=1000, help="rows of the class table but for the null class")
     p.add_argument("--ckpt", default="DiT-XL-2-512x512.pt", metavar="FILE|none", help="weights to begin with: official .pt, training "
                    "checkpoint of the original code, diffusers folder, .safetensors, or none")
-    p.add_argument("--tune", choices=models.TUNING, default="difffit", help="what trains")
+    p.add_argument("--tune", choices=finetuning.TUNING_METHODS, default="difffit", help="what trains")
     p.add_argument("--gamma-blocks", type=int, default=0, help="first blocks that get DiffFit's scale vectors (DiffFit's advice: 14)")
     p.add_argument("--pos-embed", choices=("interpolate", "extrapolate"), default="interpolate", help="positions scaled to the "
                    "pretraining grid, or raw")
@@ -105,7 +110,7 @@ def parse_args():
     p.add_argument("--epochs", type=positive, help="as many steps as draw each volume this often on average, instead of --max-steps")
     p.add_argument("--global-batch-size", type=int, default=4, help="volumes a step")
     p.add_argument("--accum", type=int, default=1, help="parts that a step's batch is computed in, to save memory")
-    p.add_argument("--global-seed", type=seed, default=0, help="step s draws from (seed, s)")
+    p.add_argument("--global-seed", type=whole_number, default=0, help="step s draws from (seed, s)")
     p.add_argument("--ema-decay", type=float, default=0.9999, help="of the moving average over what trains, per step")
     p.add_argument("--vae", default="ema", metavar="ema|mse|PATH", help="VAE whose latents are trained on")
     p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the arithmetic; what trains stays fp32")
@@ -113,9 +118,9 @@ def parse_args():
                    "backward pass, to save memory; without a number each block; 0: none")
     p.add_argument("--keep-activations", action="store_true", help="do not recompute what is cheap either: gates, norms, the attention's "
                    "output projection. More memory, 2 %% faster")
-    add_compile(p)
+    add_compile_flag(p)
     p.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True, help="draw the next batch while one is computed")
-    add_device(p)
+    add_device_flag(p)
     p.add_argument("--log-every", type=int, default=100, help="steps")
     p.add_argument("--ckpt-every", type=int, default=5000, help="steps between checkpoints, each with a state to go on from")
     p.add_argument("--ckpt-minutes", type=positive, default=30.0, help="minutes between states to go on from; the last two are kept")
@@ -129,8 +134,8 @@ def parse_args():
                    "the same flags began, of that run folder, or begin anew")
     p.add_argument("--dry-run", action="store_true", help="say what would train and what memory it needs, then stop")
     args = p.parse_args()
-    if args.global_batch_size < 1 or args.accum < 1 or args.global_batch_size % (args.accum * distributed.world()):
-        times = f" times the {distributed.world()} processes" if distributed.world() > 1 else ""
+    if args.global_batch_size < 1 or args.accum < 1 or args.global_batch_size % (args.accum * distributed.world_size()):
+        times = f" times the {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
         raise UserError(f"--accum {args.accum}:{times} must divide --global-batch-size {args.global_batch_size}")
     if not 0 <= args.ema_decay < 1 or not 0 <= args.label_dropout <= 1 or not 0 <= args.weight_decay < math.inf:
         raise UserError("--ema-decay must be in [0, 1), --label-dropout in [0, 1], --weight-decay 0 or more")
@@ -151,7 +156,7 @@ def parse_args():
 
 def check_data(args, header, entries, vae):
     """Refuses flags that do not fit the data, before anything is allocated. Returns the side of the latents."""
-    image, f, patch = header["grid"] * header["size"], latents.factor(vae), models.config_of(args.model)["patch_size"]
+    image, f, patch = header["grid"] * header["size"], latents.downsampling_factor(vae), models.config_of(args.model)["patch_size"]
     if args.image_size not in (None, image):
         raise UserError(f"--image-size {args.image_size}: {args.data_path} holds mosaics of {image} pixels; "
                         "leave the flag out, or preprocess anew")
@@ -214,7 +219,7 @@ def train(model, state, run_, batches, entries, meta, args, signals, began):
     trained, stop = list(state.trained.values()), False
     while state.step < args.max_steps and not stop:
         state.step += 1
-        state.update(*gradients(model, batches.take(state.step), trained, args))
+        state.update(*compute_gradients(model, batches.take(state.step), trained, args))
         state.optimizer.zero_grad(set_to_none=True)
         bar.update()
         minutes = (time.monotonic() - began) / 60
@@ -242,14 +247,14 @@ def train(model, state, run_, batches, entries, meta, args, signals, began):
                  f"stopped by {signals.received or 'another process' if minutes < (args.max_minutes or math.inf) else '--max-minutes'} "
                  f"after step {state.step}/{args.max_steps}, saved; the same command goes on")
     distributed.barrier()  # until process 0 has saved: torchrun ends the others as soon as one has ended
-    return 0 if end else STOPPED
+    return 0 if end else EXIT_STOPPED
 
 
 def main():
     began, signals = time.monotonic(), StopSignals()
     args = parse_args()
     header, entries = read_manifest(args.data_path)
-    entries = select(entries, "train", args.data_path)
+    entries = select_split(entries, "train", args.data_path)
     args.device = distributed.own_device(args.device)
     vae = latents.load_vae(args.vae, args.device)
     side, channels = check_data(args, header, entries, vae), vae.config.latent_channels
@@ -259,9 +264,9 @@ def main():
         return estimate.dry_run(args, config, len(entries)) if distributed.rank() == 0 else None
     if args.epochs:
         args.max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
-    with distributed.group(args.device):
-        with distributed.main_first():
-            moments = latents.cached_moments(args.data_path, header, entries, vae, Path(args.vae).name)
+    with distributed.process_group(args.device):
+        with distributed.main_process_first():
+            moments = latent_cache.cached_moments(args.data_path, header, entries, vae, Path(args.vae).name)
         vae_config = dict(scaling_factor=vae.config.scaling_factor, shift_factor=vae.config.get("shift_factor"),
                           sha256=latents.fingerprint(vae), path=str(Path(args.vae).resolve()) if Path(args.vae).is_dir() else None)
         del vae
@@ -269,7 +274,7 @@ def main():
         model, trained, meta = build_model(args, header, vae_config, channels, side)
         meta["data_key"] = hashlib.sha256(moments.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
         compiling = to_device(model, args)
-        state, run_, newest = State(trained, args), None, None
+        state, run_, newest = TrainingState(trained, args), None, None
         if distributed.rank() == 0:
             run_ = Run.to_resume(args)
             newest = run_ and run_.newest_state()
@@ -277,7 +282,7 @@ def main():
                 check_resumed(run_, args, meta, newest[1])
                 newest = str(newest[0].resolve()), newest[1]
             run_ = run_ or Run.new(args)
-        newest = distributed.tell(newest)
+        newest = distributed.broadcast_json(newest)
         if newest:
             state.load(*newest)
         if state.step >= args.max_steps:
@@ -290,7 +295,7 @@ def main():
             run_.open_logs(state.step)
             run_.say(f"{run_.folder}: {args.model} on {len(entries)} mosaics, --tune {args.tune}: {n:,} values train, "
                      f"{model.grid ** 2} tokens, {args.precision} on {args.device}"
-                     + (f", {distributed.world()} processes, {4 * n / 1e6:.1f} MB reduced a step" if distributed.world() > 1 else "")
+                     + (f", {distributed.world_size()} processes, {4 * n / 1e6:.1f} MB reduced a step" if distributed.world_size() > 1 else "")
                      + (f"; goes on at step {state.step}" if state.step else ""))
             if compiling:
                 run_.say(compiling)
@@ -299,4 +304,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -19,11 +19,16 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from diffusion import vae as latents
-from mri import mosaic
-from mri.manifest import read_manifest, read_mosaics, select
-from mri.volumes import voxel_sizes
+from metrics.psnr import psnr, slice_psnr
+from mri import geometry, mosaic
+from mri.geometry import voxel_sizes
+from mri.manifest import read_manifest, select_split
+from mri.mosaic_files import read_mosaics
 from reporting import figures
-from utils.cli import UserError, add_device, atomic_folder, parser, positive, progress, refuse_existing, run, seed, write_text
+from utils.errors import UserError, run_script
+from utils.files import atomic_folder, require_new_folder, write_text
+from utils.flags import add_device_flag, make_parser, positive, whole_number
+from utils.progress import progress
 
 
 def tiny_vae():
@@ -52,18 +57,8 @@ def loss_of(vae, x, noise_generator, encoder_trains, kl_weight):
     return loss + kl_weight * posterior.kl().mean() / z[0].numel() if encoder_trains else loss
 
 
-def psnr(a, b):
-    """Peak signal-to-noise ratio in dB of uint8 arrays."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255 ** 2 / error))
 
 
-def slice_psnr(real, fake, axis):
-    """Mean PSNR, dB, over the slices across `axis` that show anything and are not reproduced without error."""
-    values = [psnr(np.take(real, k, axis), np.take(fake, k, axis)) for k in range(real.shape[axis])
-              if np.take(real, k, axis).any()]
-    values = [v for v in values if np.isfinite(v)]
-    return float(np.mean(values)) if values else float("inf")
 
 
 @dataclass
@@ -80,7 +75,7 @@ class Folder:
         held_out = [v for v in entries if v["split"] == "test"]
         if not held_out:
             print(f"{path}: has no test split, so the PSNR below is of volumes that were trained on")
-        return cls(path, header, select(entries, "train", path), held_out or entries)
+        return cls(path, header, select_split(entries, "train", path), held_out or entries)
 
 
 def judge(vae, folder, entry):
@@ -88,15 +83,15 @@ def judge(vae, folder, entry):
     size, layout = folder.header["size"], folder.header["layout"]
     sheet = read_mosaics(folder.path, folder.header, [entry])
     moments = latents.encode_moments(vae, sheet)
-    z = latents.draw(vae.config, moments, torch.zeros_like(moments.chunk(2, 1)[0]))
+    z = latents.draw_latents(vae.config, moments, torch.zeros_like(moments.chunk(2, 1)[0]))
     real, fake = (mosaic.untile(m[0], size, layout) for m in (sheet, latents.decode(vae, z)))
     row = dict(folder=str(folder.path), id=entry["id"], split=entry["split"], volume=psnr(real, fake),
-               **{view: slice_psnr(real, fake, axis) for view, axis in figures.NORMAL.items()})
+               **{view: slice_psnr(real, fake, axis) for view, axis in geometry.NORMAL.items()})
     return row, (real, fake)
 
 
 def main():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("--data-path", type=Path, required=True, nargs="+", help="data folders; train splits train, test splits judge")
     p.add_argument("--init", required=True, metavar="PATH|tiny", help="VAE to begin with (ema, mse, or a folder), or tiny")
     p.add_argument("--tune", choices=("decoder", "all"), default="decoder", help="what trains")
@@ -105,14 +100,14 @@ def main():
     p.add_argument("--batch-size", type=int, default=4, help="crops a step")
     p.add_argument("--crop", type=int, default=256, help="side of a crop, pixels; at most the mosaic's")
     p.add_argument("--kl-weight", type=float, default=1e-5, help="of the KL divergence per latent, where the encoder trains")
-    p.add_argument("--seed", type=seed, default=0, help="of weights, crops and noise")
-    add_device(p)
+    p.add_argument("--seed", type=whole_number, default=0, help="of weights, crops and noise")
+    add_device_flag(p)
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the arithmetic; weights stay fp32")
     p.add_argument("--log-every", type=int, default=50, help="steps")
     p.add_argument("--output", type=Path, required=True, help="new folder: a diffusers VAE, psnr.json, reconstruction.png")
     args = p.parse_args()
 
-    refuse_existing(args.output)
+    require_new_folder(args.output)
     if args.init == "tiny" and args.tune != "all":
         raise UserError("--init tiny: begins with random weights, so the encoder must train too; add --tune all")
     if min(args.max_steps, args.batch_size, args.log_every) < 1:
@@ -125,7 +120,7 @@ def main():
     train = np.concatenate([read_mosaics(f.path, f.header, f.train) for f in folders])
     torch.manual_seed(args.seed)
     vae = tiny_vae() if args.init == "tiny" else latents.load_vae(args.init, flag="--init")
-    factor = latents.factor(vae)
+    factor = latents.downsampling_factor(vae)
     side = train.shape[1]
     size = min(args.crop, side) // factor * factor
     if side % factor or size < factor:
@@ -170,16 +165,16 @@ def main():
         report += [row for row, _ in rows]
         row, (real, fake) = rows[0]
         shown += [(f"{row['id']}: real", real), (f"through the VAE, {row['volume']:.1f} dB", fake)]
-    means = {k: float(np.mean([r[k] for r in report])) for k in ("volume", *figures.VIEWS)}
+    means = {k: float(np.mean([r[k] for r in report])) for k in ("volume", *geometry.VIEWS)}
     with atomic_folder(args.output) as out:
         vae.save_pretrained(out)
         write_text(out / "psnr.json", json.dumps(dict(unit="dB", mean=means, volumes=report, steps=history, args=vars(args)),
                                                  indent=1, default=str) + "\n")
         figures.montage(out / "reconstruction.png", shown, voxel_sizes(header["affine"]))
     print(f"PSNR of {len(report)} volumes: {means['volume']:.2f} dB; mean over slices: "
-          + ", ".join(f"{v} {means[v]:.2f}" for v in figures.VIEWS))
+          + ", ".join(f"{v} {means[v]:.2f}" for v in geometry.VIEWS))
     print(f"{args.output}: VAE, psnr.json, reconstruction.png; scaling factor {vae.config.scaling_factor:.5f}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

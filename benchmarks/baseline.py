@@ -93,13 +93,13 @@ def ms_ssim(x, y, length=1.0):
         return ndimage.gaussian_filter(v, protocol.SIGMA, mode="reflect", radius=protocol.RADIUS)
 
     c1, c2, cs = (protocol.K1 * length) ** 2, (protocol.K2 * length) ** 2, []
-    for level in range(len(protocol.WEIGHTS)):
+    for level in range(len(protocol.LEVEL_WEIGHTS)):
         mx, my = smooth(x), smooth(y)
         vx, vy, cov = smooth(x * x) - mx * mx, smooth(y * y) - my * my, smooth(x * y) - mx * my
         structure = (2 * cov + c2) / (vx + vy + c2)
         cs.append(structure.mean(dtype=np.float64))
         ssim = ((2 * mx * my + c1) / (mx * mx + my * my + c1) * structure).mean(dtype=np.float64)
-        if level < len(protocol.WEIGHTS) - 1:
+        if level < len(protocol.LEVEL_WEIGHTS) - 1:
             n = len(x) // 2 * 2
             x, y = (v[:n, :n, :n].reshape(n // 2, 2, n // 2, 2, n // 2, 2).mean((1, 3, 5)) for v in (x, y))
-    return float(np.prod([max(c, 0) ** w * max(ssim, 0) ** protocol.WEIGHTS[-1] for c, w in zip(cs[:-1], protocol.WEIGHTS)]))
+    return float(np.prod([max(c, 0) ** w * max(ssim, 0) ** protocol.LEVEL_WEIGHTS[-1] for c, w in zip(cs[:-1], protocol.LEVEL_WEIGHTS)]))

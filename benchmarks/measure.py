@@ -17,10 +17,13 @@ from diffusers import AutoencoderKL
 
 import models
 from benchmarks import baseline as plain
-from diffusion import gaussian_diffusion as diffusion
+from diffusion import samplers
 from diffusion import vae as latents
-from training.step import Batches, State, gradients
-from utils.cli import UserError
+from training import acceleration, finetuning
+from training.state import TrainingState
+from training.step import Batches, compute_gradients
+from utils import seeding
+from utils.errors import UserError
 
 FACTOR = 8  # pixels a latent, of Stable Diffusion's VAE
 
@@ -131,12 +134,12 @@ def build(args, image_size, bf16):
     g = torch.Generator(args.device).manual_seed(0)
     state = {}
     for name, p in model.state_dict().items():
-        narrow = bf16 and models.parameter_kind(name) == "matrix"
+        narrow = bf16 and finetuning.parameter_kind(name) == "matrix"
         state[name] = torch.empty(p.shape, device=args.device, dtype=torch.bfloat16 if narrow else torch.float32)
         state[name].normal_(std=0.02, generator=g)
     state["pos_embed"] = models.pos_embed(model.pos_embed.shape[2], model.grid, model.grid)[None].to(args.device)
     model.load_state_dict(state, assign=True)
-    return model, models.set_trainable(model, "difffit")
+    return model, finetuning.set_trainable(model, "difffit")
 
 
 def build_vae(args, ours):
@@ -194,18 +197,18 @@ def our_training(args, image_size, batch):
     model, trained = build(args, image_size, bf16)
     model.save_memory(not args.keep_activations, args.grad_checkpoint).train()
     start = time.perf_counter()
-    said = models.compile_blocks(model, args.device, args.compile)
+    said = acceleration.compile_blocks(model, args.device, args.compile)
     options = argparse.Namespace(global_seed=0, global_batch_size=batch, accum=args.accum, label_dropout=0.1, prefetch=True, lr=5e-4,
                                  max_steps=10 ** 6, lr_schedule="constant", weight_decay=0.0, ema_decay=0.9999, device=args.device,
                                  precision=args.precision)
     side = image_size // FACTOR
     moments = torch.randn(2 * batch, 8, side, side, generator=torch.Generator().manual_seed(0))
     batches = Batches(moments, torch.zeros(2 * batch, dtype=torch.long), dict(scaling_factor=0.18215), model.num_classes, options)
-    state, names = State(trained, options), list(trained.values())
+    state, names = TrainingState(trained, options), list(trained.values())
 
     def step():
         state.step += 1
-        state.update(*gradients(model, batches.take(state.step), names, options))
+        state.update(*compute_gradients(model, batches.take(state.step), names, options))
         state.optimizer.zero_grad(set_to_none=True)
 
     step()
@@ -229,7 +232,7 @@ def sampling(args, way):
     model.requires_grad_(False).eval()
     vae, side = build_vae(args, ours), args.image_size // FACTOR
     if ours:
-        said = models.compile_blocks(model, args.device, args.compile)
+        said = acceleration.compile_blocks(model, args.device, args.compile)
     else:
         said = None
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -243,10 +246,10 @@ def sampling(args, way):
         times.append(now - clock)
         clock = now
 
-    generators = [diffusion.seeded_generator(0, i) for i in range(args.batch_size)]
+    generators = [seeding.seeded_generator(0, i) for i in range(args.batch_size)]
     clock = time.perf_counter()
     with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=bf16):
-        z = diffusion.sample(network, (4, side, side), y, model.num_classes, generators, "ddpm", args.steps + 1, device=args.device,
+        z = samplers.sample(network, (4, side, side), y, model.num_classes, generators, "ddpm", args.steps + 1, device=args.device,
                              callback=step)
 
     @torch.no_grad()

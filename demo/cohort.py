@@ -17,8 +17,12 @@ from joblib import Parallel, delayed
 from nilearn import datasets
 from scipy import ndimage, signal
 
+from utils.errors import run_script
+from utils.files import atomic_folder
+from utils.flags import make_parser, whole_number
+from utils.progress import progress
+
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from utils.cli import atomic_folder, parser, progress, run, seed  # noqa: E402
 
 # mean intensity of cerebrospinal fluid, grey and white matter; the standard deviation between subjects is 0.04
 CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.10, 0.50, 0.92)}  # weak and strong T1 weighting
@@ -86,10 +90,10 @@ def write(i, tissues, affine, args, folder):
 
 
 def main():
-    p = parser(__doc__)
+    p = make_parser(__doc__)
     p.add_argument("--contrast", choices=CONTRASTS, default="flash", help="tissue intensities")
     p.add_argument("--n", type=int, default=48, help="number of subjects")
-    p.add_argument("--seed", type=seed, default=0, help="subject i draws from (seed, i)")
+    p.add_argument("--seed", type=whole_number, default=0, help="subject i draws from (seed, i)")
     p.add_argument("--output", type=Path, required=True, help="new folder for the NIfTI files")
     args = p.parse_args()
     with atomic_folder(args.output) as folder:
@@ -101,4 +105,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -4,17 +4,14 @@ Everything about the VAE's shape (downsampling factor, latent channels, scale) i
 """
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import diffusers  # lazily: a part is imported where it is first used
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from mri.manifest import mosaic_path, read_mosaic
-from utils.cli import WEIGHTS, UserError, atomic, brief, file_sha256, progress
+from utils.errors import UserError, shorten
+from utils.files import WEIGHTS_DIR
 
 diffusers.utils.logging.set_verbosity_error()  # its advice on optional packages is not for our users
 REPOS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
@@ -29,7 +26,7 @@ def load_vae(name, device="cpu", flag="--vae"):
     """
     local = Path(name)
     if name in REPOS:
-        local = WEIGHTS / f"sd-vae-ft-{name}"
+        local = WEIGHTS_DIR / f"sd-vae-ft-{name}"
     if local.is_dir():
         sources = [(local, {})]
     elif name in REPOS:
@@ -47,12 +44,12 @@ def load_vae(name, device="cpu", flag="--vae"):
         except MemoryError:
             raise
         except Exception as e:  # a damaged folder can end diffusers in any way
-            error = brief(e, 200)
+            error = shorten(e, 200)
     else:
         if local.is_dir():
             raise UserError(f"{flag} {local}: cannot be loaded as an AutoencoderKL with safetensors weights ({error})")
         raise UserError(f"{flag} {name}: neither in {local} nor to be had from the internet; run `python download.py "
-                        f"sd-vae-ft-{name}` on a machine with internet and copy {WEIGHTS}/ here")
+                        f"sd-vae-ft-{name}` on a machine with internet and copy {WEIGHTS_DIR}/ here")
     return vae.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
 
 
@@ -67,14 +64,14 @@ def load_decoder(meta, name, device, ckpt):
     vae = load_vae(name or recorded["path"] or recorded["name"], device)
     if not name and fingerprint(vae) != recorded["sha256"]:
         raise UserError(f"--vae {recorded['path'] or recorded['name']}: changed since {ckpt} was trained; name the right one")
-    shape = factor(vae) * meta["config"]["input_size"], vae.config.latent_channels
+    shape = downsampling_factor(vae) * meta["config"]["input_size"], vae.config.latent_channels
     if shape != (meta["image_size"], meta["config"]["in_channels"]):
         raise UserError(f"--vae {name or recorded['name']}: decodes latents of side {meta['config']['input_size']} to "
                         f"{shape[0]} pixels with {shape[1]} channels; the model was trained for {meta['image_size']} pixels")
     return vae
 
 
-def factor(vae):
+def downsampling_factor(vae):
     """Pixels per latent, along a side."""
     return 2 ** (len(vae.config.block_out_channels) - 1)
 
@@ -104,7 +101,7 @@ def encode_moments(vae, mosaics):
     return torch.cat(moments).contiguous()
 
 
-def draw(vae_config, moments, noise):
+def draw_latents(vae_config, moments, noise):
     """Latents for the DiT, drawn from moments: (mean + std * noise) in the VAE's own scale; `decode` undoes the scale.
 
     :param vae_config: has scaling_factor and, perhaps, shift_factor
@@ -139,42 +136,3 @@ def fingerprint(vae):
     return digest.hexdigest()
 
 
-def cached_moments(folder, header, volumes, vae, name):
-    """Moments of these volumes' mosaics, encoded once and kept in folder/latents-NAME.safetensors.
-
-    The cache is keyed by the VAE's weights and by every mosaic's bytes; whatever does not match is encoded anew.
-
-    :param name: of the VAE, for the file's name
-    :return: (N, 2C, h, w) float32
-    :raises UserError: a mosaic missing or damaged, or a size the VAE cannot divide
-    """
-    folder = Path(folder)
-    path = folder / f"latents-{name}.safetensors"
-    side = header["grid"] * header["size"]
-    if side % factor(vae):
-        raise UserError(f"{folder}: mosaics of {side} pixels cannot be divided by the VAE's factor {factor(vae)}; "
-                        "preprocess with another --size")
-    key = hashlib.sha256(fingerprint(vae).encode())
-    for v in volumes:
-        file = mosaic_path(folder, v["id"])
-        try:
-            key.update(f"{v['id']} {file_sha256(file)}\n".encode())
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file; preprocess anew") from None
-    key = key.hexdigest()
-    if path.exists():
-        try:
-            with safe_open(path, "pt") as f:
-                if (f.metadata() or {}).get("key") == key:
-                    return f.get_tensor("moments")
-        except (SafetensorError, OSError):
-            pass  # cut short or of another format: made anew below
-    moments = torch.cat([encode_moments(vae, read_mosaic(mosaic_path(folder, v["id"]), header)[None])
-                         for v in progress(volumes, "VAE encodes")])
-    if os.access(folder, os.W_OK):
-        with atomic(path) as tmp:
-            try:
-                save_file({"moments": moments}, tmp, metadata={"key": key, "vae": name})
-            except SafetensorError as e:
-                raise OSError(None, str(e), str(path)) from None
-    return moments

@@ -9,7 +9,7 @@ vectors at once, (R, N), so that a thousand replicates cost one matrix product o
 import numpy as np
 import torch
 
-from metrics.ms_ssim import PROTOCOLS, SMALLEST, all_pairs, mean_of_pairs, ms_ssim_pairs  # noqa: F401  found here like the others
+from metrics.statistic import Statistic
 
 # ----------------------------------------------------------------------------------------------------------- MMD
 
@@ -157,141 +157,60 @@ def mmd_rbf(x, y, **options):
 
 # --------------------------------------------------------------------------------------------- distances of features
 
-def frechet(products, a, b, callback=None):
-    """Frechet distance of two Gaussians fitted to weighted sets of feature vectors (FID, Heusel et al. 2017, eq. 6).
-
-    |mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) with unbiased covariances. With fewer vectors than dimensions it needs
-    their inner products alone: tr (S_a S_b)^(1/2) is the sum of the singular values of the centred A B^T / ((n - 1)(m - 1))^(1/2).
-
-    :param products: (N, N) inner products of the pool's feature vectors, centred as one likes
-    :param a, b: (R, N) whole weights of the two sets
-    :return: (R,)
-    """
-    out = np.empty(len(a))
-    for r, (u, v) in enumerate(zip(a, b)):
-        n, m = u.sum(), v.sum()
-        ga, gb = products @ u / n, products @ v / m           # of each vector with the two means
-        aa, bb, ab = ga @ u / n, gb @ v / m, ga @ v / m       # of the means
-        traces = (products.diagonal() @ u - n * aa) / (n - 1) + (products.diagonal() @ v - m * bb) / (m - 1)
-        i, j = np.flatnonzero(u), np.flatnonzero(v)
-        cross = (products[np.ix_(i, j)] - gb[i, None] - ga[None, j] + ab) * np.sqrt(np.outer(u[i], v[j]) / ((n - 1) * (m - 1)))
-        out[r] = aa + bb - 2 * ab + traces - 2 * float(torch.linalg.svdvals(torch.from_numpy(cross)).sum())
-        if callback:
-            callback(1)
-    return out
 
 
-def frechet_infinity(products, i, j, seed, sizes=10, draws=30, each=1):
-    """Frechet distance extrapolated to infinitely many volumes (FID-infinity, Chong and Forsyth 2020).
-
-    Least squares of the distance against 1/N over subsets without replacement, N from a quarter of the smaller set to all of it.
-
-    :param products: (N each, N each) inner products; the vectors of a volume, its slices, side by side
-    :param i, j: indices of the volumes of the two sets
-    :param each: vectors a volume; they are drawn together, as their number does nothing against the bias of few volumes
-    :return: dict(value: intercept, r2: of the fit, n: sizes, fid: their mean distances); None with fewer than 8 volumes
-    """
-    smaller, volumes = min(len(i), len(j)), len(products) // each
-    if smaller < 8:
-        return None
-    rng = np.random.default_rng(seed)
-    counts = np.unique(np.linspace(smaller // 4, smaller, sizes).round().astype(int))
-    means = []
-    for n in counts:
-        a = np.zeros((1 if n == len(i) == len(j) else draws, volumes))
-        b = np.zeros_like(a)
-        for u, v in zip(a, b):
-            u[rng.choice(i, n, replace=False)] = v[rng.choice(j, n, replace=False)] = 1
-        means.append(float(frechet(products, np.repeat(a, each, axis=1), np.repeat(b, each, axis=1)).mean()))
-    slope, intercept = np.polyfit(1 / counts, means, 1)
-    residual = np.array(means) - (intercept + slope / counts)
-    r2 = 1 - residual.var() / np.var(means) if np.var(means) > 0 else 1.0
-    return dict(value=float(intercept), r2=float(r2), n=counts.tolist(), fid=means)
 
 
-def kid_kernel(products, dimensions):
-    """Polynomial kernel of KID (Binkowski et al. 2018): (<f, g> / d + 1)^3. KID is its unbiased squared MMD."""
-    return (products / dimensions + 1) ** 3
 
 
 # ------------------------------------------------------------------------------------- smoothness and intensities
 
-GRADIENTS = ("right", "anterior", "superior", "inside_tiles", "between_tiles")
 
 
-def gradient_energy(volume):
-    """Mean squared difference of neighbouring voxels along each axis, and along the axial one within and between rgb tiles.
-
-    Layout "rgb" puts slices 3i, 3i+1, 3i+2 into one tile: steps inside a tile join colours of one pixel, steps from 3i+2 to
-    3i+3 join two places of the mosaic.
-
-    :param volume: (D, D, D); uint8 stands for [0, 1]
-    :return: (5,) float64, in the order of GRADIENTS
-    """
-    x = volume.astype(np.float32) / (255 if volume.dtype == np.uint8 else 1)
-    steps = [np.square(np.diff(x, axis=axis)).mean(axis=tuple(k for k in range(3) if k != axis), dtype=np.float64) for axis in range(3)]
-    between = np.arange(len(steps[2])) % 3 == 2
-    parts = [steps[2][~between].mean(), steps[2][between].mean() if between.any() else np.nan]
-    return np.array([s.mean() for s in steps] + parts)
 
 
-def intensity_histogram(volume):
-    """Share of the voxels at each of the 256 intensities, (256,) float64.
-
-    :param volume: uint8
-    """
-    return np.bincount(volume.reshape(-1), minlength=256) / volume.size
 
 
-def histogram_distance(histograms, a, b, above=0.0):
-    """Wasserstein-1 distance of the mean intensity histograms of weighted sets, intensities in [0, 1].
-
-    :param histograms: (N, 256)
-    :param a, b: (R, N) weights
-    :param above: compare only voxels brighter than this (both histograms are normalised anew)
-    :return: (R,)
-    """
-    keep = np.arange(256) > above * 255 if above else np.ones(256, bool)
-    p, q = (w @ histograms[:, keep] for w in (a, b))
-    with np.errstate(invalid="ignore"):
-        p, q = (h / h.sum(1, keepdims=True) for h in (p, q))
-    return np.abs(np.cumsum(p - q, axis=1)).sum(1) / 255
 
 
 # ------------------------------------------------------------------------------------------------- nearest neighbours
 
-def correlations(x, y, **options):
-    """Pearson correlation over all voxels of each of x with each of y, (N, M).
 
-    :param options: of `gram`
-    """
-    voxels = np.prod(x.shape[1:])
-    moments = []
-    for z in (x, y):
-        scale = 255.0 if z.dtype == np.uint8 else 1.0
-        moments.append((np.array([v.mean(dtype=np.float64) for v in z]) / scale, np.array([v.std(dtype=np.float64) for v in z]) / scale))
-    (mx, sx), (my, sy) = moments
-    return np.clip((gram(x, y, **options) / voxels - np.outer(mx, my)) / np.outer(sx, sy), -1, 1)
+# IMPORTS
+from metrics import mmd as metrics
 
 
-def near_threshold(distances, share=0.05):
-    """The distance below which a share of volumes alike would lie: a percentile that is unbiased however few distances there are.
+def mmd_statistics(pool, products, args):
+    """MMD on voxels, from the inner products of the pool's volumes."""
+    real, other = pool.index("real"), pool.index("synthetic")
+    gaussian, distance = metrics.gaussian_kernel(products, np.concatenate([real, other]))
+    biased = "linear kernel, voxels in [0, 1], biased: ‖mean x − mean y‖²"
 
-    It is number share (n + 1) of the n distances in order, between two by interpolation (Weibull), and the least where there is
-    none so low: so the share of a set alike is about max(share, 1 / (n + 1)).
-    """
-    return np.percentile(distances, 100 * share, method="weibull")
+    def whole(a, b):
+        return metrics.mmd_of_kernel(products, a, b, unbiased=False)
 
+    def batches(a, b):  # replicates in a random order, as equal volumes side by side would share a batch
+        rng = np.random.default_rng(args.seed)
+        out = np.full(len(a), np.nan)
+        for r, pair in enumerate(zip(a, b)):
+            i, j = (rng.permutation(np.repeat(np.arange(pool.size), w.astype(int))) for w in pair)
+            if min(len(i), len(j)) >= args.mmd_batch:
+                out[r] = metrics.mmd_of_batches(products, i, j, args.mmd_batch)
+        return out
 
-def share_closer(query, reference, a, b, share=0.05):
-    """Share of one weighted set whose distance lies below the `near_threshold` of another's.
-
-    :param query: (N,) distances of the pool; `b` weights those that are judged
-    :param reference: (N,) distances of the pool; `a` weights those that set the percentile
-    :param a, b: (R, N) whole weights
-    :return: (R,)
-    """
-    out = np.empty(len(a))
-    for r, (u, v) in enumerate(zip(a.astype(int), b)):
-        out[r] = v @ (query < near_threshold(np.repeat(reference, u), share)) / v.sum()
-    return out
+    if args.mmd_batch:
+        linear = Statistic("mmd_linear", f"MMD, linear, batches of {args.mmd_batch}", f"{biased}, averaged over consecutive batches of "
+                           f"{args.mmd_batch}, as 3dbraingen does; the value depends on the batch", "low", batches,
+                           value=metrics.mmd_of_batches(products, real, other, args.mmd_batch))
+    else:
+        linear = Statistic("mmd_linear", "MMD, linear", f"{biased}, whole sets at once; the value depends on N", "low", whole)
+    linear.more = {"range": [0, 1], "kernel": "linear, biased", "batch": args.mmd_batch or "whole sets"}
+    return [linear,
+            Statistic("mmd_linear_unbiased", "MMD, linear, unbiased", "linear kernel, voxels in [0, 1], no subject paired with itself; its "
+                      "expectation does not depend on N, and it may be negative", "0",
+                      lambda a, b: metrics.mmd_of_kernel(products, a, b, True, pool.groups),
+                      more={"range": [0, 1], "kernel": "linear, unbiased"}),
+            Statistic("mmd_rbf", "MMD, Gaussian, unbiased", f"kernel exp(−d²/m), voxels in [0, 1], unbiased; m = ({distance:.4g})² is the "
+                      "median of d² over all pairs of two volumes, real and synthetic together", "0",
+                      lambda a, b: metrics.mmd_of_kernel(gaussian, a, b, True, pool.groups),
+                      more={"range": [0, 1], "kernel": "Gaussian, unbiased", "median_distance": distance})]

@@ -6,10 +6,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, of the five levels, fine to coarse
+from metrics.statistic import Statistic
+from utils.progress import counter
+
+LEVEL_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, of the five levels, fine to coarse
 SIGMA, RADIUS = 1.5, 6                               # Gaussian window, voxels
 K1, K2 = 0.01, 0.03                                  # constants C = (K L)^2 of SSIM, Wang et al. 2004
-SMALLEST = 2 ** (len(WEIGHTS) - 1)                   # side whose coarsest level is one voxel
+MIN_SIDE = 2 ** (len(LEVEL_WEIGHTS) - 1)                   # side whose coarsest level is one voxel
 PROTOCOLS = {
     # name: (dynamic range L for volumes in [-1, 1], what is multiplied)
     "kwon2019": (1.0, "3dbraingen, HA-GAN, cDPM: L = 1, product over i < 5 of cs_i^w_i * ssim_5^w_5"),
@@ -37,8 +40,8 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
     if volumes.ndim != 4 or len(set(volumes.shape[1:])) != 1:
         raise ValueError(f"volumes of shape {volumes.shape}: must be (N, D, D, D)")
     side = volumes.shape[1]
-    if side < SMALLEST:
-        raise ValueError(f"volumes of {side} voxels a side: five levels need at least {SMALLEST}")
+    if side < MIN_SIDE:
+        raise ValueError(f"volumes of {side} voxels a side: five levels need at least {MIN_SIDE}")
     length = PROTOCOLS[protocol][0] if data_range is None else data_range
     pairs = (all_pairs(len(volumes)) if pairs is None else np.asarray(pairs)).reshape(-1, 2)
     if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(volumes):
@@ -50,7 +53,7 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
 
     def levels():  # each thread works in its own buffers
         if not hasattr(own, "levels"):
-            own.levels = [_Level(side >> k, device, dtype) for k in range(len(WEIGHTS))]
+            own.levels = [_Level(side >> k, device, dtype) for k in range(len(LEVEL_WEIGHTS))]
         return own.levels
 
     def statistics(i):
@@ -169,7 +172,7 @@ def _ms_ssim(first, second, levels, length, protocol):
     ssim = ((2 * mx * my + c1) / (mx * mx + my * my + c1) * structure).mean() * 2
     cs, ssim = torch.stack(cs[:-1]).double().clamp(min=0).cpu().numpy(), max(float(ssim), 0.0)
     repeats = len(cs) if protocol == "kwon2019" else 1
-    return np.prod(cs ** WEIGHTS[:-1]) * ssim ** (WEIGHTS[-1] * repeats)
+    return np.prod(cs ** LEVEL_WEIGHTS[:-1]) * ssim ** (LEVEL_WEIGHTS[-1] * repeats)
 
 
 def mean_of_pairs(values, pairs, weights):
@@ -189,3 +192,34 @@ def mean_of_pairs(values, pairs, weights):
         total += w @ values[part]
         mass += w.sum(1)
     return np.divide(total, mass, out=np.full(len(weights), np.nan), where=mass > 0)
+
+
+# IMPORTS
+
+
+def similarity_statistics(pool, volumes, args):
+    """MS-SSIM within each set: how diverse it is."""
+    rng = np.random.default_rng(args.seed)
+    pairs = {}
+    for name, group in pool.sets.items():
+        mine = all_pairs(len(group))
+        if args.pairs and args.pairs < len(mine):
+            mine = mine[np.sort(rng.choice(len(mine), args.pairs, replace=False))]
+        pairs[name] = pool.starts[name] + mine
+    order = np.concatenate(list(pairs.values()))
+    with counter("MS-SSIM pairs", len(order)) as update:
+        values = ms_ssim_pairs(volumes, args.protocol, order, memory_gb=args.memory_gb / 2, device=args.device, callback=update)
+
+    def within(weights):
+        return mean_of_pairs(values, order, weights)
+
+    parts = np.split(values, np.cumsum([len(p) for p in pairs.values()])[:-1])
+    length, formula = PROTOCOLS[args.protocol]
+    how = f"`{args.protocol}` ({formula}), volumes in [-1, 1], mean over " + (
+        f"at most {args.pairs} random pairs a set" if args.pairs else "all pairs")
+    more = {"protocol": args.protocol, "range": [-1, 1], "L": length, "pairs": {name: len(p) for name, p in pairs.items()},
+            "std_of_pairs": {name: float(p.std(ddof=1)) if len(p) > 1 else None for name, p in zip(pairs, parts)}}
+    return [Statistic("ms_ssim", "MS-SSIM within the set", f"{how}; close to the real set's is good", "real",
+                      lambda a, b: within(b), more=more),
+            Statistic("ms_ssim_difference", "MS-SSIM, difference from real", f"{how}; above 0: less diverse than real volumes; below 0: "
+                      "more diverse, or noisier", "0", lambda a, b: within(b) - within(a), more=more)]

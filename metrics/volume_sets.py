@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mri import manifest, mosaic, volumes
-from utils.cli import UserError, progress
+from mri import geometry, intensity, manifest, mosaic, mosaic_files, nifti, scans
+from utils.errors import UserError
+from utils.progress import progress
 
 
 @dataclass
@@ -42,31 +43,31 @@ def find_set(path, split, flag):
         if entries:
             if split is None:
                 split = "test" if any(v["split"] == "test" for v in entries) else "all"
-            chosen = manifest.select(entries, split, path)
+            chosen = manifest.select_split(entries, split, path)
             ids, subjects = [v["id"] for v in chosen], [v["subject"] for v in chosen]
         else:
             _no_split(split, flag, path)
             ids = subjects = sorted(p.stem for p in (path / "mosaics").glob("*.png"))
-        side, spacing = header["size"], volumes.voxel_sizes(header["affine"])
+        side, spacing = header["size"], geometry.voxel_sizes(header["affine"])
 
         def read(i):
-            sheet = manifest.read_mosaic(manifest.mosaic_path(path, ids[i]), header)
+            sheet = mosaic_files.read_mosaic(mosaic_files.mosaic_path(path, ids[i]), header)
             return mosaic.untile(sheet, header["size"], header["layout"])
     else:
         _no_split(split, flag, path)
-        scans = volumes.find_scans(path, flag)
-        ids, subjects = [s.id for s in scans], [s.subject for s in scans]
+        found = scans.find_scans(path, flag)
+        ids, subjects = [s.id for s in found], [s.subject for s in found]
 
         def read(i):
-            ras, affine = volumes.to_ras(*volumes.read_nifti(scans[i].path))
+            ras, affine = geometry.to_ras(*nifti.read_nifti(found[i].path))
             if len(set(ras.shape)) != 1 or ras.min() < 0 or ras.max() > 1:
-                raise UserError(f"{scans[i].path}: shape {ras.shape}, intensities {ras.min():g} to {ras.max():g}: not a cube in [0, 1]; "
+                raise UserError(f"{found[i].path}: shape {ras.shape}, intensities {ras.min():g} to {ras.max():g}: not a cube in [0, 1]; "
                                 f"run preprocess.py on {path} and give {flag} the data folder")
             read.affine = affine
-            return volumes.to_uint8(ras, (0, 1))
+            return intensity.to_uint8(ras, (0, 1))
 
         side = read(0).shape[0]
-        spacing = volumes.voxel_sizes(read.affine)
+        spacing = geometry.voxel_sizes(read.affine)
     if len(ids) < 2:
         raise UserError(f"{flag} {path}: holds {len(ids)} volumes; at least 2 are needed")
     return VolumeSet(flag, str(path), split, list(ids), list(subjects), side, spacing, read)

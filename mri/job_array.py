@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mri.manifest import read_json
-from utils.cli import UserError, atomic_folder, refuse_existing
+from utils.errors import UserError
+from utils.files import atomic_folder, read_json, require_new_folder
 
 _held = []  # locks, until this process ends
 
@@ -23,7 +23,7 @@ def ready(scans, args, prepare_all, folders):
     :param folders: those it writes into
     :raises UserError: the output exists, or this part was made with other flags
     """
-    refuse_existing(args.output)
+    require_new_folder(args.output)
     i, n = args.shard
     if not _part(args, i).exists():
         mine = scans[i - 1::n]

@@ -11,18 +11,16 @@ A samples folder has samples.json instead, with the same header, so that a mosai
 """
 import json
 import math
-import struct
 from pathlib import Path
 
-import numpy as np
-from isal import isal_zlib
 from PIL import Image
 
 from mri import mosaic
-from utils.cli import UserError, brief, safe_name, write_bytes, write_text
+from utils.errors import UserError
+from utils.files import is_safe_name, write_text
 
-VERSION = 1
-HEADER = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape", "source_affine", "classes")
+FORMAT_VERSION = 1
+HEADER_KEYS = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape", "source_affine", "classes")
 OPTIONAL = {
     "volume": "which of a 4D file's volumes, from 0",
     "codes": "sform and qform codes of the source, where not 1 and 1",
@@ -41,15 +39,15 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS = 140_000_000  # 512 cubed in layout "gray" 
 
 def write_manifest(folder, header, volumes):
     """Writes folder/manifest.json, atomically."""
-    keys = HEADER + (("preparation",) if header.get("preparation") else ())
-    content = {"format": "mosaicdit-data", "version": VERSION, **{k: header[k] for k in keys}, "volumes": volumes}
+    keys = HEADER_KEYS + (("preparation",) if header.get("preparation") else ())
+    content = {"format": "mosaicdit-data", "version": FORMAT_VERSION, **{k: header[k] for k in keys}, "volumes": volumes}
     write_text(Path(folder) / "manifest.json", json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(path):
     """Reads a manifest.json or samples.json, or the folder that holds one.
 
-    :return: header dict (the keys of HEADER, and `preparation` where there is one), list of volume dicts (empty for samples)
+    :return: header dict (the keys of HEADER_KEYS, and `preparation` where there is one), list of volume dicts (empty for samples)
     :raises UserError: missing, not JSON, another format or version, a key missing, values that contradict each other, too large
     """
     path = Path(path)
@@ -61,9 +59,9 @@ def read_manifest(path):
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") not in ("mosaicdit-data", "mosaicdit-samples"):
         raise UserError(f"{path}: not a MosaicDiT manifest; preprocess.py writes one")
-    if content.get("version") != VERSION:
-        raise UserError(f"{path}: format version {content.get('version')}, this code reads {VERSION}; preprocess anew")
-    header = check_header({k: content.get(k) for k in HEADER}, path)
+    if content.get("version") != FORMAT_VERSION:
+        raise UserError(f"{path}: format version {content.get('version')}, this code reads {FORMAT_VERSION}; preprocess anew")
+    header = check_header({k: content.get(k) for k in HEADER_KEYS}, path)
     if isinstance(content.get("preparation"), dict):
         header["preparation"] = content["preparation"]
     volumes = content.get("volumes", [])
@@ -107,7 +105,7 @@ def _sound(v, classes):
     """Whether a volume's entry is one that preprocess could have written; may raise where a value is of another kind."""
     lo, hi = v["window"]
     crop, codes = v.get("crop", []), v.get("codes", [1, 1])
-    return (safe_name(v["id"]) and isinstance(v["subject"], str) and v["subject"] and v["split"] in ("train", "test")
+    return (is_safe_name(v["id"]) and isinstance(v["subject"], str) and v["subject"] and v["split"] in ("train", "test")
             and _whole(v["class"], 0, classes - 1) and _is_shape(v["shape"]) and _is_affine(v["affine"])
             and _number(lo) and _number(hi) and hi > lo and _number(hi - lo) and _number(v.get("outside", 0))
             and len(crop) in (0, 3) and all(_whole(start, 0, stop - 2) and _whole(stop, 2, max(v["shape"])) for start, stop in crop)
@@ -117,7 +115,7 @@ def _sound(v, classes):
 
 def check_header(header, path):
     """The header, if it is whole and agrees with itself; else UserError naming `path`."""
-    missing = [k for k in HEADER if not isinstance(header, dict) or header.get(k) is None]
+    missing = [k for k in HEADER_KEYS if not isinstance(header, dict) or header.get(k) is None]
     if missing:
         raise UserError(f"{path}: has no {', '.join(missing)}; preprocess anew")
     try:
@@ -153,7 +151,7 @@ def read_json(path):
         raise UserError(f"{path}: not valid JSON ({e})") from None
 
 
-def select(volumes, split, path):
+def select_split(volumes, split, path):
     """The volumes of one split. Raises UserError when there are none."""
     chosen = [v for v in volumes if split in (None, "all", v["split"])]
     if not chosen:
@@ -161,52 +159,13 @@ def select(volumes, split, path):
     return chosen
 
 
-def write_mosaic(path, pixels):
-    """Writes a (side, side, 3) uint8 mosaic as PNG, atomically; the inverse of `read_mosaic`.
-
-    PIL would try five filters on every row, and take 26 ms for 5; one filter for all and ISA-L make 12 % more bytes of it.
-    """
-    height, width, _ = pixels.shape
-    flat = pixels.reshape(height, -1)
-    rows = np.empty((height, 1 + flat.shape[1]), np.uint8)      # PNG (RFC 2083): each row's filter, then its bytes
-    rows[:, 0], rows[:, 1:4] = 1, flat[:, :3]                   # 1, "sub": the difference from the pixel on the left
-    np.subtract(flat[:, 3:], flat[:, :-3], out=rows[:, 4:])
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
-              (b"IDAT", isal_zlib.compress(rows, 1)), (b"IEND", b""))
-    write_bytes(path, b"\x89PNG\r\n\x1a\n" + b"".join(struct.pack(">I", len(data)) + kind + data
-                                                     + struct.pack(">I", isal_zlib.crc32(kind + data)) for kind, data in chunks))
 
 
-def read_mosaic(path, header):
-    """Reads the PNG of a mosaic of this header.
-
-    :return: (side, side, 3) uint8
-    :raises UserError: missing, damaged, not 8-bit RGB, or of another size than the header says
-    """
-    side = mosaic.mosaic_side(header["size"], header["layout"])
-    try:
-        with Image.open(path, formats=("PNG",)) as image:  # says its size before it decodes anything
-            if image.size != (side, side) or image.mode != "RGB":
-                width, height = image.size
-                raise UserError(f"{path}: {width} x {height} {image.mode}, but the manifest says {side} x {side} RGB "
-                                f"({header['layout']} mosaic of {header['size']}^3); is it from another data folder?")
-            return np.array(image)
-    except (UserError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; preprocess anew") from None
-    except Exception as e:  # a damaged file can end the decoder in any way
-        raise UserError(f"{path}: cannot be read as PNG ({brief(e)}); preprocess anew") from None
 
 
-def mosaic_path(folder, volume_id):
-    return Path(folder) / "mosaics" / f"{volume_id}.png"
 
 
 def bias_path(folder, volume_id):
     return Path(folder) / "bias" / f"{volume_id}.nii.gz"
 
 
-def read_mosaics(folder, header, volumes):
-    """The mosaics of these volumes, (N, side, side, 3) uint8."""
-    return np.stack([read_mosaic(mosaic_path(folder, v["id"]), header) for v in volumes])

@@ -3,16 +3,16 @@ import math
 
 import numpy as np
 
-CHANNELS = {"rgb": 3, "gray": 1}  # slices held by one tile
+SLICES_PER_TILE = {"rgb": 3, "gray": 1}  # slices held by one tile
 
 
 def grid_size(size, layout):
     """Side G of the tile grid: the smallest square that holds all `size` slices (128: rgb 7, gray 12)."""
-    if layout not in CHANNELS:
-        raise ValueError(f"layout {layout!r}: must be one of {', '.join(CHANNELS)}")
+    if layout not in SLICES_PER_TILE:
+        raise ValueError(f"layout {layout!r}: must be one of {', '.join(SLICES_PER_TILE)}")
     if size < 1:
         raise ValueError(f"size {size}: must be at least 1")
-    tiles = -(-size // CHANNELS[layout])
+    tiles = -(-size // SLICES_PER_TILE[layout])
     return math.isqrt(tiles - 1) + 1
 
 
@@ -35,7 +35,7 @@ def tile(volume, layout):
     if volume.ndim != 3 or len(set(volume.shape)) != 1:
         raise ValueError(f"volume of shape {volume.shape}: must be a cube")
     d = volume.shape[0]
-    g, c = grid_size(d, layout), CHANNELS[layout]
+    g, c = grid_size(d, layout), SLICES_PER_TILE[layout]
     tiles = np.zeros((g, d, g, d, c), volume.dtype)                  # (tile row, row, tile column, column, channel)
     for k in range(d):                                               # by slices: the fastest, when a slice lies in one piece
         tiles[k // c // g, :, k // c % g, :, k % c] = np.rot90(volume[:, :, k])
@@ -52,7 +52,7 @@ def untile(mosaic, size, layout):
     :raises ValueError: unless the mosaic has exactly the side that `size` and `layout` ask for
     """
     mosaic = np.asarray(mosaic)
-    d, g, c = size, grid_size(size, layout), CHANNELS[layout]
+    d, g, c = size, grid_size(size, layout), SLICES_PER_TILE[layout]
     if mosaic.shape != (g * d, g * d, 3):
         raise ValueError(f"mosaic of shape {mosaic.shape}: a {layout} mosaic of {d}^3 is ({g * d}, {g * d}, 3)")
     if c == 1:

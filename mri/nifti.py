@@ -14,7 +14,9 @@ import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
 
-from utils.cli import UserError, write_bytes
+from mri.geometry import max_corner_distance, voxel_sizes
+from utils.errors import UserError
+from utils.files import write_bytes
 
 SUFFIXES = (".nii.gz", ".nii", ".hdr.gz", ".hdr", ".mgz", ".mgh")  # a pair goes by its .hdr
 MAX_VOXELS = 2 ** 29            # of one volume: 0.25 mm over a whole head is 2^28.9
@@ -97,7 +99,7 @@ def write_nifti(path, volume, affine, codes=(1, 1)):
     image = nib.Nifti1Image(stored, None)
     image.set_sform(affine, code=codes[0])
     image.set_qform(affine, code=codes[1])
-    if apart(volume.shape, image.get_qform(), affine) > voxel_sizes(affine).min() / 2:
+    if max_corner_distance(volume.shape, image.get_qform(), affine) > voxel_sizes(affine).min() / 2:
         image.set_qform(affine, code=0)
     image.header.set_xyzt_units("mm")
     raw = bytearray(image.to_bytes())
@@ -246,7 +248,7 @@ def _place(path, header, shape):
                 said.append("its qform is broken; the sform is used")
                 codes = (s, s)
             elif q:
-                distance = apart(shape, sform, qform)
+                distance = max_corner_distance(shape, sform, qform)
                 if not distance <= voxel_sizes(affine).min() / 2:
                     sides = np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0
                     said.append(f"sform and qform disagree by up to {distance * TO_MM[unit]:.3g} mm"
@@ -301,16 +303,8 @@ def _checked(path, offset, size, skip, own):
     return io.BytesIO(kept), 0
 
 
-def voxel_sizes(affine):
-    """Voxel edge lengths in mm, (3,)."""
-    return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
 
 
-def apart(shape, a, b):
-    """How far apart two affines put a corner of the volume, at most."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
-    difference = np.asarray(a, float) - np.asarray(b, float)
-    return float(np.linalg.norm(difference[:3, :3] @ corners + difference[:3, 3:], axis=0).max())
 
 
 def _damaged(path, error):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mri import nifti, volumes
-from utils.cli import UserError
+from mri import geometry, nifti
+from utils.errors import UserError
 
 FIELDS = ("id", "subject", "name", "dir")  # that a mask's pattern may hold
 N4_GRID = 64                               # voxels along the longest axis of the grid that N4 works on
@@ -35,9 +35,9 @@ def read_mask(path, shape, affine):
 
     :raises UserError: missing, unreadable, on another grid, or empty
     """
-    mask, theirs = volumes.to_ras(*nifti.read_nifti(path))
-    apart = nifti.apart(shape, theirs, affine)
-    if mask.shape != tuple(shape) or apart > volumes.voxel_sizes(affine).min() / 2:
+    mask, theirs = geometry.to_ras(*nifti.read_nifti(path))
+    apart = geometry.max_corner_distance(shape, theirs, affine)
+    if mask.shape != tuple(shape) or apart > geometry.voxel_sizes(affine).min() / 2:
         raise UserError(f"{path}: a mask of {' x '.join(map(str, mask.shape))} voxels up to {apart:.3g} mm away, the scan has "
                         f"{' x '.join(map(str, shape))}; resample the mask to the scan's grid")
     mask = mask > 0.5
@@ -102,7 +102,7 @@ def prepared_grid(entry):
 
     :param entry: of the manifest
     """
-    shape, affine = volumes.ras_grid(entry["shape"], np.array(entry["affine"], float))
+    shape, affine = geometry.ras_grid(entry["shape"], np.array(entry["affine"], float))
     if entry.get("crop"):
         if any(stop > n for (_, stop), n in zip(entry["crop"], shape)):
             raise UserError(f"{entry['id']}: the manifest says that it was cropped to more than it was; preprocess anew")
@@ -138,12 +138,12 @@ def bias_field(array, edges, mask=None, threads=1):
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     shape = np.array(array.shape)
     coarse = np.maximum(4, np.ceil(shape / max(1, shape.max() / N4_GRID))).astype(int)
-    image = sitk.GetImageFromArray(volumes.resample(array, coarse).transpose(2, 1, 0))    # ITK counts the last axis first
+    image = sitk.GetImageFromArray(geometry.resample(array, coarse).transpose(2, 1, 0))    # ITK counts the last axis first
     image.SetSpacing([float(s) for s in np.array(edges) * shape / coarse])
     if mask is None:
         where = sitk.OtsuThreshold(image, 0, 1, 200)
     else:
-        small = volumes.resample(mask.astype(np.float32), coarse) >= 0.5
+        small = geometry.resample(mask.astype(np.float32), coarse) >= 0.5
         if not small.any():
             raise UserError("--n4: its mask is too small to estimate a bias field in")
         where = sitk.GetImageFromArray(small.astype(np.uint8).transpose(2, 1, 0))
@@ -159,9 +159,9 @@ def bias_field(array, edges, mask=None, threads=1):
 
 def divide_bias(array, field):
     """Takes a bias field out of a scan; the inverse of `multiply_bias`."""
-    return array / np.exp(volumes.resample(field, array.shape))
+    return array / np.exp(geometry.resample(field, array.shape))
 
 
 def multiply_bias(array, field):
     """Puts a bias field back; the inverse of `divide_bias`."""
-    return array * np.exp(volumes.resample(field, array.shape))
+    return array * np.exp(geometry.resample(field, array.shape))

@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from mri import geometry
 from mri import preparation as prep
-from mri import volumes
-from utils.cli import write_bytes, write_text
+from utils.files import write_bytes, write_text
 
 COLUMNS = ("id", "page", "shape", "spacing_mm", "orientation", "window", "background", "mean", "masked", "warnings")
 NEAR = 12                # grey levels about the border's that count as background, 5 % of the window
@@ -55,14 +55,14 @@ def look(cube, edges, masked):
         image = Image.fromarray(np.rot90(np.moveaxis(cube, axis, 0)[cube.shape[axis] // 2]).copy())
         views.append(np.asarray(image.resize((pixels[x], pixels[y]), Image.Resampling.BILINEAR)))
     return dict(views=views, level=level, background=1 - counts.sum() / cube.size, mean=float(counts @ levels / inside),
-                histogram=counts.reshape(BINS, -1).sum(1) / inside, small=volumes.resample(cube, (SMALL,) * 3), masked=masked)
+                histogram=counts.reshape(BINS, -1).sum(1) / inside, small=geometry.resample(cube, (SMALL,) * 3), masked=masked)
 
 
 def warnings_of(entries, looks):
     """For each scan the list of what is odd about it: its file, its picture, and it among the others."""
     found, coarse = [], mostly_coarse(entries)
     for entry, seen in zip(entries, looks):
-        edges, said = volumes.voxel_sizes(entry["affine"]), list(entry.get("warnings", []))
+        edges, said = geometry.voxel_sizes(entry["affine"]), list(entry.get("warnings", []))
         size = " x ".join(f"{e:.3g}" for e in edges)
         if 1 - seen["background"] < EMPTY:
             said.append(f"nearly empty: {100 * (1 - seen['background']):.2g} % of it is not background")
@@ -96,7 +96,7 @@ def warnings_of(entries, looks):
 
 def mostly_coarse(entries):
     """Whether most scans of a cohort have voxels as large as a functional image's: then it is the cohort that is so, not a scan."""
-    large = [volumes.voxel_sizes(e["affine"]).min() >= COARSE for e in entries]
+    large = [geometry.voxel_sizes(e["affine"]).min() >= COARSE for e in entries]
     return len(entries) >= COHORT and sum(large) > len(large) / 2
 
 
@@ -148,7 +148,7 @@ def write(folder, entries, looks, skipped):
         write_bytes(Path(folder) / f"page-{page + 1:03d}.png", buffer.getvalue())
     for i, (e, seen, said) in enumerate(zip(entries, looks, found)):
         rows.append((e["id"], i // per_page + 1, "x".join(map(str, e["shape"])),
-                     "x".join(f"{s:.4g}" for s in volumes.voxel_sizes(e["affine"])),
+                     "x".join(f"{s:.4g}" for s in geometry.voxel_sizes(e["affine"])),
                      "".join(nib.aff2axcodes(np.array(e["affine"]))), "..".join(f"{w:.6g}" for w in e["window"]),
                      f"{seen['background']:.3f}", f"{seen['mean']:.1f}", "yes" if seen["masked"] else "no", "; ".join(said)))
     rows += [(name, *[""] * (len(COLUMNS) - 2), f"skipped: {reason}") for name, reason in skipped.items()]

@@ -1,71 +1,17 @@
-"""What tests share: small scans, small weights, and the scripts run as a user runs them."""
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import forked
-import nibabel as nib
+"""Fixtures that tests share."""
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
-
-ROOT = Path(__file__).resolve().parent.parent
-GOLDEN = Path(__file__).resolve().parent / "golden"
-SHARED = ROOT.parent / "shared"  # cohort of real size; absent in a plain clone
-torch.set_num_threads(2)
-
-
-def golden(name):
-    with np.load(GOLDEN / name) as z:
-        return {k: z[k] for k in z.files}
-
-
-def script(name, *args, cwd=ROOT, expect=0, env=None, preexec_fn=None):
-    """Runs a script of the repository as a user does. Returns the completed process, whose exit code must be `expect`."""
-    done = subprocess.run([sys.executable, str(ROOT / name), *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=600,
-                          env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", **(env or {})}, preexec_fn=preexec_fn)
-    assert done.returncode == expect, f"{name} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def error_line(done):
-    """The one line of an error that the user can mend; fails when there is more, or less."""
-    lines = [line for line in done.stderr.splitlines() if ": error: " in line]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
-
-
-def brain(shape=(20, 26, 22), seed=0):
-    """A smooth ellipsoid with structure and no symmetry, float32, 0 outside."""
-    rng = np.random.default_rng(seed)
-    x, y, z = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape], indexing="ij")
-    phase = rng.uniform(0, 2 * np.pi, 3)
-    inside = (x / 0.8) ** 2 + (y / 0.85) ** 2 + (z / 0.8) ** 2 < 1
-    value = 500 + 200 * np.sin(4 * x + phase[0]) * np.cos(3 * y + phase[1]) + 150 * np.sin(5 * z + phase[2]) + 100 * x
-    return ndimage.gaussian_filter(np.where(inside, value, 0), 1.2).astype(np.float32)
-
-
-def related(n, side, seed=0):
-    """Volumes that share structure, as brains do, in [0, 1]."""
-    rng = np.random.default_rng(seed)
-    common = ndimage.gaussian_filter(rng.random((side,) * 3), 2)
-    out = np.stack([common + 0.5 * ndimage.gaussian_filter(rng.random((side,) * 3), 2) + 0.02 * rng.random((side,) * 3) for _ in range(n)])
-    return (out - out.min()) / (out.max() - out.min())
-
-
-def save_nifti(path, array, affine, dtype=np.int16):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(array.astype(dtype), affine)
-    image.set_sform(affine, 1)
-    image.set_qform(affine, 1)
-    nib.save(image, path)
-    return path
-
-
-AFFINE = np.array([[1.5, 0, 0, -14], [0, 1.25, 0, -16], [0, 0, 2.0, -22], [0, 0, 0, 1.0]])
+from helpers import (
+    AFFINE,
+    TRAIN,
+    brain,
+    finetune_flags,
+    random_vae,
+    save_nifti,
+    script,
+    script_server,
+)
 
 
 @pytest.fixture(scope="session")
@@ -93,42 +39,15 @@ def data(scans, tmp_path_factory):
     return folder
 
 
-def random_vae(folder, blocks=(16, 16, 16), channels=5, seed=0, **config):
-    """Writes a small AutoencoderKL of random weights: factor 4, 5 channels unless told otherwise."""
-    from diffusers import AutoencoderKL
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(block_out_channels=blocks, layers_per_block=1, latent_channels=channels, norm_num_groups=4,
-                        down_block_types=("DownEncoderBlock2D",) * len(blocks), up_block_types=("UpDecoderBlock2D",) * len(blocks),
-                        mid_block_add_attention=False, **{"scaling_factor": 0.7, **config})
-    vae.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def vae_folder(tmp_path_factory):
     return random_vae(tmp_path_factory.mktemp("vae") / "small")
 
 
-TRAIN = ("--ckpt", "none", "--model", "DiT-T/4", "--num-classes", 2, "--precision", "fp32", "--global-batch-size", 4, "--lr", 1e-3,
-         "--ema-decay", 0.9, "--log-every", 2, "--ckpt-every", 2, "--device", "cpu")
-
-
-def train_flags(base):
-    """TRAIN with these weights to begin with instead of none."""
-    return [base if a == "none" else a for a in TRAIN]
-
-
-def finetune_flags(pretrained):
-    """TRAIN on top of the run folder `pretrained`."""
-    return train_flags(pretrained / "checkpoints" / "0000002.safetensors")
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server():
-    """train.py and sample.py, run many times for the price of one start."""
-    server = forked.Server()
-    yield server
-    server.close()
+    """The scripts, run many times for the price of one start; tests send their processes signals."""
+    return script_server()
 
 
 @pytest.fixture(scope="session")

@@ -20,12 +20,15 @@ import tempfile
 import zlib
 from pathlib import Path
 
+from training import pretrained
+from utils import errors
+
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
 
 import nibabel as nib  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from conftest import AFFINE, brain, random_vae, save_nifti  # noqa: E402
+from helpers import AFFINE, brain, random_vae, save_nifti  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
@@ -37,7 +40,6 @@ import sample  # noqa: E402
 from diffusion import vae as latents  # noqa: E402
 from mri import manifest  # noqa: E402
 from training import checkpoint as checkpoints  # noqa: E402
-from utils import cli  # noqa: E402
 
 SECONDS, BYTES = 10, 2 * 2 ** 30
 NUMBERS = [0, -0.0, 1, -1, 2, 3, 7, 127, 128, 255, 256, 32767, -32768, 65535, 2 ** 31 - 1, -2 ** 31, 2 ** 63 - 1, 1e-40, 1e30, -1e30,
@@ -245,7 +247,7 @@ class Cases:
     def weights(self, rng, work):
         if rng and rng.integers(2):
             (work / "w.pt").write_bytes(mutate_bytes((self.keep / "w.pt").read_bytes(), rng))
-            return call(lambda: checkpoints.load_weights(work / "w.pt") and None)
+            return call(lambda: pretrained.load_weights(work / "w.pt") and None)
         shutil.copytree(self.vae, work / "vae")
         name = ("config.json", "diffusion_pytorch_model.safetensors")[rng.integers(2) if rng else 0]
         raw = (work / "vae" / name).read_bytes()
@@ -257,12 +259,12 @@ KINDS = dict(scan=0.5, manifest=0.14, png=0.08, mask=0.06, table=0.08, checkpoin
 
 
 def call(main, *args):
-    """Runs a script's main() as the script does, through cli.run. Returns its exit code and what it said on stderr."""
+    """Runs a script's main() as the script does, through errors.run_script. Returns its exit code and what it said on stderr."""
     out, err = io.StringIO(), io.StringIO()
     before, sys.argv = sys.argv, ["script.py", *map(str, args)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            cli.run(main)
+            errors.run_script(main)
     except SystemExit as e:
         return e.code or 0, err.getvalue()
     finally:

@@ -5,12 +5,12 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import AFFINE, brain, error_line, save_nifti, script
+from helpers import AFFINE, brain, error_line, save_nifti, script
 
 import bench
 import models
 from benchmarks import measure as costs
-from utils.cli import UserError
+from utils.errors import UserError
 
 
 def test_metrics():

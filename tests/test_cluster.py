@@ -16,13 +16,14 @@ from types import SimpleNamespace
 import pytest
 import slurm_cluster
 import torch
-from conftest import ROOT, error_line, finetune_flags, script
+from helpers import ROOT, error_line, finetune_flags, script
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from training import checkpoint as checkpoints
+from training import finetuning
 from training import run_folder as runs
-from utils.cli import UserError
+from utils.errors import UserError
 
 STEPS = 24
 
@@ -210,7 +211,7 @@ def test_states_of_the_first_version_are_read(server, flags, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "000-DiT-T-4")
     folder = tmp_path / "000-DiT-T-4" / "checkpoints"
     newest, before = sorted(folder.glob("*.state.safetensors"))[::-1]
-    meta = {k: v for k, v in checkpoints.read_meta(before).items() if k not in ("sha256", "skipped")} | {"version": 1}
+    meta = {k: v for k, v in checkpoints.read_metadata(before).items() if k not in ("sha256", "skipped")} | {"version": 1}
     save_file(load_file(before), folder / "last.safetensors", metadata={"mosaicdit": json.dumps(meta)})
     newest.unlink()
     before.unlink()
@@ -417,7 +418,7 @@ def test_only_what_trains_is_reduced(monkeypatch):
     from utils import distributed
     with torch.device("meta"):
         model = models.DiT_models["DiT-XL/2"](input_size=112, num_classes=1000)
-    trained = models.set_trainable(model, "difffit").values()
+    trained = finetuning.set_trainable(model, "difffit").values()
     for p in trained:
         p.grad = torch.zeros_like(p)
     summed = []

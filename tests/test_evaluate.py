@@ -6,15 +6,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import error_line, related, script
+from helpers import error_line, related, script
 from PIL import Image
 from scipy import stats
 
 from diffusion import vae as latents
 from metrics import mmd as metrics
+from metrics import ms_ssim, uncertainty
 from metrics import statistic as comparison
-from metrics import uncertainty
-from mri import manifest, mosaic, volumes
+from mri import manifest, mosaic, mosaic_files, nifti
 
 SIDE = 16
 AFFINE = np.diag([2.0, 2.5, 3.0, 1.0])
@@ -24,7 +24,7 @@ def cubes(folder, array, names=None):
     """Writes (N, D, D, D) uint8 as NIfTIs, as postprocess.py does."""
     folder.mkdir(parents=True)
     for i, v in enumerate(array):
-        volumes.write_nifti(folder / f"{names[i] if names else f'v{i:02d}'}.nii.gz", v, AFFINE)
+        nifti.write_nifti(folder / f"{names[i] if names else f'v{i:02d}'}.nii.gz", v, AFFINE)
     return folder
 
 
@@ -38,7 +38,7 @@ def sheets(folder, array, subjects, splits, layout="rgb"):
     for i, (v, subject, split) in enumerate(zip(array, subjects, splits)):
         entries.append({"id": f"m{i:02d}", "subject": subject, "source": f"m{i:02d}.nii.gz", "shape": [side] * 3, "affine": AFFINE.tolist(),
                         "window": [0, 1], "class": 0, "split": split})
-        manifest.write_mosaic(folder / "mosaics" / f"m{i:02d}.png", mosaic.tile(v, layout))
+        mosaic_files.write_mosaic(folder / "mosaics" / f"m{i:02d}.png", mosaic.tile(v, layout))
     manifest.write_manifest(folder, header, entries)
     return folder
 
@@ -84,8 +84,8 @@ def test_every_number(whole, arrays, inception_file):
     def value(key):
         return m[key]["value"]
 
-    assert np.isclose(value("ms_ssim"), metrics.ms_ssim_pairs(fake).mean()) and m["ms_ssim"]["protocol"] == "kwon2019"
-    assert np.isclose(m["ms_ssim"]["target"]["value"], metrics.ms_ssim_pairs(real).mean())
+    assert np.isclose(value("ms_ssim"), ms_ssim.ms_ssim_pairs(fake).mean()) and m["ms_ssim"]["protocol"] == "kwon2019"
+    assert np.isclose(m["ms_ssim"]["target"]["value"], ms_ssim.ms_ssim_pairs(real).mean())
     assert m["ms_ssim"]["pairs"] == {"real": 28, "synthetic": 28, "vae rgb": 28, "vae gray": 28}
     assert np.isclose(value("ms_ssim_difference"), value("ms_ssim") - m["ms_ssim"]["target"]["value"])
     linear = ((x.mean(0) - y.mean(0)) ** 2).sum()
@@ -112,7 +112,7 @@ def test_every_number(whole, arrays, inception_file):
     assert np.allclose(m["nearest_correlation"]["of_volumes"]["synthetic"], nearest[8:]) and np.isclose(nearest[9], 1)
     assert np.isclose(value("copied_correlation"), np.mean(1 - nearest[8:] < min(1 - nearest[:8])))
     assert m["copied_correlation"]["aim"] == "0.111"  # one of eight real volumes and itself
-    similar = metrics.ms_ssim_pairs(np.concatenate([fake, train]), pairs=[(i, 8 + j) for i in range(8) for j in range(7)]).reshape(8, 7)
+    similar = ms_ssim.ms_ssim_pairs(np.concatenate([fake, train]), pairs=[(i, 8 + j) for i in range(8) for j in range(7)]).reshape(8, 7)
     assert np.allclose(m["nearest_ms_ssim"]["of_volumes"]["synthetic"], similar.max(1), atol=1e-6)
     assert value("copied_ms_ssim") >= 1 / 8
     assert all(e["interval"][0] <= e["value"] <= e["interval"][1] for e in m.values() if "interval" in e)
@@ -139,7 +139,7 @@ def test_ceiling_is_what_the_vae_gives_back(whole, arrays, vae_folder):
             back.append(mosaic.untile(latents.from_pixels(y)[0], SIDE, layout))
         back = np.stack(back)
         assert np.isclose(m["mmd_linear"]["vae"][layout], ((back.mean(0) / 255 - real.mean(0) / 255) ** 2).sum(), rtol=1e-4)
-        assert np.isclose(m["ms_ssim"]["vae"][layout], metrics.ms_ssim_pairs(back).mean(), atol=1e-4)
+        assert np.isclose(m["ms_ssim"]["vae"][layout], ms_ssim.ms_ssim_pairs(back).mean(), atol=1e-4)
         psnr = np.mean([-10 * np.log10(np.mean((a / 255 - b / 255) ** 2)) for a, b in zip(real, back)])
         assert np.isclose(whole[1]["vae_psnr_db"][layout], psnr, atol=1e-2)
 
@@ -211,8 +211,8 @@ def test_memory_and_pairs_do_not_change_what_is_counted(arrays, tmp_path):
     assert b["metrics"]["ms_ssim"]["pairs"] == {"real": 5, "synthetic": 5}
     rng, chosen = np.random.default_rng(0), {}
     for name, v in (("real", real), ("synthetic", fake)):
-        order = metrics.all_pairs(len(v))
-        chosen[name] = metrics.ms_ssim_pairs(v, pairs=order[rng.choice(len(order), 5, replace=False)]).mean()
+        order = ms_ssim.all_pairs(len(v))
+        chosen[name] = ms_ssim.ms_ssim_pairs(v, pairs=order[rng.choice(len(order), 5, replace=False)]).mean()
     assert np.isclose(b["metrics"]["ms_ssim"]["value"], chosen["synthetic"])
     assert np.isclose(b["metrics"]["ms_ssim"]["target"]["value"], chosen["real"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "f", "r"]

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
-from conftest import GOLDEN, golden
+from helpers import GOLDEN, golden
 
 import models
 from benchmarks import baseline as plain
 from diffusion import gaussian_diffusion as diffusion
+from training import acceleration, finetuning
 from training import dry_run as estimate
 
 
@@ -75,18 +76,18 @@ def test_the_published_sizes():
 def test_difffit_trains_what_the_paper_says():
     with torch.device("meta"):
         model = models.DiT_models["DiT-XL/2"](input_size=112, base_grid=32)
-    trained = models.set_trainable(model, "difffit")
+    trained = finetuning.set_trainable(model, "difffit")
     kinds = {}
     for name, p in trained.items():
-        kinds[models.parameter_kind(name)] = kinds.get(models.parameter_kind(name), 0) + p.numel()
+        kinds[finetuning.parameter_kind(name)] = kinds.get(finetuning.parameter_kind(name), 0) + p.numel()
     assert kinds == {"bias": 489_632, "class table": 1_153_152}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == set(trained)
     with torch.device("meta"):
         model = models.DiT_models["DiT-XL/2"](input_size=112, base_grid=32, gamma_blocks=14)
-    trained = models.set_trainable(model, "difffit")
-    gammas = {n: p.numel() for n, p in trained.items() if models.parameter_kind(n) == "gamma"}
+    trained = finetuning.set_trainable(model, "difffit")
+    gammas = {n: p.numel() for n, p in trained.items() if finetuning.parameter_kind(n) == "gamma"}
     assert set(gammas) == {f"blocks.{i}.gamma{j}" for i in range(14) for j in (1, 2)} and set(gammas.values()) == {1152}
-    full = models.set_trainable(model, "full")
+    full = finetuning.set_trainable(model, "full")
     assert set(n for n, _ in model.named_parameters()) - set(full) == {"pos_embed"}
 
 
@@ -130,7 +131,7 @@ def deep(gamma_blocks=2):
         if p.requires_grad:
             torch.nn.init.normal_(p, std=0.08)
     args = torch.randn(4, 4, 8, 8), torch.tensor([3, 250, 700, 990]), torch.tensor([1, 10, 2, 3]), torch.randn(4, 4, 8, 8)
-    return model, models.set_trainable(model, "difffit"), args
+    return model, finetuning.set_trainable(model, "difffit"), args
 
 
 @pytest.mark.parametrize("long", [1, 10 ** 6])
@@ -143,7 +144,7 @@ def test_every_way_gives_the_plain_ways_gradients(monkeypatch, long):
         model.save_memory(lean, k)
         again, g = gradients(model, trained, args)
         assert abs(again / loss - 1) < 1e-6 and (g - grad).norm() < 1e-5 * grad.norm(), (lean, k)
-    models.set_trainable(model, "full")
+    finetuning.set_trainable(model, "full")
     full = {n: p for n, p in model.named_parameters() if p.requires_grad}
     _, grad = gradients(lambda *a: plain.forward(model, *a), full, args)
     _, g = gradients(model.save_memory(True, 3), full, args)
@@ -156,7 +157,7 @@ def test_bf16_is_within_a_hundredth_of_fp32(monkeypatch, long):
     monkeypatch.setattr(models, "LONG", long)
     model, trained, args = deep()
     loss, grad = gradients(lambda *a: plain.forward(model, *a), trained, args)
-    models.matrices_to_bf16(model)
+    acceleration.matrices_to_bf16(model)
     again, g = gradients(model.save_memory(True, 0), trained, args, bf16=True)
     assert 0 < abs(again / loss - 1) < 1e-3 and 0 < (g - grad).norm() < 1e-2 * grad.norm()
 
@@ -168,8 +169,8 @@ def test_what_a_block_keeps_for_its_backward_pass(lean, units):
     tokens, width = 256, 128
     block = models.DiTBlock(width, 2)
     for name, p in block.named_parameters():
-        p.requires_grad_(models.parameter_kind(name) != "matrix")
-    models.matrices_to_bf16(block)
+        p.requires_grad_(finetuning.parameter_kind(name) != "matrix")
+    acceleration.matrices_to_bf16(block)
     block.lean = lean
     kept = estimate.kept_for_backward(block, torch.randn(1, tokens, width), torch.randn(1, width), "bf16")
     assert units <= kept / (tokens * width * 2) < units + 0.5
@@ -202,7 +203,7 @@ def test_frozen_matrices_in_bf16_give_autocasts_results():
     torch.manual_seed(0)
     model = small()
     args = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
-    trained = models.set_trainable(model, "difffit")
+    trained = finetuning.set_trainable(model, "difffit")
     results = []
     for _ in range(2):
         model.zero_grad()
@@ -210,7 +211,7 @@ def test_frozen_matrices_in_bf16_give_autocasts_results():
             out = model(*args)
         out.float().square().sum().backward()
         results.append([out.detach().clone()] + [p.grad.clone() for p in trained.values()])
-        models.matrices_to_bf16(model)
+        acceleration.matrices_to_bf16(model)
     assert model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16 and model.blocks[0].mlp.fc1.bias.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

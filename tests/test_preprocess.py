@@ -6,18 +6,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torchvision
-from conftest import AFFINE, SHARED, brain, error_line, save_nifti, script
+from example_scans import bad_files
+from helpers import AFFINE, SHARED, brain, error_line, save_nifti, script
 from nibabel.affines import apply_affine
 from PIL import Image
-from test_volumes import bad_files
 
-from mri import manifest, mosaic, volumes
+from mri import geometry, intensity, manifest, mosaic, mosaic_files
 
 
 def test_a_mosaics_png_is_read_alike_by_other_decoders(tmp_path):
     for seed, (height, width) in enumerate([(48, 48), (1, 1), (7, 3), (896, 896)]):
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) // (1 if seed < 3 else 64)
-        manifest.write_mosaic(tmp_path / "m.png", pixels)
+        mosaic_files.write_mosaic(tmp_path / "m.png", pixels)
         with Image.open(tmp_path / "m.png") as image:
             image.verify()                                              # every chunk's checksum
         assert np.array_equal(np.asarray(Image.open(tmp_path / "m.png")), pixels)
@@ -30,14 +30,14 @@ def test_data_folder(scans, data):
     assert {k: header[k] for k in ("size", "layout", "grid", "fit", "window_percentiles", "classes")} == dict(
         size=16, layout="rgb", grid=3, fit="stretch", window_percentiles=[0.0, 99.9], classes=["AD", "CN"])
     assert [v["id"] for v in entries] == ["sub-00_ses-1_T1w", "sub-00_ses-2_T1w"] + [f"sub-{i:02d}_ses-1_T1w" for i in range(1, 5)]
-    assert np.allclose(header["affine"], volumes.cube_affine((20, 26, 22), AFFINE, 16, "stretch"))
+    assert np.allclose(header["affine"], geometry.cube_affine((20, 26, 22), AFFINE, 16, "stretch"))
     assert header["source_shape"] == [20, 26, 22] and np.allclose(header["source_affine"], AFFINE)
     for v in entries:
         path = next(scans.rglob(v["id"] + ".nii.gz"))
         assert v["source"] == str(path.resolve()) and np.allclose(v["affine"], nib.load(path).affine) and v["shape"] == [20, 26, 22]
         ras = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)
         assert np.allclose(v["window"], np.percentile(ras, [0, 99.9]))
-        cube = volumes.to_uint8(volumes.to_cube(ras, AFFINE, 16, "stretch"), v["window"])
+        cube = intensity.to_uint8(geometry.to_cube(ras, AFFINE, 16, "stretch"), v["window"])
         pixels = np.array(Image.open(data / "mosaics" / f"{v['id']}.png"))
         assert np.array_equal(pixels, mosaic.tile(cube, "rgb"))
 
@@ -86,7 +86,7 @@ def test_postprocess_is_the_inverse(data, tmp_path):
     header, entries = manifest.read_manifest(data)
     for v in entries:
         image = nib.load(tmp_path / "n" / f"{v['id']}.nii.gz")
-        cube = mosaic.untile(manifest.read_mosaic(manifest.mosaic_path(data, v["id"]), header), 16, "rgb")
+        cube = mosaic.untile(mosaic_files.read_mosaic(mosaic_files.mosaic_path(data, v["id"]), header), 16, "rgb")
         assert np.array_equal(np.asarray(image.dataobj.get_unscaled()), cube)
         assert np.allclose(image.affine, header["affine"], atol=1e-5)  # all scans here cover one field of view
 
@@ -106,7 +106,7 @@ def test_there_and_back_on_the_sources_own_grid(scans, tmp_path, fit, size, layo
 def test_pngs_from_elsewhere_take_the_cohorts_geometry(data, tmp_path):
     header, entries = manifest.read_manifest(data)
     (tmp_path / "pngs").mkdir()
-    shutil.copy(manifest.mosaic_path(data, entries[0]["id"]), tmp_path / "pngs" / "other.png")
+    shutil.copy(mosaic_files.mosaic_path(data, entries[0]["id"]), tmp_path / "pngs" / "other.png")
     done = script("postprocess.py", "--input", tmp_path / "pngs", "--output", tmp_path / "n", expect=2)
     assert "holds no manifest.json" in error_line(done)
     script("postprocess.py", "--input", tmp_path / "pngs", "--output", tmp_path / "n", "--manifest", data)
@@ -171,10 +171,10 @@ def test_real_size_mosaics_are_lossless_and_keep_their_place(tmp_path):
     script("preprocess.py", "--input", SHARED / "cohort", "--output", tmp_path / "d")
     script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "n")
     header, entries = manifest.read_manifest(tmp_path / "d")
-    assert len(entries) == 14 and np.allclose(volumes.voxel_sizes(header["affine"]), [1.125, 1.375, 1.125])
+    assert len(entries) == 14 and np.allclose(geometry.voxel_sizes(header["affine"]), [1.125, 1.375, 1.125])
     for v in entries:
         source, cube = nib.load(v["source"]), nib.load(tmp_path / "n" / f"{v['id']}.nii.gz")
-        direct = volumes.to_uint8(volumes.to_cube(source.get_fdata(dtype=np.float32), source.affine, 128, "stretch"), v["window"])
+        direct = intensity.to_uint8(geometry.to_cube(source.get_fdata(dtype=np.float32), source.affine, 128, "stretch"), v["window"])
         assert np.array_equal(np.asarray(cube.dataobj.get_unscaled()), direct)
         assert nib.aff2axcodes(cube.affine) == ("R", "A", "S")
         assert np.allclose(apply_affine(cube.affine, [63.5] * 3), apply_affine(source.affine, [71.5, 87.5, 71.5]), atol=1e-4)

@@ -5,10 +5,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED, script
+from helpers import SHARED, script
 
 import models
-from mri import manifest, mosaic
+from mri import manifest, mosaic, mosaic_files
 
 
 def write_weights(folder):
@@ -35,7 +35,7 @@ def test_the_whole_pipeline_at_real_size(tmp_path):
     assert [e["step"] for e in log] == [1, 2] and all(0.9 < e["mse"] < 1.1 for e in log)  # a zero output against unit noise
     script("sample.py", "--ckpt", ckpt, "--num-samples", 1, "--num-sampling-steps", 2, "--output", tmp_path / "s", "--device", "cpu")
     header, _ = manifest.read_manifest(data)
-    sheet = manifest.read_mosaic(manifest.mosaic_path(tmp_path / "s", "000000"), header)
+    sheet = mosaic_files.read_mosaic(mosaic_files.mosaic_path(tmp_path / "s", "000000"), header)
     image = nib.load(tmp_path / "s" / "nifti" / "000000.nii.gz")
     assert image.shape == (128, 128, 128) and nib.aff2axcodes(image.affine) == ("R", "A", "S")
     assert np.allclose(image.header.get_zooms(), [1.125, 1.375, 1.125]) and np.allclose(image.affine, header["affine"], atol=1e-4)

@@ -5,13 +5,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import error_line, random_vae, script
+from helpers import error_line, random_vae, script
 from PIL import Image
 
-from diffusion import gaussian_diffusion as diffusion
+from diffusion import samplers
 from diffusion import vae as latents
 from mri import manifest, mosaic
-from training import checkpoint as checkpoints
+from training import pretrained
+from utils import seeding
 
 SAMPLER = ("--sampler", "ddim", "--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
 
@@ -32,15 +33,15 @@ def test_samples_folder(samples, ckpt, data, vae_folder):
     header, _ = manifest.read_manifest(samples)
     assert header == manifest.read_manifest(data)[0]
     content = json.loads((samples / "samples.json").read_text())
-    assert content["format"] == "mosaicdit-samples" and content["recipe"]["ckpt_sha256"] == checkpoints.sha256_of(ckpt)
+    assert content["format"] == "mosaicdit-samples" and content["recipe"]["ckpt_sha256"] == pretrained.sha256_of_weights(ckpt)
     assert content["samples"] == [{"id": f"{i:06d}", "index": i, "class": 0} for i in range(3)]
     for i in range(3):
         sheet = np.array(Image.open(samples / "mosaics" / f"{i:06d}.png"))
         image = nib.load(samples / "nifti" / f"{i:06d}.nii.gz")
         assert np.array_equal(np.asarray(image.dataobj.get_unscaled()), mosaic.untile(sheet, 16, "rgb"))
         assert np.allclose(image.affine, header["affine"], atol=1e-5)
-    model, meta = checkpoints.restore_model(ckpt)
-    z = diffusion.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [diffusion.seeded_generator(0, 2)], "ddim", 3, 8)
+    model, meta = pretrained.restore_model(ckpt)
+    z = samplers.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [seeding.seeded_generator(0, 2)], "ddim", 3, 8)
     direct = latents.decode(latents.load_vae(vae_folder), z)[0]
     assert np.abs(direct.astype(int) - sheet).max() <= 1  # sheet of sample 2, which was alone in its batch
 

@@ -6,13 +6,14 @@ import struct
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import AFFINE, SHARED, brain, error_line, save_nifti, script
+from example_scans import ORIENTATIONS, blob, oblique, turned
+from helpers import AFFINE, SHARED, brain, error_line, save_nifti, script
 from nibabel.affines import apply_affine
 from scipy import ndimage
-from test_volumes import ORIENTATIONS, blob, oblique, turned
 
-from mri import manifest, nifti, volumes
-from utils.cli import UserError
+from mri import geometry, manifest, mosaic_files, nifti
+from utils import files
+from utils.errors import UserError
 
 POINT = np.array([-2.0, 6.0, 4.0])  # mm: left of the brain's middle, in front of it and above
 HALF = 0.5
@@ -121,7 +122,7 @@ def every_kind(tmp_path_factory):
     return folder, variants(folder)
 
 
-@pytest.mark.parametrize("fit", volumes.FITS)
+@pytest.mark.parametrize("fit", geometry.FITS)
 def test_a_landmark_is_where_it_was_in_every_kind_of_scan(every_kind, fit, tmp_path):
     folder, said = every_kind
     done = script("preprocess.py", "--input", folder, "--output", tmp_path / "d", "--size", 32, "--fit", fit, "--workers", 2)
@@ -130,16 +131,16 @@ def test_a_landmark_is_where_it_was_in_every_kind_of_scan(every_kind, fit, tmp_p
     header, entries = manifest.read_manifest(tmp_path / "d")
     assert {v["id"] for v in entries} == set(said) and len(said) == 91
     for v in entries:
-        source = next(p for p in folder.iterdir() if volumes.stem(p) == v["id"] and p.suffix != ".img")
+        source = next(p for p in folder.iterdir() if nifti.stem(p) == v["id"] and p.suffix != ".img")
         array, affine = truth(source)
         warning, codes = said[v["id"]]
-        assert np.linalg.norm(found(array, affine) - POINT) < 0.2 * volumes.voxel_sizes(affine).min()  # the landmark itself
+        assert np.linalg.norm(found(array, affine) - POINT) < 0.2 * geometry.voxel_sizes(affine).min()  # the landmark itself
         assert (warning or "") in " ".join(v.get("warnings", [])) and bool(v.get("warnings")) == bool(warning), v["id"]
         assert not warning or f"warning: {v['id']}: {warning}" in done.stderr or warning.startswith("and")
         cube, back = (nib.load(tmp_path / where / f"{v['id']}.nii.gz") for where in ("cubes", "back"))
         for image, most in ((cube, HALF), (back, HALF)):
             miss = np.linalg.norm(found(image.get_fdata(), image.affine) - POINT)
-            assert miss < most * volumes.voxel_sizes(image.affine).min(), (v["id"], miss)
+            assert miss < most * geometry.voxel_sizes(image.affine).min(), (v["id"], miss)
             assert found(image.get_fdata(), image.affine)[0] < 0                      # left stays left
             sform, s = image.get_sform(coded=True)
             qform, q = image.get_qform(coded=True)
@@ -154,7 +155,7 @@ def test_a_landmark_is_where_it_was_in_every_kind_of_scan(every_kind, fit, tmp_p
         assert np.corrcoef(back.get_fdata().ravel(), array.ravel())[0, 1] >= 0.99, v["id"]
         top = np.percentile(array, 99.9) - array.min()
         assert abs(back.get_fdata().max() - array.min() - top) < 0.1 * top and abs(back.get_fdata().min() - array.min()) < 0.02 * top
-    corner = volumes.to_cube(np.ones((4, 8, 8), np.float32) * 5, np.eye(4), 8, "pad", outside=-1)
+    corner = geometry.to_cube(np.ones((4, 8, 8), np.float32) * 5, np.eye(4), 8, "pad", outside=-1)
     assert corner[0, 4, 4] == -1 and corner[4, 4, 4] == 5                             # beyond a scan lies its darkest
 
 
@@ -162,9 +163,9 @@ def test_all_orientations_give_one_mosaic(every_kind, tmp_path):
     folder, _ = every_kind
     script("preprocess.py", "--input", folder / "axes*.nii.gz", "--output", tmp_path / "d", "--size", 32, "--workers", 2)
     header, entries = manifest.read_manifest(tmp_path / "d")
-    sheets = {manifest.mosaic_path(tmp_path / "d", v["id"]).read_bytes() for v in entries}
+    sheets = {mosaic_files.mosaic_path(tmp_path / "d", v["id"]).read_bytes() for v in entries}
     assert len(entries) == 48 and len(sheets) == 1
-    assert np.allclose(header["affine"], volumes.cohort_grid([(20, 26, 22)], [oblique(AFFINE)], 32, "stretch")[0], atol=1e-4)
+    assert np.allclose(header["affine"], geometry.cohort_grid([(20, 26, 22)], [oblique(AFFINE)], 32, "stretch")[0], atol=1e-4)
 
 
 def test_what_is_no_scan_is_refused_in_one_line(tmp_path):
@@ -213,7 +214,7 @@ def test_what_is_no_scan_is_refused_in_one_line(tmp_path):
     for name, words in bad.items():
         with pytest.raises(UserError) as e:
             nifti.read_scan(tmp_path / name)
-        assert words in str(e.value) and str(tmp_path / volumes.stem(name)) in str(e.value) and "\n" not in str(e.value), name
+        assert words in str(e.value) and str(tmp_path / nifti.stem(name)) in str(e.value) and "\n" not in str(e.value), name
     done = script("preprocess.py", "--input", tmp_path, "--output", tmp_path / "d", "--size", 16, "--workers", 1, expect=1)
     assert f"{len(bad)} of {len(bad) + 1} scans skipped" in done.stderr and done.stderr.count("skipped: ") == len(bad)
     patched("broken_qform.nii", "", {256: struct.pack("<3f", 9, 9, 9)})
@@ -241,11 +242,11 @@ def test_one_of_several_volumes(tmp_path):
 def test_old_folders_are_read_and_plain_ones_are_written_as_before(data):
     _, entries = manifest.read_manifest(data)
     assert all(set(v) == {"id", "subject", "source", "shape", "affine", "window", "class", "split"} for v in entries)
-    assert list(manifest.read_json(data / "manifest.json")) == ["format", "version", *manifest.HEADER, "volumes"]
+    assert list(files.read_json(data / "manifest.json")) == ["format", "version", *manifest.HEADER_KEYS, "volumes"]
 
 
 def test_sheared_affines_are_not_given_to_the_qform(tmp_path):
-    volumes.write_nifti(tmp_path / "a.nii.gz", brain(), sheared(AFFINE), (3, 2))
+    nifti.write_nifti(tmp_path / "a.nii.gz", brain(), sheared(AFFINE), (3, 2))
     image = nib.load(tmp_path / "a.nii.gz")
     assert (int(image.header["sform_code"]), int(image.header["qform_code"])) == (3, 0)
     assert np.allclose(image.affine, sheared(AFFINE), atol=1e-5)
@@ -253,7 +254,7 @@ def test_sheared_affines_are_not_given_to_the_qform(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "cohort").is_dir(), reason="needs the cohort of real-size brains in ../shared/cohort")
-@pytest.mark.parametrize("fit", volumes.FITS)
+@pytest.mark.parametrize("fit", geometry.FITS)
 def test_real_anatomy_in_other_axes_comes_back(tmp_path, fit):
     for k, path in enumerate(sorted((SHARED / "cohort").glob("*.nii.gz"))[:4]):
         image = nib.load(path)

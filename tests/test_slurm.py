@@ -4,7 +4,7 @@ import re
 
 import pytest
 import slurm_cluster
-from conftest import ROOT, finetune_flags
+from helpers import ROOT, finetune_flags
 from test_cluster import assert_same
 
 pytestmark = pytest.mark.slurm

@@ -5,15 +5,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import AFFINE, TRAIN, brain, error_line, finetune_flags, random_vae, save_nifti, script
+from helpers import AFFINE, TRAIN, brain, error_line, finetune_flags, random_vae, save_nifti, script
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import models
 from diffusion import gaussian_diffusion as diffusion
 from diffusion import vae as latents
-from mri import manifest
+from mri import manifest, mosaic_files
 from training import checkpoint as checkpoints
+from training import finetuning
 
 
 def train(data, vae, results, *args, **kwargs):
@@ -33,9 +34,9 @@ def test_run_folder(finetuned, pretrained, data, vae_folder):
     assert names == ["0000002", "0000002.state", "0000004", "0000004.state"]
     args = json.loads((finetuned / "args.json").read_text())
     assert args["tune"] == "difffit" and args["lr"] == 1e-3 and args["max_steps"] == 4
-    meta = checkpoints.read_meta(finetuned / "checkpoints" / "0000004.safetensors")
+    meta = checkpoints.read_metadata(finetuned / "checkpoints" / "0000004.safetensors")
     base = pretrained / "checkpoints" / "0000002.safetensors"
-    assert meta["base"] == dict(path=str(base), name=base.name, sha256=checkpoints.sha256_of(base))
+    assert meta["base"] == dict(path=str(base), name=base.name, sha256=pretrained.sha256_of_weights(base))
     assert (meta["step"], meta["model"], meta["tune"], meta["image_size"]) == (4, "DiT-T/4", "difffit", 48)
     assert meta["header"] == manifest.read_manifest(data)[0] and meta["vae"]["sha256"] == latents.fingerprint(latents.load_vae(vae_folder))
     log = [json.loads(line) for line in (finetuned / "log.jsonl").read_text().splitlines()]
@@ -49,10 +50,10 @@ def test_only_what_should_trains(finetuned, pretrained):
     raw = {k.removeprefix("raw."): v for k, v in tensors(finetuned, "0000004").items() if k.startswith("raw.")}
     with torch.device("meta"):
         model = models.DiT_models["DiT-T/4"](input_size=12, in_channels=5, num_classes=2, gamma_blocks=2)
-    assert raw.keys() == models.set_trainable(model, "difffit").keys()
-    before = checkpoints.restore_model(pretrained / "checkpoints" / "0000002.safetensors")[0].state_dict()
+    assert raw.keys() == finetuning.set_trainable(model, "difffit").keys()
+    before = pretrained.restore_model(pretrained / "checkpoints" / "0000002.safetensors")[0].state_dict()
     moved = [k for k in raw if not torch.equal(raw[k], before.get(k, torch.ones_like(raw[k])))]
-    assert {models.parameter_kind(k) for k in moved} == {"bias", "class table", "gamma"}
+    assert {finetuning.parameter_kind(k) for k in moved} == {"bias", "class table", "gamma"}
     full = {k.removeprefix("raw.") for k in tensors(pretrained, "0000002") if k.startswith("raw.")}
     assert full == before.keys() - {"pos_embed"}
 
@@ -63,7 +64,7 @@ def test_one_step_is_adamw_on_the_papers_loss(data, vae_folder, tmp_path):
     header, entries = manifest.read_manifest(data)
     entries = [v for v in entries if v["split"] == "train"]
     vae = latents.load_vae(vae_folder)
-    moments = latents.encode_moments(vae, manifest.read_mosaics(data, header, entries))
+    moments = latents.encode_moments(vae, mosaic_files.read_mosaics(data, header, entries))
     torch.manual_seed(0)
     model = models.DiT_models["DiT-T/4"](input_size=12, in_channels=5, num_classes=2).initialize_weights()
     trained = {k: p for k, p in model.named_parameters() if k != "pos_embed"}
@@ -140,7 +141,7 @@ def test_bf16_is_near_fp32(finetuned, data, vae_folder, pretrained, tmp_path):
     assert ours["loss"] != theirs["loss"] and abs(ours["loss"] / theirs["loss"] - 1) < 1e-3
     assert all(v.dtype == torch.float32 for v in tensors(tmp_path / "000-DiT-T-4", "0000004.state").values())
     header, _ = manifest.read_manifest(data)
-    assert manifest.read_mosaic(tmp_path / "000-DiT-T-4" / "samples" / "0000004.png", header).std() > 1
+    assert mosaic_files.read_mosaic(tmp_path / "000-DiT-T-4" / "samples" / "0000004.png", header).std() > 1
 
 
 def test_dry_run_of_the_papers_model(tmp_path):

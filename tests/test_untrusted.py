@@ -12,13 +12,14 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from conftest import AFFINE, TRAIN, brain, error_line, save_nifti, script, train_flags
 from fuzz import png_chunk
+from helpers import AFFINE, TRAIN, brain, error_line, save_nifti, script, train_flags
 from PIL import Image
 
 from diffusion import vae as latents
-from mri import manifest, mosaic, nifti
-from utils.cli import UserError
+from mri import manifest, mosaic, mosaic_files, nifti, scans
+from training import latent_cache
+from utils.errors import UserError
 
 # ----------------------------------------------------------------------------------------------------- code in pickles
 
@@ -96,7 +97,7 @@ def test_in_the_latents_place(data, vae_folder, evil, tmp_path):
     shutil.copytree(data, tmp_path / "d")
     evil(tmp_path / "d" / f"latents-{vae_folder.name}.safetensors")
     header, entries = manifest.read_manifest(tmp_path / "d")
-    moments = latents.cached_moments(tmp_path / "d", header, entries, latents.load_vae(str(vae_folder)), vae_folder.name)
+    moments = latent_cache.cached_moments(tmp_path / "d", header, entries, latents.load_vae(str(vae_folder)), vae_folder.name)
     assert moments.shape[0] == len(entries) and moments.isfinite().all()
 
 
@@ -170,7 +171,7 @@ def test_gzip_bombs(tmp_path):
 
 def test_png_bombs(data, tmp_path):
     header, entries = manifest.read_manifest(data)
-    good = manifest.mosaic_path(data, entries[0]["id"]).read_bytes()
+    good = mosaic_files.mosaic_path(data, entries[0]["id"]).read_bytes()
     side = mosaic.mosaic_side(header["size"], header["layout"])
     bomb = zlib.compress(bytes(2 ** 28), 9)
     path = tmp_path / "a.png"
@@ -178,23 +179,23 @@ def test_png_bombs(data, tmp_path):
     def refused(raw, words):
         path.write_bytes(raw)
         with frugal(words):
-            manifest.read_mosaic(path, header)
+            mosaic_files.read_mosaic(path, header)
 
     size = struct.pack(">2I5B", 60000, 60000, 8, 2, 0, 0, 0)
     refused(good[:8] + png_chunk(b"IHDR", size) + good[33:], "cannot be read as PNG")             # 3.6 gigapixels
     size = struct.pack(">2I5B", 9000, 9000, 8, 2, 0, 0, 0)
     refused(good[:8] + png_chunk(b"IHDR", size) + good[33:], f"9000 x 9000 RGB, but the manifest says {side} x {side}")
     refused(good[:33] + png_chunk(b"zTXt", b"k\0\0" + bomb) + good[33:], "cannot be read as PNG")
-    image = Image.open(manifest.mosaic_path(data, entries[0]["id"]))
+    image = Image.open(mosaic_files.mosaic_path(data, entries[0]["id"]))
     image.save(tmp_path / "b.tiff")
     refused((tmp_path / "b.tiff").read_bytes(), "cannot be read as PNG")                          # only PNGs are decoded
     path.write_bytes(good[:33] + png_chunk(b"IDAT", bomb) + png_chunk(b"IEND", b""))              # more pixels than it has
     tracemalloc.start()
-    assert manifest.read_mosaic(path, header).shape == (side, side, 3)
+    assert mosaic_files.read_mosaic(path, header).shape == (side, side, 3)
     assert tracemalloc.get_traced_memory()[1] < 2 ** 24
     tracemalloc.stop()
     shutil.copytree(data, tmp_path / "d")
-    manifest.mosaic_path(tmp_path / "d", entries[0]["id"]).write_bytes(good[:8] + png_chunk(b"IHDR", size) + good[33:])
+    mosaic_files.mosaic_path(tmp_path / "d", entries[0]["id"]).write_bytes(good[:8] + png_chunk(b"IHDR", size) + good[33:])
     assert "9000 x 9000" in error_line(script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "n", expect=2))
 
 
@@ -280,6 +281,5 @@ def test_manifests_of_a_million_entries(data, tmp_path):
     with frugal("1099511627776 bytes, more than the"):
         manifest.read_manifest(path)
     with frugal("larger than the 64 MiB that are read"):
-        from mri import volumes
         os.rename(path, tmp_path / "a.tsv")
-        volumes.find_scans(tmp_path / "a.tsv")
+        scans.find_scans(tmp_path / "a.tsv")

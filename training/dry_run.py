@@ -2,6 +2,7 @@
 import torch
 
 import models
+from training import acceleration, finetuning
 from utils import distributed
 
 
@@ -25,25 +26,25 @@ def dry_run(args, config, volumes):
     """Prints what would train, and what it needs: tokens, counts by kind, memory."""
     with torch.device("meta"):
         model = models.DiT(**config)
-    trained = models.set_trainable(model, args.tune)
+    trained = finetuning.set_trainable(model, args.tune)
     tokens, width, depth = model.grid ** 2, config["hidden_size"], config["depth"]
     total = sum(p.numel() for n, p in model.named_parameters() if n != "pos_embed")
     print(f"{args.model}: {depth} blocks, width {width}, {config['num_heads']} heads, {total:,} parameters")
     print(f"latents {config['in_channels']} x {config['input_size']} x {config['input_size']}, {tokens:,} tokens; {volumes} volumes")
     kinds = {}
     for name, p in trained.items():
-        kinds.setdefault(models.parameter_kind(name), []).append(p.numel())
+        kinds.setdefault(finetuning.parameter_kind(name), []).append(p.numel())
     print(f"trains with --tune {args.tune}:")
     for kind, sizes in kinds.items():
         print(f"  {kind:12} {len(sizes):4} tensors {sum(sizes):13,} values")
     n = sum(p.numel() for p in trained.values())
     print(f"  {'all':12} {len(trained):4} tensors {n:13,} values, {n / total:.3%} of the model")
 
-    micro = args.global_batch_size // args.accum // distributed.world()
+    micro = args.global_batch_size // args.accum // distributed.world_size()
     block = models.DiTBlock(width, config["num_heads"], gamma=args.gamma_blocks > 0)
-    models.set_trainable(block, args.tune)
+    finetuning.set_trainable(block, args.tune)
     if args.precision == "bf16":
-        models.matrices_to_bf16(block)
+        acceleration.matrices_to_bf16(block)
     block.lean = not args.keep_activations
     first, two = (kept_for_backward(block, torch.zeros(n, tokens, width), torch.zeros(n, width), args.precision) for n in (1, 2))
     one = first + (micro - 1) * (two - first)  # what does not grow are the bf16 copies of matrices that train

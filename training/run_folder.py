@@ -17,9 +17,9 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from mri.manifest import read_json
 from training import checkpoint as checkpoints
-from utils.cli import UMASK, UserError, write_text
+from utils.errors import UserError
+from utils.files import read_json, umask, write_text
 
 # What may differ between the command that began a run and the one that goes on with it.
 FREE = ("results_dir", "resume", "max_steps", "epochs", "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every",
@@ -49,7 +49,7 @@ class Run:
         try:
             run_ = cls(hidden)
             write_text(hidden / "args.json", json.dumps(identity(args, free=True), indent=1) + "\n")
-            hidden.chmod(0o777 & ~UMASK)
+            hidden.chmod(0o777 & ~umask)
             while True:
                 folder = args.results_dir / f"{number:03d}-{name}"
                 try:

@@ -1,7 +1,8 @@
-"""The processes that torchrun starts: who this one is, and what they tell each other. One process needs none of it.
+"""The processes that torchrun starts: which one this is, and how they communicate.
 
-Training's gradients are summed in buckets laid out once and for all by the order of the parameters, so that a resumed run
-adds them in the same order as one that was not; DistributedDataParallel lays its buckets out anew after the first step.
+A single process needs none of it. Gradients are summed in buckets that depend on the order of the
+parameters alone, so that a resumed run adds them in the same order as an uninterrupted one;
+DistributedDataParallel rearranges its buckets after the first step.
 """
 import contextlib
 import json
@@ -11,105 +12,121 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils.cli import UserError, brief
+from utils.errors import UserError, shorten
 
-BUCKET = 8 * 2 ** 20  # values summed at once, 32 MB
+BUCKET_VALUES = 8 * 2 ** 20  # gradients summed in one call: 32 MB
 
 
 def rank():
-    """This process among all, 0…world() - 1."""
+    """Number of this process, 0…world_size() - 1."""
     return int(os.environ.get("RANK", 0))
 
 
-def world():
-    """How many processes there are, over all nodes."""
+def world_size():
+    """Number of processes, over all nodes."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def is_main():
+    """Whether this is process 0, the only one that writes."""
+    return rank() == 0
+
+
 def own_device(device):
-    """The device of this process: of `cuda`, the GPU that LOCAL_RANK says. Raises UserError when there are too few."""
-    if device != "cuda" or world() == 1:
+    """The device of this process: for "cuda" the GPU that LOCAL_RANK names.
+
+    :raises UserError: the machine has fewer GPUs than processes
+    """
+    if device != "cuda" or world_size() == 1:
         return device
     local = int(os.environ.get("LOCAL_RANK", 0))
-    if local >= torch.cuda.device_count():
-        raise UserError(f"--nproc-per-node of torchrun: process {local + 1} on a machine with {torch.cuda.device_count()} "
-                        "GPUs; start fewer")
+    gpus = torch.cuda.device_count()
+    if local >= gpus:
+        raise UserError(f"torchrun --nproc-per-node: process {local + 1} on a machine with {gpus} "
+                        "GPUs; start fewer processes")
     torch.cuda.set_device(local)
     return f"cuda:{local}"
 
 
 @contextlib.contextmanager
-def group(device):
-    """Within it the processes can talk: through nccl about what is on GPUs, through gloo about the rest."""
-    if world() == 1:
+def process_group(device):
+    """Within this context processes can communicate: GPU tensors by nccl, others by gloo."""
+    if world_size() == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo"
-    with _peers():
-        dist.init_process_group(backend, timeout=timedelta(hours=1))  # encoding all mosaics takes one process a while
+    with _explain_lost_peers():
+        # an hour, as one process encodes all mosaics while the others wait
+        dist.init_process_group(backend, timeout=timedelta(hours=1))
     yield
-    dist.destroy_process_group()  # not after an error: it would wait for the others
+    dist.destroy_process_group()  # not after an error, as it would wait for the others
 
 
 @contextlib.contextmanager
-def main_first():
-    """The body runs in process 0, and then, when that has written its files, in the others."""
-    if world() > 1 and rank():
+def main_process_first():
+    """The body runs in process 0 first, and once that has written its files, in the others."""
+    if not is_main():
         barrier()
     yield
-    if world() > 1 and not rank():
+    if is_main():
         barrier()
 
 
 def barrier():
-    """Returns when all processes have come here."""
-    if world() > 1:
+    """Returns once all processes have arrived here."""
+    if world_size() > 1:
         sum_over_processes(torch.zeros(1))
 
 
-def tell(what=None):
-    """Process 0 tells the others something that JSON can hold; each returns it."""
-    if world() == 1:
-        return what
-    data = torch.tensor(list(json.dumps(what).encode()), dtype=torch.uint8)
-    length = sum_over_processes(torch.tensor(len(data) if rank() == 0 else 0))
-    data = data if rank() == 0 else torch.zeros(int(length), dtype=torch.uint8)
-    with _peers():
+def broadcast_json(value=None):
+    """Sends a JSON-serializable value of process 0 to all processes; each returns it."""
+    if world_size() == 1:
+        return value
+    data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8)
+    length = int(sum_over_processes(torch.tensor(len(data) if is_main() else 0)))
+    if not is_main():
+        data = torch.zeros(length, dtype=torch.uint8)
+    with _explain_lost_peers():
         dist.broadcast(data, 0)
     return json.loads(bytes(data.tolist()))
 
 
 def sum_over_processes(tensor):
-    """Adds up a tensor of every process, in place. The result is the same to the bit in each."""
-    if world() > 1:
-        with _peers():
+    """Sums a tensor over all processes, in place; the result is bitwise identical in each."""
+    if world_size() > 1:
+        with _explain_lost_peers():
             dist.all_reduce(tensor)
     return tensor
 
 
 def sum_gradients(parameters):
-    """Adds up over the processes the gradients of these parameters, and no others."""
-    if world() == 1:
+    """Sums the gradients of these parameters over all processes, in place."""
+    if world_size() == 1:
         return
     bucket, size = [], 0
-    for p in [*parameters, None]:
-        if bucket and (p is None or size + p.numel() > BUCKET):
-            flat = sum_over_processes(torch.cat([q.grad.flatten() for q in bucket]))
-            for q, grad in zip(bucket, flat.split([q.numel() for q in bucket])):
-                q.grad.copy_(grad.view_as(q))
+    for p in parameters:
+        if bucket and size + p.numel() > BUCKET_VALUES:
+            _sum_bucket(bucket)
             bucket, size = [], 0
-        if p is not None:
-            bucket.append(p)
-            size += p.numel()
+        bucket.append(p)
+        size += p.numel()
+    if bucket:
+        _sum_bucket(bucket)
+
+
+def _sum_bucket(parameters):
+    flat = sum_over_processes(torch.cat([p.grad.flatten() for p in parameters]))
+    for p, grad in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad.copy_(grad.view_as(p))
 
 
 @contextlib.contextmanager
-def _peers():
-    """When another process has ended, that one's error is what matters: this one adds a line, not a traceback."""
+def _explain_lost_peers():
+    """If another process died, its error is what matters: this one adds a line, no traceback."""
     try:
         yield
-    except RuntimeError as e:  # gloo's and nccl's errors are all of this kind
+    except RuntimeError as e:  # the errors of gloo and nccl are all RuntimeErrors
         if "out of memory" in str(e):
             raise
-        raise UserError(f"process {rank()} of {world()}: lost the others, whose error is above or in their log "
-                        f"({brief(e)})") from None
+        raise UserError(f"process {rank()} of {world_size()}: lost contact with the others; their "
+                        f"error is above or in their log ({shorten(e)})") from None

@@ -4,10 +4,12 @@ import diffusers.schedulers.scheduling_ddpm
 import numpy as np
 import pytest
 import torch
-from conftest import golden
+from helpers import golden
 
 import models
 from diffusion import gaussian_diffusion as diffusion
+from diffusion import samplers
+from utils import seeding
 
 
 def close(ours, theirs, relative):
@@ -57,9 +59,9 @@ def closed_form(weight):
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_trajectories_are_the_references(sampler, steps, monkeypatch):
     g = golden("samplers.npz")
-    assert np.array_equal(diffusion.respaced_timesteps(steps), g[f"ddpm{steps}/timesteps"])
+    assert np.array_equal(samplers.respaced_timesteps(steps), g[f"ddpm{steps}/timesteps"])
     replay = Replay(monkeypatch, g[f"ddpm{steps}/x_T"], g[f"ddpm{steps}/noise"])
-    x0 = diffusion.sample(closed_form(g["weight"]), (4, 4, 4), torch.zeros(2, dtype=torch.long), 0, replay.generators, sampler, steps)
+    x0 = samplers.sample(closed_form(g["weight"]), (4, 4, 4), torch.zeros(2, dtype=torch.long), 0, replay.generators, sampler, steps)
     assert close(x0, g[f"{sampler}{steps}/x_0"], 1e-4)
 
 
@@ -74,12 +76,12 @@ def test_samplers_reach_the_distribution_they_must(sampler, steps, tolerance):
         eps = (1 - a).sqrt() * x / (a * s ** 2 + 1 - a)
         return torch.cat([eps, torch.full_like(eps, -1)], 1)
 
-    generators = [diffusion.seeded_generator(1, i) for i in range(4)]
-    x0 = diffusion.sample(model, (4, 32, 32), torch.zeros(4, dtype=torch.long), 0, generators, sampler, steps)
+    generators = [seeding.seeded_generator(1, i) for i in range(4)]
+    x0 = samplers.sample(model, (4, 32, 32), torch.zeros(4, dtype=torch.long), 0, generators, sampler, steps)
     if tolerance is None:
         assert abs(float(x0.std()) - s) < 0.02
     else:
-        x_t = torch.stack([torch.randn((4, 32, 32), generator=diffusion.seeded_generator(1, i)) for i in range(4)])
+        x_t = torch.stack([torch.randn((4, 32, 32), generator=seeding.seeded_generator(1, i)) for i in range(4)])
         a = alphas_bar[-1].float()
         assert torch.allclose(x0, x_t * s / (a * s ** 2 + 1 - a).sqrt(), rtol=tolerance, atol=1e-3)
 
@@ -108,16 +110,16 @@ def test_one_forward_when_nothing_guides():
     assert calls == [3, 6]
 
 
-@pytest.mark.parametrize("sampler", diffusion.SAMPLERS)
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
 def test_a_sample_does_not_depend_on_its_batch(sampler):
     model = closed_form(golden("samplers.npz")["weight"])
 
     def draw(indices):
-        generators = [diffusion.seeded_generator(7, i) for i in indices]
-        return diffusion.sample(model, (4, 4, 4), torch.zeros(len(indices), dtype=torch.long), 0, generators, sampler, 10)
+        generators = [seeding.seeded_generator(7, i) for i in indices]
+        return samplers.sample(model, (4, 4, 4), torch.zeros(len(indices), dtype=torch.long), 0, generators, sampler, 10)
 
     together = draw([0, 1, 2, 3])
     assert torch.allclose(together, torch.cat([draw([0]), draw([1, 2]), draw([3])]), atol=1e-5)
     assert not torch.allclose(together[0], together[1])
-    a, b = (torch.randn(4, generator=diffusion.seeded_generator(seed, 0)) for seed in (7, 8))
+    a, b = (torch.randn(4, generator=seeding.seeded_generator(seed, 0)) for seed in (7, 8))
     assert not torch.equal(a, b)

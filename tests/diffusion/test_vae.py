@@ -4,13 +4,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import error_line, random_vae, script
 from diffusers import AutoencoderKL
+from helpers import error_line, random_vae, script
 from safetensors import safe_open
 
 from diffusion import vae as latents
-from mri import manifest, mosaic
-from utils.cli import UserError
+from mri import manifest, mosaic, mosaic_files
+from training import latent_cache
+from utils.errors import UserError
 
 
 def test_pixels_there_and_back():
@@ -29,13 +30,13 @@ def test_latents_are_diffusers_own(tmp_path, shift):
     theirs = AutoencoderKL.from_pretrained(folder, low_cpu_mem_usage=False).eval()
     mosaics = np.random.default_rng(0).integers(0, 256, (2, 24, 24, 3)).astype(np.uint8)
     moments = latents.encode_moments(vae, mosaics)
-    assert latents.factor(vae) == 4 and moments.shape == (2, 10, 6, 6)
+    assert latents.downsampling_factor(vae) == 4 and moments.shape == (2, 10, 6, 6)
     x = torch.from_numpy(mosaics).permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
         posterior = theirs.encode(x).latent_dist
         noise = torch.randn(2, 5, 6, 6)
         z = (posterior.mean + posterior.std * noise - (shift or 0)) * 0.31
-        assert torch.allclose(latents.draw(vae.config, moments, noise), z, atol=1e-5)
+        assert torch.allclose(latents.draw_latents(vae.config, moments, noise), z, atol=1e-5)
         pixels = theirs.decode(z / 0.31 + (shift or 0)).sample
     expected = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     assert np.abs(latents.decode(vae, z).astype(int) - expected).max() <= 1
@@ -51,10 +52,10 @@ def test_cache_is_used_and_never_stale(data, vae_folder, tmp_path, monkeypatch):
 
     def moments(vae=vae, entries=entries):
         encoded.clear()
-        return latents.cached_moments(folder, header, entries, vae, "small"), len(encoded)
+        return latent_cache.cached_moments(folder, header, entries, vae, "small"), len(encoded)
 
     first, n = moments()
-    assert n == 6 and torch.equal(first, encode(vae, manifest.read_mosaics(folder, header, entries)))
+    assert n == 6 and torch.equal(first, encode(vae, mosaic_files.read_mosaics(folder, header, entries)))
     again, n = moments()
     assert n == 0 and torch.equal(first, again)
     _, n = moments(entries=entries[:2])                                     # other volumes
@@ -62,8 +63,8 @@ def test_cache_is_used_and_never_stale(data, vae_folder, tmp_path, monkeypatch):
     other, n = moments(vae=latents.load_vae(random_vae(tmp_path / "v2", seed=9)))  # another VAE of one name
     assert n == 6 and not torch.allclose(first, other)
     moments()
-    pixels = manifest.read_mosaic(manifest.mosaic_path(folder, entries[0]["id"]), header)
-    manifest.write_mosaic(manifest.mosaic_path(folder, entries[0]["id"]), 255 - pixels)    # a mosaic changed
+    pixels = mosaic_files.read_mosaic(mosaic_files.mosaic_path(folder, entries[0]["id"]), header)
+    mosaic_files.write_mosaic(mosaic_files.mosaic_path(folder, entries[0]["id"]), 255 - pixels)    # a mosaic changed
     changed, n = moments()
     assert n == 6 and not torch.allclose(first[0], changed[0]) and torch.equal(first[1:], changed[1:])
     path = folder / "latents-small.safetensors"
@@ -93,7 +94,7 @@ def test_vae_errors(tmp_path, data):
 
 def test_missing_public_vae_names_the_mend(data, tmp_path):
     done = script("train.py", "--data-path", data, "--vae", "mse", "--ckpt", "none", "--tune", "full", "--results-dir", tmp_path,
-                  "--model", "DiT-T/4", cwd=tmp_path, expect=2, env={"HF_HOME": str(tmp_path / "hf")})
+                  "--model", "DiT-T/4", cwd=tmp_path, expect=2, fresh=True, env={"HF_HOME": str(tmp_path / "hf")})
     assert "download.py sd-vae-ft-mse" in error_line(done)
 
 
@@ -102,17 +103,17 @@ def test_train_vae(data, tmp_path):
     args = ("--data-path", data, "--max-steps", 30, "--batch-size", 2, "--crop", 48, "--device", "cpu", "--log-every", 5)
     script("train_vae.py", *args, "--init", "tiny", "--tune", "all", "--lr", 3e-3, "--output", tmp_path / "v")
     vae = latents.load_vae(tmp_path / "v")
-    assert (latents.factor(vae), vae.config.latent_channels) == (4, 8)
+    assert (latents.downsampling_factor(vae), vae.config.latent_channels) == (4, 8)
     header, entries = manifest.read_manifest(data)
     report = json.loads((tmp_path / "v" / "psnr.json").read_text())
     assert report["steps"][-1]["loss"] < report["steps"][0]["loss"]
     assert [r["id"] for r in report["volumes"]] == [v["id"] for v in entries if v["split"] == "test"]
-    sheet = manifest.read_mosaics(data, header, [v for v in entries if v["split"] == "test"][:1])
+    sheet = mosaic_files.read_mosaics(data, header, [v for v in entries if v["split"] == "test"][:1])
     with torch.no_grad():
         out = latents.from_pixels(vae.decode(vae.encode(latents.to_pixels(sheet)).latent_dist.mean).sample)
     cubes = [mosaic.untile(m[0], 16, "rgb").astype(float) for m in (sheet, out)]
     assert np.isclose(report["volumes"][0]["volume"], 10 * np.log10(255 ** 2 / np.mean((cubes[0] - cubes[1]) ** 2)), atol=0.01)
-    mean, std = latents.encode_moments(vae, manifest.read_mosaics(data, header, [v for v in entries if v["split"] == "train"])).chunk(2, 1)
+    mean, std = latents.encode_moments(vae, mosaic_files.read_mosaics(data, header, [v for v in entries if v["split"] == "train"])).chunk(2, 1)
     assert np.isclose(vae.config.scaling_factor, float((mean + std * torch.randn(mean.shape)).std()) ** -1, rtol=0.02)
     assert (tmp_path / "v" / "reconstruction.png").stat().st_size > 5000
 

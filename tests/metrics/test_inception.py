@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import related
+from helpers import related
 from scipy import linalg
 
 from metrics import inception
@@ -55,8 +55,8 @@ def test_fid_and_kid_against_torchmetrics_and_the_formula(inception_file):
     assert np.isclose(expected, direct, rtol=1e-3)
     a = (np.arange(16) < 8)[None] * 1.0
     centred = flat - flat.mean(0)
-    assert np.isclose(metrics.frechet(centred @ centred.T, a, 1 - a)[0], expected, rtol=1e-3)
-    value = metrics.mmd_of_kernel(metrics.kid_kernel(flat @ flat.T, 2048), a, 1 - a, unbiased=True)[0]
+    assert np.isclose(inception.frechet(centred @ centred.T, a, 1 - a)[0], expected, rtol=1e-3)
+    value = metrics.mmd_of_kernel(inception.kid_kernel(flat @ flat.T, 2048), a, 1 - a, unbiased=True)[0]
     assert np.isclose(value, float(kid.compute()[0]), rtol=1e-3)
     same = inception.fid(flat[:8], flat[:8])
     assert abs(same) < 1e-3 * expected
@@ -76,5 +76,5 @@ def test_weights_are_looked_for_in_order(tmp_path, monkeypatch):
     assert inception.find_weights(tmp_path / "weights") is None
     for folder in (tmp_path / "hub" / "checkpoints", tmp_path / "weights"):  # the later one goes first
         folder.mkdir(parents=True)
-        (folder / inception.FILE).touch()
-        assert inception.find_weights(tmp_path / "weights") == folder / inception.FILE
+        (folder / inception.WEIGHTS_FILE).touch()
+        assert inception.find_weights(tmp_path / "weights") == folder / inception.WEIGHTS_FILE

@@ -4,9 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, golden, related
+from helpers import ROOT, golden, related
 from scipy import linalg, ndimage, stats
 
+from metrics import inception, intensity, memorization, ms_ssim, smoothness
 from metrics import mmd as metrics
 
 
@@ -34,8 +35,8 @@ def test_ms_ssim_is_the_references():
     g = golden("volume_metrics.npz")
     volumes = g["volumes"].astype(np.float32)
     assert np.array_equal(g["pairs"], list(itertools.combinations(range(4), 2)))
-    assert np.abs(metrics.ms_ssim_pairs(volumes, "kwon2019") - g["ms_ssim_01"]).max() < 1e-4
-    assert np.abs(metrics.ms_ssim_pairs(volumes * 2 - 1, "kwon2019") - g["ms_ssim_m11"]).max() < 1e-4
+    assert np.abs(ms_ssim.ms_ssim_pairs(volumes, "kwon2019") - g["ms_ssim_01"]).max() < 1e-4
+    assert np.abs(ms_ssim.ms_ssim_pairs(volumes * 2 - 1, "kwon2019") - g["ms_ssim_m11"]).max() < 1e-4
 
 
 @pytest.mark.parametrize("side", [16, 33, 48])
@@ -43,36 +44,36 @@ def test_ms_ssim_is_the_references():
 def test_ms_ssim_is_its_formula(side, protocol, length):
     volumes = 2 * related(3, side) - 1
     expected = [by_scipy(volumes[i], volumes[j], protocol, length) for i, j in itertools.combinations(range(3), 2)]
-    assert np.allclose(metrics.ms_ssim_pairs(volumes, protocol), expected, atol=1e-9)
-    assert np.allclose(metrics.ms_ssim_pairs(volumes.astype(np.float32), protocol), expected, atol=1e-5)
+    assert np.allclose(ms_ssim.ms_ssim_pairs(volumes, protocol), expected, atol=1e-9)
+    assert np.allclose(ms_ssim.ms_ssim_pairs(volumes.astype(np.float32), protocol), expected, atol=1e-5)
 
 
 def test_ms_ssim_does_not_depend_on_blocks_or_order():
     volumes = (related(5, 20) * 255).astype(np.uint8)
-    whole = metrics.ms_ssim_pairs(volumes)
-    assert np.array_equal(metrics.ms_ssim_pairs(volumes, memory_gb=1e-9), whole)        # one volume a block
-    assert np.array_equal(metrics.ms_ssim_pairs(volumes, memory_gb=6e-4), whole)
+    whole = ms_ssim.ms_ssim_pairs(volumes)
+    assert np.array_equal(ms_ssim.ms_ssim_pairs(volumes, memory_gb=1e-9), whole)        # one volume a block
+    assert np.array_equal(ms_ssim.ms_ssim_pairs(volumes, memory_gb=6e-4), whole)
     pairs = [(4, 1), (0, 0), (2, 3)]
-    some = metrics.ms_ssim_pairs(volumes, pairs=pairs)
+    some = ms_ssim.ms_ssim_pairs(volumes, pairs=pairs)
     order = list(itertools.combinations(range(5), 2))
     assert np.allclose(some, [whole[order.index((1, 4))], 1, whole[order.index((2, 3))]], atol=1e-6)
-    assert np.allclose(metrics.ms_ssim_pairs(volumes / 127.5 - 1), whole, atol=1e-5)     # uint8 stands for [-1, 1] here
+    assert np.allclose(ms_ssim.ms_ssim_pairs(volumes / 127.5 - 1), whole, atol=1e-5)     # uint8 stands for [-1, 1] here
     done = []
-    metrics.ms_ssim_pairs(volumes, callback=done.append)
+    ms_ssim.ms_ssim_pairs(volumes, callback=done.append)
     assert sum(done) == 10
 
 
 def test_ms_ssim_of_opposites_is_zero_not_nan():
     x = related(1, 16)[0] - 0.5
-    assert metrics.ms_ssim_pairs(np.stack([x, -x]))[0] == 0
+    assert ms_ssim.ms_ssim_pairs(np.stack([x, -x]))[0] == 0
 
 
 def test_ms_ssim_errors():
     for shape, words in (((2, 15, 15, 15), "at least 16"), ((2, 16, 16, 17), "must be"), ((16, 16, 16), "must be")):
         with pytest.raises(ValueError, match=words):
-            metrics.ms_ssim_pairs(np.zeros(shape))
+            ms_ssim.ms_ssim_pairs(np.zeros(shape))
     with pytest.raises(ValueError, match="out of range"):
-        metrics.ms_ssim_pairs(np.zeros((2, 16, 16, 16)), pairs=[(0, 2)])
+        ms_ssim.ms_ssim_pairs(np.zeros((2, 16, 16, 16)), pairs=[(0, 2)])
 
 
 def test_mmd_linear_is_the_references():
@@ -140,10 +141,10 @@ def test_weights_are_repeated_volumes(unbiased):
         assert np.isclose(metrics.mmd_of_kernel(kernel, a, b, True, groups=[0, 1, 0, 3, 4, 5, 6])[0], expected)
     assert np.isclose(metrics.mmd_of_batches(kernel, i, j, 2), np.mean([np.sum((z[i[k:k + 2]].mean(0) - z[j[k:k + 2]].mean(0)) ** 2)
                                                                          for k in (0, 2)]))
-    order = metrics.all_pairs(7)
+    order = ms_ssim.all_pairs(7)
     values = kernel[order[:, 0], order[:, 1]]
     expected = np.mean([kernel[p, q] for n, p in enumerate(i) for q in i[:n] if p != q])
-    assert np.allclose(metrics.mean_of_pairs(values, order, np.stack([a[0], np.ones(7), np.eye(7)[0]])),
+    assert np.allclose(ms_ssim.mean_of_pairs(values, order, np.stack([a[0], np.ones(7), np.eye(7)[0]])),
                        [expected, values.mean(), np.nan], equal_nan=True)
 
 
@@ -188,9 +189,9 @@ sys.path.insert(0, sys.argv[1])
 from metrics import mmd as metrics
 torch.set_num_threads(1)
 x = np.random.default_rng(0).integers(0, 256, (24, 96, 96, 96), dtype=np.uint8)
-metrics.ms_ssim_pairs(x[:2])
+ms_ssim.ms_ssim_pairs(x[:2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-metrics.ms_ssim_pairs(x, pairs=metrics.all_pairs(24)[::5], memory_gb=float(sys.argv[2]))
+ms_ssim.ms_ssim_pairs(x, pairs=ms_ssim.all_pairs(24)[::5], memory_gb=float(sys.argv[2]))
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
     done = subprocess.run([sys.executable, "-c", code, ROOT, str(bound)], capture_output=True, text=True, check=True)
@@ -209,13 +210,13 @@ def test_frechet_is_the_formula(n, m, d):
     expected = ((f.mean(0) - g.mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * root
     a = np.arange(n + m)[None] < n
     done = []
-    assert np.isclose(metrics.frechet(z @ z.T, 1.0 * a, 1.0 - a, done.append)[0], expected, rtol=1e-5) and done == [1]
+    assert np.isclose(inception.frechet(z @ z.T, 1.0 * a, 1.0 - a, done.append)[0], expected, rtol=1e-5) and done == [1]
     # a replicate is the set with its vectors repeated
     counts = np.array([2, 1, 0] + [1] * (n - 3))
     again = np.cov(np.repeat(f, counts, axis=0), rowvar=False)
     root = np.sqrt(np.clip(linalg.eigvals(again @ t).real, 0, None)).sum()
     expected = ((np.repeat(f, counts, axis=0).mean(0) - g.mean(0)) ** 2).sum() + np.trace(again) + np.trace(t) - 2 * root
-    assert np.isclose(metrics.frechet(z @ z.T, np.pad(counts, (0, m))[None] * 1.0, 1.0 - a)[0], expected, rtol=1e-5)
+    assert np.isclose(inception.frechet(z @ z.T, np.pad(counts, (0, m))[None] * 1.0, 1.0 - a)[0], expected, rtol=1e-5)
 
 
 def test_frechet_infinity_removes_the_bias():
@@ -224,56 +225,56 @@ def test_frechet_infinity_removes_the_bias():
     z = rng.normal(size=(800, 6))
     products, i, j = z @ z.T, np.arange(400), np.arange(400, 800)
     a = (np.arange(800) < 400)[None] * 1.0
-    found = metrics.frechet_infinity(products, i, j, seed=0)
-    plain = metrics.frechet(products, a, 1 - a)[0]
+    found = inception.frechet_infinity(products, i, j, seed=0)
+    plain = inception.frechet(products, a, 1 - a)[0]
     assert np.isclose(found["fid"][-1], plain) and found["n"][0] == 100 and found["n"][-1] == 400
     assert abs(found["value"]) < plain / 3 and found["r2"] > 0.9
     slope, intercept = np.polyfit(1 / np.array(found["n"]), found["fid"], 1)
     assert np.isclose(found["value"], intercept)
-    assert metrics.frechet_infinity(products, i[:7], j, seed=0) is None
+    assert inception.frechet_infinity(products, i[:7], j, seed=0) is None
     twice = np.repeat(np.repeat(products, 2, axis=0), 2, axis=1)  # each vector twice, as two equal slices of a volume
-    again = metrics.frechet_infinity(twice, i, j, seed=0, each=2)
+    again = inception.frechet_infinity(twice, i, j, seed=0, each=2)
     assert again["n"] == found["n"] and again["value"] == pytest.approx(found["value"], abs=plain / 10)
 
 
 def test_gradient_energy_by_hand():
     volume = np.zeros((6, 6, 6), np.uint8)
     volume[:, :, 3:] = 51                      # one step of 0.2 between slices 2 and 3: from the first rgb tile to the second
-    assert np.allclose(metrics.gradient_energy(volume), [0, 0, 0.04 / 5, 0, 0.04])
+    assert np.allclose(smoothness.gradient_energy(volume), [0, 0, 0.04 / 5, 0, 0.04])
     volume[:, :, 3:] = 0
     volume[4:] = 102                           # a step of 0.4 along the first axis
-    assert np.allclose(metrics.gradient_energy(volume), [0.16 / 5, 0, 0, 0, 0])
+    assert np.allclose(smoothness.gradient_energy(volume), [0.16 / 5, 0, 0, 0, 0])
     volume[:] = 0
     volume[:, :, 1] = 255                      # inside a tile: two steps of 1 among its four
-    assert np.allclose(metrics.gradient_energy(volume), [0, 0, 2 / 5, 2 / 4, 0])
-    assert np.allclose(metrics.gradient_energy(volume / 255.0), metrics.gradient_energy(volume))
+    assert np.allclose(smoothness.gradient_energy(volume), [0, 0, 2 / 5, 2 / 4, 0])
+    assert np.allclose(smoothness.gradient_energy(volume / 255.0), smoothness.gradient_energy(volume))
 
 
 def test_histogram_distance_is_wasserstein():
     rng = np.random.default_rng(0)
     volumes = rng.integers(0, 256, (5, 6, 6, 6)).astype(np.uint8)
     volumes[3:] //= 2
-    h = np.stack([metrics.intensity_histogram(v) for v in volumes])
+    h = np.stack([intensity.intensity_histogram(v) for v in volumes])
     assert np.allclose(h.sum(1), 1) and h[0, volumes[0, 0, 0, 0]] >= 1 / 216
     a, b = np.array([[1.0, 1, 1, 0, 0]]), np.array([[0, 0, 0, 2.0, 1]])
     first, second = volumes[:3].reshape(-1) / 255, np.concatenate([volumes[3], volumes[3], volumes[4]]).reshape(-1) / 255
-    assert np.isclose(metrics.histogram_distance(h, a, b)[0], stats.wasserstein_distance(first, second))
+    assert np.isclose(intensity.histogram_distance(h, a, b)[0], stats.wasserstein_distance(first, second))
     bright = [v[v > 0.05] for v in (first, second)]
-    assert np.isclose(metrics.histogram_distance(h, a, b, above=0.05)[0], stats.wasserstein_distance(*bright))
-    assert metrics.histogram_distance(h, a, a)[0] == 0
+    assert np.isclose(intensity.histogram_distance(h, a, b, above=0.05)[0], stats.wasserstein_distance(*bright))
+    assert intensity.histogram_distance(h, a, a)[0] == 0
 
 
 def test_correlations_and_shares():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (3, 5, 5, 5)).astype(np.uint8), rng.integers(0, 256, (4, 5, 5, 5)).astype(np.uint8)
     y[2] = x[1]
-    c = metrics.correlations(x, y)
+    c = memorization.correlations(x, y)
     assert np.allclose(c, np.corrcoef(x.reshape(3, -1), y.reshape(4, -1))[:3, 3:]) and np.isclose(c[1, 2], 1)
     distance = np.array([1.0, 2, 3, 4, 0.5, 1.1, 9, 2.5])
     a, b = np.array([[1.0] * 4 + [0] * 4, [2.0, 0, 0, 2] + [0] * 4]), np.array([[0.0] * 4 + [1] * 4, [0.0] * 4 + [1, 3, 0, 0]])
     # number 0.3 (4 + 1) = 1.5 of 1 2 3 4 in order: 1.5; of 1 1 4 4: 1. The 5th percentile of so few is the least of them
-    assert np.allclose(metrics.share_closer(distance, distance, a, b, 0.3), [2 / 4, 1 / 4])
-    assert np.allclose(metrics.share_closer(distance, distance, a, b), [1 / 4, 1 / 4])
+    assert np.allclose(memorization.share_closer(distance, distance, a, b, 0.3), [2 / 4, 1 / 4])
+    assert np.allclose(memorization.share_closer(distance, distance, a, b), [1 / 4, 1 / 4])
 
 
 def test_share_of_a_set_alike_is_the_aim():
@@ -281,5 +282,5 @@ def test_share_of_a_set_alike_is_the_aim():
     rng = np.random.default_rng(0)
     for n in (4, 32):
         a = np.pad(np.ones((1, n)), ((0, 0), (0, 50)))
-        shares = [metrics.share_closer(d, d, a, 1 - a)[0] for d in rng.random((2000, n + 50))]
+        shares = [memorization.share_closer(d, d, a, 1 - a)[0] for d in rng.random((2000, n + 50))]
         assert np.isclose(np.mean(shares), max(0.05, 1 / (n + 1)), atol=0.012)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
+from metrics import inception, ms_ssim, uncertainty
 from metrics import mmd as metrics
-from metrics import uncertainty
 
 
 def test_bootstrap_draws_subjects_whole():
@@ -69,12 +69,12 @@ def test_intervals_cover():
     for t in range(trials):
         z = rng.normal(size=(2 * n, d)) * scale
         z[n:] = z[n:] * 1.15 + 0.1
-        products, pairs = z @ z.T, metrics.all_pairs(2 * n)
+        products, pairs = z @ z.T, ms_ssim.all_pairs(2 * n)
         similarity = np.exp(-metrics.squared_distances(products) / 5)[tuple(pairs.T)]
-        of = {"frechet": lambda a, b, p=products: metrics.frechet(p, a, b),
+        of = {"frechet": lambda a, b, p=products: inception.frechet(p, a, b),
               "linear": lambda a, b, p=products: metrics.mmd_of_kernel(p, a, b, False),
               "unbiased": lambda a, b, p=products: metrics.mmd_of_kernel(p, a, b, True),
-              "pairs": lambda a, b, s=similarity, p=pairs: metrics.mean_of_pairs(s, p, b)}
+              "pairs": lambda a, b, s=similarity, p=pairs: ms_ssim.mean_of_pairs(s, p, b)}
         a, b = (np.pad(uncertainty.bootstrap_weights(range(n), 200, [t, k]), ((0, 0), (k * n, n - k * n))) for k in (0, 1))
         for name, f in of.items():
             value, replicates = f(one, 1 - one)[0], f(a, b)

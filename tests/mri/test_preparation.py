@@ -7,15 +7,15 @@ import sys
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import AFFINE, brain, error_line, save_nifti, script
+from example_scans import ORIENTATIONS, centroid, oblique, turned
+from helpers import AFFINE, brain, error_line, save_nifti, script
 from nibabel.affines import apply_affine
 from PIL import Image
-from test_volumes import ORIENTATIONS, centroid, oblique, turned
 
-from mri import manifest, volumes
+from mri import geometry, manifest
 from mri import preparation as prep
 from mri import quality_control as qc
-from utils.cli import UserError
+from utils.errors import UserError
 
 needs_itk = pytest.mark.skipif(importlib.util.find_spec("SimpleITK") is None, reason="needs SimpleITK (requirements-extra.txt)")
 
@@ -51,7 +51,7 @@ def restored(folder, scan):
     return (nib.as_closest_canonical(nib.load(p)).get_fdata() for p in (scan, folder / scan.name))
 
 
-@pytest.mark.parametrize("fit", volumes.FITS)
+@pytest.mark.parametrize("fit", geometry.FITS)
 def test_mask_and_crop_there_and_back(heads, tmp_path, fit):
     script("preprocess.py", "--input", heads / "in", "--mask", "{dir}/../masks/{name}_mask.nii.gz", "--crop", "brain", "--crop-margin", 3,
            "--fit", fit, "--size", 32, "--window", 0, 100, "--output", tmp_path / "d", "--workers", 1)
@@ -78,7 +78,7 @@ def test_mask_and_crop_there_and_back(heads, tmp_path, fit):
         if fit == "stretch":  # the cube's edges are the box's
             assert np.allclose(apply_affine(cube.affine, [-0.5] * 3), apply_affine(affine, [3.5, 2.5, 6.5]), atol=1e-3)
         else:
-            assert np.allclose(volumes.voxel_sizes(cube.affine), 30 / 32, atol=1e-4)  # the longest edge: 15 voxels of 2 mm
+            assert np.allclose(geometry.voxel_sizes(cube.affine), 30 / 32, atol=1e-4)  # the longest edge: 15 voxels of 2 mm
 
 
 def test_a_skull_stripped_scan_needs_no_mask_to_be_cropped(heads, tmp_path):
@@ -146,7 +146,7 @@ def test_n4_takes_a_known_bias_field_out_and_postprocess_puts_it_back(tmp_path):
     script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "cubes")
     cube = nib.load(tmp_path / "cubes" / "a.nii.gz")
     inner = ball((48,) * 3, (24, 24, 24), (9, 9, 9))                                   # of one tissue
-    before = volumes.resample((clean * bias).astype(np.float32), (48,) * 3)[inner]
+    before = geometry.resample((clean * bias).astype(np.float32), (48,) * 3)[inner]
     after = cube.get_fdata()[inner]
     assert before.std() / before.mean() > 0.08 and after.std() / after.mean() < 0.02
     script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "back", "--restore-shape")
@@ -168,6 +168,7 @@ def test_n4_without_simpleitk_is_one_line(heads, tmp_path):
     (tmp_path / "without" / "SimpleITK").mkdir(parents=True)
     (tmp_path / "without" / "SimpleITK" / "__init__.py").write_text("raise ImportError('no SimpleITK here')")
     done = script("preprocess.py", "--input", heads / "in", "--n4", "--output", tmp_path / "o", expect=2,
+                  fresh=True,
                   env={"PYTHONPATH": os.pathsep.join([str(tmp_path / "without"), *sys.path])})
     assert "--n4: needs SimpleITK; pip install -r requirements-extra.txt" in error_line(done)
 

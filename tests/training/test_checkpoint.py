@@ -3,12 +3,13 @@ import os
 
 import pytest
 import torch
-from conftest import ROOT, random_vae, script
+from helpers import ROOT, random_vae, script
 from safetensors.torch import load_file, save_file
 
 import models
 from training import checkpoint as checkpoints
-from utils.cli import UserError
+from training import finetuning, pretrained
+from utils.errors import UserError
 
 CONFIG = dict(hidden_size=32, depth=2, num_heads=2, patch_size=2, in_channels=4, num_classes=3, gamma_blocks=0, numerics="official")
 
@@ -25,9 +26,9 @@ def official(path, grid=4, wrap=lambda state: state, **config):
 
 
 def assembled(path, grid, **config):
-    weights = checkpoints.load_weights(path)
+    weights = pretrained.load_weights(path)
     config = {**CONFIG, "input_size": grid * 2, "base_grid": weights.base_grid, **config}
-    return checkpoints.assemble({**config, "numerics": weights.numerics}, checkpoints.fit_base(weights, config, path), path)
+    return pretrained.assemble({**config, "numerics": weights.numerics}, pretrained.fit_base(weights, config, path), path)
 
 
 def inputs(grid):
@@ -97,17 +98,17 @@ def test_diffusers_folder_with_bin_weights_and_one_that_is_no_dit(tmp_path):
     state = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no diffusion_pytorch_model.safetensors"):
-        checkpoints.load_weights(tmp_path)
+        pretrained.load_weights(tmp_path)
     torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
     x, t, y = inputs(4)
     with torch.no_grad():
         assert torch.allclose(assembled(tmp_path, 4)(x, t, y), theirs(x, timestep=t, class_labels=y).sample, atol=1e-5)
     diffusers_folder(tmp_path / "untied", tied=False)
     with pytest.raises(UserError, match="embedders of their own"):
-        checkpoints.load_weights(tmp_path / "untied")
+        pretrained.load_weights(tmp_path / "untied")
     random_vae(tmp_path / "vae")
     with pytest.raises(UserError, match="no DiTTransformer2DModel"):
-        checkpoints.load_weights(tmp_path / "vae")
+        pretrained.load_weights(tmp_path / "vae")
 
 
 class Evil:
@@ -120,7 +121,7 @@ def test_a_malicious_pickle_never_runs(tmp_path, legacy):
     marker = "/tmp/mosaicdit-was-here"
     torch.save({"pos_embed": Evil()}, tmp_path / "DiT-XL-2-512x512.pt", _use_new_zipfile_serialization=not legacy)
     with pytest.raises(UserError, match=r"refused, its pickle holds \w+\.system, which could run code"):
-        checkpoints.load_weights(tmp_path / "DiT-XL-2-512x512.pt")
+        pretrained.load_weights(tmp_path / "DiT-XL-2-512x512.pt")
     assert not os.path.exists(marker)
 
 
@@ -158,29 +159,29 @@ def test_class_table_is_resized_from_the_null_class(tmp_path):
 def test_checkpoint_rebuilds_the_model_and_holds_only_what_trained(tmp_path):
     official(tmp_path / "a.pt")
     model = assembled(tmp_path / "a.pt", 7, gamma_blocks=1)
-    trained = models.set_trainable(model, "difffit")
+    trained = finetuning.set_trainable(model, "difffit")
     raw = {k: p.detach().clone() for k, p in trained.items()}
     ema = {k: p.detach() + 1 for k, p in trained.items()}
     config = {**CONFIG, "input_size": 14, "base_grid": 4, "gamma_blocks": 1}
-    base = dict(path=str(tmp_path / "a.pt"), name="a.pt", sha256=checkpoints.sha256_of(tmp_path / "a.pt"))
+    base = dict(path=str(tmp_path / "a.pt"), name="a.pt", sha256=pretrained.sha256_of_weights(tmp_path / "a.pt"))
     path = tmp_path / "0000007.safetensors"
     checkpoints.save_checkpoint(path, dict(config=config, base=base, step=7), ema=ema, raw=raw)
     assert set(load_file(path)) == {f"{g}.{k}" for g in ("ema", "raw") for k in trained}
-    again, meta = checkpoints.restore_model(path, "raw")
+    again, meta = pretrained.restore_model(path, "raw")
     assert meta["step"] == 7 and torch.equal(again(*inputs(7)), model(*inputs(7)))
-    averaged, _ = checkpoints.restore_model(path)
+    averaged, _ = pretrained.restore_model(path)
     assert torch.equal(averaged.blocks[0].gamma1, torch.full((32,), 2.0)) and torch.equal(averaged.pos_embed, model.pos_embed)
-    chained = checkpoints.load_weights(path)  # our checkpoint as the base of another run
+    chained = pretrained.load_weights(path)  # our checkpoint as the base of another run
     assert chained.base_grid == 4 and torch.equal(chained.tensors["blocks.1.mlp.fc1.bias"], averaged.blocks[1].mlp.fc1.bias)
 
     moved = tmp_path / "elsewhere.pt"
     (tmp_path / "a.pt").rename(moved)
     with pytest.raises(UserError, match="needs its base weights a.pt, not found .* --base FILE"):
-        checkpoints.restore_model(path)
-    assert torch.equal(checkpoints.restore_model(path, "raw", moved)[0](*inputs(7)), model(*inputs(7)))
+        pretrained.restore_model(path)
+    assert torch.equal(pretrained.restore_model(path, "raw", moved)[0](*inputs(7)), model(*inputs(7)))
     official(moved, wrap=lambda s: {k: v + 1 for k, v in s.items()})
     with pytest.raises(UserError, match="not the base that .* SHA-256 differs"):
-        checkpoints.restore_model(path, "raw", moved)
+        pretrained.restore_model(path, "raw", moved)
 
 
 def test_damaged_checkpoints(tmp_path):
@@ -190,18 +191,18 @@ def test_damaged_checkpoints(tmp_path):
     for content in (b"", whole[:20], whole[:-1]):
         path.write_bytes(content)
         with pytest.raises(UserError, match="not a whole safetensors file"):
-            checkpoints.read_meta(path)
+            checkpoints.read_metadata(path)
     save_file({"w": torch.zeros(1)}, path)
     with pytest.raises(UserError, match="not a MosaicDiT checkpoint"):
-        checkpoints.read_meta(path)
+        checkpoints.read_metadata(path)
     with pytest.raises(UserError, match="no such file"):
-        checkpoints.read_meta(tmp_path / "none")
+        checkpoints.read_metadata(tmp_path / "none")
 
 
 def test_a_checkpoint_of_the_papers_run_is_under_20_mb(tmp_path):
     with torch.device("meta"):
         model = models.DiT_models["DiT-XL/2"](input_size=112, base_grid=32)
-    trained = {k: torch.zeros(p.shape) for k, p in models.set_trainable(model, "difffit").items()}
+    trained = {k: torch.zeros(p.shape) for k, p in finetuning.set_trainable(model, "difffit").items()}
     checkpoints.save_checkpoint(tmp_path / "a.safetensors", dict(step=66000), ema=trained, raw={k: v.clone() for k, v in trained.items()})
     size = (tmp_path / "a.safetensors").stat().st_size
     assert 8 * 1_642_784 < size < 14e6

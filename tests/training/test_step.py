@@ -7,7 +7,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import models
 from diffusion import gaussian_diffusion as diffusion
-from training.step import Batches, State, draw_step, gradients
+from training import finetuning
+from training.state import TrainingState
+from training.step import Batches, compute_gradients, draw_step
 
 
 def options(**changed):
@@ -23,13 +25,13 @@ def setting(**changed):
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)
     batches = Batches(torch.randn(5, 8, 8, 8), torch.tensor([0, 1, 2, 0, 1]), dict(scaling_factor=0.5), 3, args)
-    trained = models.set_trainable(model, "difffit")
-    return model, batches, State(trained, args), args
+    trained = finetuning.set_trainable(model, "difffit")
+    return model, batches, TrainingState(trained, args), args
 
 
 def one_step(model, batches, state, args, spoil=False):
     state.step += 1
-    losses, bad = gradients(model, batches.take(state.step), list(state.trained.values()), args)
+    losses, bad = compute_gradients(model, batches.take(state.step), list(state.trained.values()), args)
     state.update(losses * float("nan") if spoil else losses, torch.ones_like(bad) if spoil else bad)
     state.optimizer.zero_grad(set_to_none=True)
     return losses
@@ -58,7 +60,7 @@ def test_update_is_adamw_and_an_average():
     optimizer = torch.optim.AdamW(reference.values(), 1e-2, weight_decay=0.1, foreach=False)
     ema = {k: p.detach().clone() for k, p in reference.items()}
     for step in (1, 2, 3):
-        losses, bad = gradients(model, batches.take(step), list(state.trained.values()), args)
+        losses, bad = compute_gradients(model, batches.take(step), list(state.trained.values()), args)
         for k, p in reference.items():
             p.grad = state.trained[k].grad.clone()
         state.step += 1
@@ -93,14 +95,14 @@ def test_a_bad_step_changes_nothing_and_is_told_when_asked():
 def test_gradients_know_when_they_are_not_finite():
     model, batches, state, args = setting(accum=1)
     trained = list(state.trained.values())
-    assert gradients(model, batches.take(1), trained, args)[1] == 0
+    assert compute_gradients(model, batches.take(1), trained, args)[1] == 0
     x0, t, y, noise = batches.take(2)
     x0[1, 0, 0, 0] = float("inf")
-    assert gradients(model, (x0, t, y, noise), trained, args)[1] == 1
+    assert compute_gradients(model, (x0, t, y, noise), trained, args)[1] == 1
     for p in trained:
         p.grad = None
     trained[0].register_hook(lambda g: g * float("inf"))  # of a loss that is finite
-    losses, bad = gradients(model, batches.take(3), trained, args)
+    losses, bad = compute_gradients(model, batches.take(3), trained, args)
     assert losses.isfinite().all() and bad == 1
 
 
@@ -120,7 +122,7 @@ def test_a_step_does_not_wait_for_the_device(precision):
     batch, copies = batches.take(2), diffusion._on_device.cache_info().misses
     with NoValueLeavesTheDevice():
         state.step += 1
-        state.update(*gradients(model, batch, list(state.trained.values()), args))
+        state.update(*compute_gradients(model, batch, list(state.trained.values()), args))
         with pytest.raises(AssertionError, match="waits"):
             bool(state.sums.sum() > 0)
     assert diffusion._on_device.cache_info().misses == copies  # the tables are there already

@@ -1,0 +1,66 @@
+"""Errors a user can fix, how a script reports them, and its exit codes."""
+import signal
+import sys
+from pathlib import Path
+
+EXIT_USER_ERROR = 2      # one line on stderr says what to fix
+EXIT_STOPPED = 75        # asked to stop, saved; the same command resumes (EX_TEMPFAIL of sysexits.h)
+EXIT_INTERRUPTED = 130   # Ctrl-C
+EXIT_TERMINATED = 143    # SIGTERM
+
+
+class UserError(Exception):
+    """A mistake the user can fix. One line: the file or flag, what is wrong, what to do."""
+
+
+def shorten(error, limit=160):
+    """The text of an error on one line, cut to `limit` characters."""
+    return " ".join(str(error).split())[:limit]
+
+
+def run_script(main):
+    """Calls main() and exits with its return value as the code; None is 0.
+
+    A UserError, an error of the operating system (full disk, no permission) or a lack of memory
+    ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
+    """
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        code = main()
+    except UserError as e:
+        code = _report(str(e))
+    except OSError as e:
+        path = e.filename or e.filename2
+        code = _report(f"{f'{path}: ' if path else ''}{e.strerror or e}")
+    except (MemoryError, RuntimeError) as e:
+        if not _is_out_of_memory(e):
+            raise
+        code = _report(
+            f"out of memory ({str(e).splitlines()[0][:120] if str(e) else 'host'}); "
+            "use a smaller batch, a larger --accum, --grad-checkpoint, or fewer --workers, "
+            "whichever this script has")
+    except KeyboardInterrupt:
+        print(f"{_script_name()}: interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    sys.exit(code)
+
+
+def _report(message):
+    print(f"{_script_name()}: error: {' '.join(message.split())}", file=sys.stderr)
+    return EXIT_USER_ERROR
+
+
+def _script_name():
+    return Path(sys.argv[0]).name
+
+
+def _is_out_of_memory(error):
+    """PyTorch raises RuntimeErrors for a host or a GPU that has no memory left."""
+    if isinstance(error, MemoryError):
+        return True
+    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _exit_on_sigterm(*_):
+    """Turns SIGTERM into an exception, so that temporary files are removed on the way out."""
+    raise SystemExit(EXIT_TERMINATED)

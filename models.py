@@ -1,7 +1,8 @@
-"""DiT ("Scalable Diffusion Models with Transformers", Peebles & Xie 2023) and DiffFit ("DiffFit", Xie et al. 2023).
+"""DiT (Peebles & Xie 2023, "Scalable Diffusion Models with Transformers") for any square grid.
 
-Parameter names are the official repository's, so its state dicts load as they are. Any square grid; the position table is
-made for the grid at hand, at coordinates scaled to the grid that the weights were pretrained on.
+Parameter names are those of the official repository, so its state dicts load unchanged. The
+position table is computed for the grid at hand, at coordinates scaled to the grid of pretraining.
+`gamma_blocks` adds the scale vectors of DiffFit (Xie et al. 2023).
 """
 import math
 from contextlib import nullcontext
@@ -14,81 +15,103 @@ from timm.layers import Attention, Mlp, PatchEmbed
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-LONG = 256  # tokens from which on a sample is worth kernels of its own
-recomputed = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)  # nothing in a block is random
+LONG_SEQUENCE = 256  # tokens; from here on the faster kernels for long samples pay off
+
+# nothing in a block is random, so no random state needs to be kept
+recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
 
 
 def modulate(x, shift, scale):
-    """(N, T, width) by (N, 1, width)."""
+    """Adaptive layer norm's modulation of x (N, T, width) by shift and scale (N, 1, width)."""
     return x * (1 + scale) + shift
 
 
 def modulated_norm(norm, x, shift, scale):
-    """modulate(norm(x), shift, scale), as the layer norm's own affine: one pass, and of its activations x alone is kept.
+    """modulate(norm(x), shift, scale), computed as the affine of the layer norm itself.
 
-    The affine is one sample's, so it goes sample by sample, which pays where samples are long. A compiler fuses the formula.
+    That is one pass over x, and of the activations only x is kept for the backward pass. The
+    affine differs by sample, so it runs sample by sample, which pays off for long sequences. A
+    compiler fuses the formula by itself.
     """
-    shift, scale = shift.to(x.dtype), scale.to(x.dtype)     # under autocast bf16, in which 1 + scale would lose bits
-    if torch.compiler.is_compiling() or x.shape[1] < LONG:
+    # under autocast these are bf16, in which 1 + scale would lose bits
+    shift, scale = shift.to(x.dtype), scale.to(x.dtype)
+    if torch.compiler.is_compiling() or x.shape[1] < LONG_SEQUENCE:
         return modulate(norm(x), shift, scale)
-    return torch.stack([F.layer_norm(one, norm.normalized_shape, 1 + a[0], b[0], norm.eps) for one, a, b in zip(x, scale, shift)])
+    samples = [F.layer_norm(one, norm.normalized_shape, 1 + a[0], b[0], norm.eps)
+               for one, a, b in zip(x, scale, shift)]
+    return torch.stack(samples)
 
 
-# ------------------------------------------------------------------------------------------------------ embeddings
+# ------------------------------------------------------------------------------------ embeddings
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoids of t, then an MLP. `freq_shift` 1 spaces the frequencies as diffusers does, 0 as the official code."""
+    """Sinusoids of t, then an MLP.
+
+    :param freq_shift: 0 spaces the frequencies as the official code does, 1 as diffusers does
+    """
 
     def __init__(self, width, frequencies=256, freq_shift=0):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
-        self.frequencies, self.freq_shift = frequencies, freq_shift
+        self.frequencies = frequencies
+        self.freq_shift = freq_shift
 
-    def forward(self, t):                                                   # (N,) -> (N, width)
+    def forward(self, t):                                           # (N,) -> (N, width)
         half = self.frequencies // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        angles = t[:, None].float() * torch.exp(-math.log(10000) * steps / (half - self.freq_shift))
+        omega = torch.exp(-math.log(10000) * steps / (half - self.freq_shift))
+        angles = t[:, None].float() * omega                         # (N, frequencies / 2)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))
 
 
 class LabelEmbedder(nn.Module):
-    """A table of class vectors; the last row is the null class of classifier-free guidance. Labels are dropped outside."""
+    """A table of class vectors; the last row is the null class of classifier-free guidance.
+
+    Labels are dropped outside: the caller passes the null class.
+    """
 
     def __init__(self, num_classes, width):
         super().__init__()
         self.embedding_table = nn.Embedding(num_classes + 1, width)
 
-    def forward(self, y):                                                   # (N,) -> (N, width)
+    def forward(self, y):                                           # (N,) -> (N, width)
         return self.embedding_table(y)
 
 
 def pos_embed(width, grid, base_grid):
-    """DiT's fixed 2D sin-cos table at positions arange(grid) * base_grid / grid (DiffFit, section 3.3).
+    """DiT's fixed 2D sin-cos table at positions arange(grid) * base_grid / grid.
 
-    :param width: multiple of 4; the first half of a row encodes the column, the second half the row of the patch
+    The scaled positions are DiffFit's interpolation (Xie et al. 2023, section 3.3).
+
+    :param width: a multiple of 4; the first half of a row encodes the column of the patch, the
+        second half its row
     :param grid: patches along a side
-    :param base_grid: patches along a side at pretraining; equal to `grid` it gives the official table
+    :param base_grid: patches along a side at pretraining; `grid` gives the official table
     :return: (grid * grid, width) float32
+    :raises ValueError: width is no multiple of 4
     """
     if width % 4:
         raise ValueError(f"width {width}: must be a multiple of 4")
     position = torch.arange(grid, dtype=torch.float64) * base_grid / grid
     omega = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = position[:, None] * omega                                      # (grid, width / 4)
-    one_axis = torch.cat([angles.sin(), angles.cos()], dim=1)               # (grid, width / 2)
+    angles = position[:, None] * omega                              # (grid, width / 4)
+    one_axis = torch.cat([angles.sin(), angles.cos()], dim=1)       # (grid, width / 2)
     columns = one_axis[None].expand(grid, grid, -1)
     rows = one_axis[:, None].expand(grid, grid, -1)
     return torch.cat([columns, rows], dim=-1).reshape(grid * grid, width).float()
 
 
-# ------------------------------------------------------------------------------------------------------- the network
+# ----------------------------------------------------------------------------------- the network
 
 class DiTBlock(nn.Module):
-    """Attention and MLP under adaLN-Zero; `gamma` adds DiffFit's scale vectors after both.
+    """Attention and MLP under adaLN-Zero.
 
-    With `lean`, what lies between the two is computed once more in the backward pass: the attention's output projection, gate,
-    residual and norm. With frozen matrices a block then keeps x, query, key and value, the attention's output, the MLP's
-    hidden layer before its GELU, and the MLP's output: 11 instead of 14 times T x width of bf16, for 2 % of its products.
+    With `lean`, what lies between the two (output projection of the attention, gate, residual,
+    norm) is computed again in the backward pass. With frozen matrices a block then keeps x;
+    query, key and value; the output of the attention; the hidden layer of the MLP before GELU;
+    and the output of the MLP: 11 instead of 14 times T x width in bf16, for 2 % of its products.
+
+    :param gamma: add DiffFit's scale vectors after attention and MLP, initialized to 1
     """
 
     def __init__(self, width, heads, mlp_ratio=4.0, gamma=False, norm2_eps=1e-6):
@@ -96,112 +119,138 @@ class DiTBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attn = Attention(width, num_heads=heads, qkv_bias=True)
         self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=norm2_eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=partial(nn.GELU, approximate="tanh"))
+        gelu = partial(nn.GELU, approximate="tanh")
+        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=gelu)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.gamma1 = nn.Parameter(torch.ones(width)) if gamma else None
         self.gamma2 = nn.Parameter(torch.ones(width)) if gamma else None
         self.lean = False
 
-    def attend(self, h):                                                    # (N, T, width) -> (N, heads, T, width / heads)
-        n, tokens, width = h.shape
-        qkv = self.attn.qkv(h).view(n, tokens, 3, self.attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-        if h.device.type != "cpu":
-            return F.scaled_dot_product_attention(*qkv)
-        if tokens >= LONG:
-            return F.scaled_dot_product_attention(*qkv.contiguous())        # the kernel is 5 % slower on strided heads
-        with sdpa_kernel(SDPBackend.MATH) if torch.is_grad_enabled() else nullcontext():  # as exact, its backward pass twice as fast
-            return F.scaled_dot_product_attention(*qkv)
-
-    def between(self, x, heads, gate, shift, scale):
-        """From the attention's heads to the MLP: the residual stream after the attention, and the MLP's input."""
-        x = x + gate * self.attn.proj(heads.transpose(1, 2).reshape(x.shape))
-        return x, modulated_norm(self.norm2, x, shift, scale)
-
-    def forward(self, x, c):                                                # (N, T, width), (N, width)
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=2)
+    def forward(self, x, c):                                        # (N, T, width), (N, width)
+        modulation = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         if self.gamma1 is not None:
             gate1, gate2 = gate1 * self.gamma1, gate2 * self.gamma2
         heads = self.attend(modulated_norm(self.norm1, x, shift1, scale1))
-        if torch.is_grad_enabled() and self.lean and x.shape[1] >= LONG:  # short ones would gain little memory
-            x, h = recomputed(self.between, x, heads, gate1, shift2, scale2)
+        # short sequences would save little memory
+        if torch.is_grad_enabled() and self.lean and x.shape[1] >= LONG_SEQUENCE:
+            x, h = recompute(self.between, x, heads, gate1, shift2, scale2)
         else:
             x, h = self.between(x, heads, gate1, shift2, scale2)
-        return x + gate2 * self.mlp(h)
+        return x + gate2 * self.mlp(h)                              # (N, T, width)
+
+    def attend(self, h):                                            # (N, T, width)
+        n, tokens, _ = h.shape
+        qkv = self.attn.qkv(h).view(n, tokens, 3, self.attn.num_heads, -1)
+        qkv = qkv.permute(2, 0, 3, 1, 4)                            # (3, N, heads, T, width/heads)
+        if h.device.type != "cpu":
+            return F.scaled_dot_product_attention(*qkv)
+        if tokens >= LONG_SEQUENCE:
+            # the CPU kernel is 5 % slower on strided heads
+            return F.scaled_dot_product_attention(*qkv.contiguous())
+        # for short sequences the math kernel is as exact, and its backward pass twice as fast
+        training = torch.is_grad_enabled()
+        with sdpa_kernel(SDPBackend.MATH) if training else nullcontext():
+            return F.scaled_dot_product_attention(*qkv)
+
+    def between(self, x, heads, gate, shift, scale):
+        """From the heads of the attention to the MLP: the residual stream, and the MLP's input."""
+        x = x + gate * self.attn.proj(heads.transpose(1, 2).reshape(x.shape))
+        return x, modulated_norm(self.norm2, x, shift, scale)
 
 
 class FinalLayer(nn.Module):
+    """A modulated norm and the projection of each token to its patch."""
+
     def __init__(self, width, patch_size, out_channels):
         super().__init__()
         self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.linear = nn.Linear(width, patch_size * patch_size * out_channels)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x, c):
+    def forward(self, x, c):                                        # -> (N, T, p * p * 2C)
         shift, scale = self.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=2)
         return self.linear(modulated_norm(self.norm_final, x, shift, scale))
 
 
 class DiT(nn.Module):
-    """Predicts the noise and, in as many channels again, the fraction that interpolates the log variance.
+    """Predicts the noise and, in as many channels again, the fraction that interpolates the
+    log variance between its bounds.
 
-    :param input_size: side of the latent; a multiple of patch_size
-    :param base_grid: patches along a side at pretraining, for the position table; None: the grid itself
+    :param input_size: side of the latent, a multiple of patch_size
+    :param base_grid: patches along a side at pretraining, for the position table; None: the grid
+        of this model
     :param gamma_blocks: blocks 1…K that carry DiffFit's scale vectors
-    :param numerics: "official", or "diffusers" for weights whose outputs must equal DiTTransformer2DModel's, which spaces
-        its time frequencies and sets one layer norm's epsilon otherwise
+    :param numerics: "official", or "diffusers" for weights whose outputs must equal those of
+        diffusers' DiTTransformer2DModel, which spaces its time frequencies and sets the epsilon of
+        one layer norm differently
+    :raises ValueError: input_size or gamma_blocks do not fit
     """
 
-    def __init__(self, input_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28, num_heads=16,
-                 mlp_ratio=4.0, num_classes=1000, base_grid=None, gamma_blocks=0, numerics="official"):
+    def __init__(self, input_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28,
+                 num_heads=16, mlp_ratio=4.0, num_classes=1000, base_grid=None, gamma_blocks=0,
+                 numerics="official"):
         super().__init__()
         if input_size % patch_size:
-            raise ValueError(f"latents of side {input_size} cannot be cut into patches of {patch_size}")
+            raise ValueError(
+                f"latents of side {input_size} cannot be cut into patches of {patch_size}")
         if not 0 <= gamma_blocks <= depth:
             raise ValueError(f"gamma_blocks {gamma_blocks}: the model has {depth} blocks")
-        theirs = {"official": False, "diffusers": True}[numerics]
+        as_diffusers = {"official": False, "diffusers": True}[numerics]
         self.in_channels, self.out_channels = in_channels, 2 * in_channels
         self.patch_size, self.num_classes = patch_size, num_classes
         self.grid = input_size // patch_size
         self.grad_checkpoint = 0
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
-        self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=int(theirs))
+        self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=int(as_diffusers))
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-        self.pos_embed = nn.Parameter(pos_embed(hidden_size, self.grid, base_grid or self.grid)[None], requires_grad=False)
+        table = pos_embed(hidden_size, self.grid, base_grid or self.grid)
+        self.pos_embed = nn.Parameter(table[None], requires_grad=False)
+        norm2_eps = 1e-5 if as_diffusers else 1e-6
         self.blocks = nn.ModuleList([
-            DiTBlock(hidden_size, num_heads, mlp_ratio, i < gamma_blocks, 1e-5 if theirs else 1e-6) for i in range(depth)])
+            DiTBlock(hidden_size, num_heads, mlp_ratio, i < gamma_blocks, norm2_eps)
+            for i in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
 
     def initialize_weights(self):
-        """DiT's initialisation: Xavier, small normal embeddings, and zero for what makes each block the identity."""
+        """DiT's initialization: Xavier, small normal embeddings, and zero for the layers whose
+        zeros make each block the identity."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))     # as a linear layer, not a convolution
+        # the patch embedding as a linear layer, not as a convolution
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         nn.init.zeros_(self.x_embedder.proj.bias)
         nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[0].weight, std=0.02)
         nn.init.normal_(self.t_embedder.mlp[2].weight, std=0.02)
-        for zero in [b.adaLN_modulation[1] for b in self.blocks] + [self.final_layer.adaLN_modulation[1], self.final_layer.linear]:
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
+        zeros = [block.adaLN_modulation[1] for block in self.blocks]
+        zeros += [self.final_layer.adaLN_modulation[1], self.final_layer.linear]
+        for layer in zeros:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         return self
 
-    def unpatchify(self, x):                                                # (N, T, p * p * C) -> (N, C, H, W)
+    def unpatchify(self, x):                                        # (N, T, p * p * C)
         g, p, c = self.grid, self.patch_size, self.out_channels
-        return x.reshape(-1, g, g, p, p, c).permute(0, 5, 1, 3, 2, 4).reshape(-1, c, g * p, g * p)
+        x = x.reshape(-1, g, g, p, p, c).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(-1, c, g * p, g * p)                       # (N, C, H, W)
 
     def save_memory(self, lean, grad_checkpoint):
-        """What the backward pass computes once more instead of keeping it.
+        """Sets what the backward pass computes again instead of keeping it.
 
-        :param lean: in each block, all that is cheap: see DiTBlock
-        :param grad_checkpoint: K: every K-th block whole; 0: none
+        :param lean: in each block what is cheap, see DiTBlock
+        :param grad_checkpoint: K: every K-th block as a whole; 0: none
         """
         self.grad_checkpoint = grad_checkpoint
         for i, block in enumerate(self.blocks):
-            block.lean = lean and not (grad_checkpoint and i % grad_checkpoint == 0)
+            block.lean = lean and not self._is_recomputed(i)
         return self
+
+    def _is_recomputed(self, i):
+        return bool(self.grad_checkpoint) and i % self.grad_checkpoint == 0
 
     def forward(self, x, t, y):
         """
@@ -210,41 +259,36 @@ class DiT(nn.Module):
         :param y: (N,) class labels; num_classes is the null class
         :return: (N, 2C, H, W): predicted noise, variance fraction in [-1, 1]
         """
-        x = self.x_embedder(x) + self.pos_embed                             # (N, T, width)
-        c = self.t_embedder(t) + self.y_embedder(y)                         # (N, width)
+        x = self.x_embedder(x) + self.pos_embed                     # (N, T, width)
+        c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
         for i, block in enumerate(self.blocks):
-            whole = self.grad_checkpoint and i % self.grad_checkpoint == 0 and torch.is_grad_enabled()
-            x = recomputed(block, x, c) if whole else block(x, c)
-        return self.unpatchify(self.final_layer(x, c))                      # (N, 2C, H, W)
+            if self._is_recomputed(i) and torch.is_grad_enabled():
+                x = recompute(block, x, c)
+            else:
+                x = block(x, c)
+        return self.unpatchify(self.final_layer(x, c))              # (N, 2C, H, W)
 
 
-# --------------------------------------------------------------------------------------------------- what trains
-
-
-
-
-
-
-
-
-
-
-
-
-
-# -------------------------------------------------------------------------------------------------------- the zoo
+# ------------------------------------------------------------------------------- the model sizes
 
 SIZES = {  # width, depth, heads
-    "XL": (1152, 28, 16), "L": (1024, 24, 16), "B": (768, 12, 12), "S": (384, 12, 6),
+    "XL": (1152, 28, 16),
+    "L": (1024, 24, 16),
+    "B": (768, 12, 12),
+    "S": (384, 12, 6),
     "T": (384, 4, 6),  # not published: for CPUs
 }
 
 
 def config_of(name):
-    """Constructor arguments of a zoo model: DiT-{XL,L,B,S,T}/{2,4,8}. Raises KeyError for another name."""
-    size, patch = name.removeprefix("DiT-").split("/") if name in DiT_models else (None, None)
-    if size is None:
+    """Constructor arguments of a named model.
+
+    :param name: DiT-{XL,L,B,S,T}/{2,4,8}
+    :raises KeyError: another name
+    """
+    if name not in DiT_models:
         raise KeyError(name)
+    size, patch = name.removeprefix("DiT-").split("/")
     width, depth, heads = SIZES[size]
     return dict(hidden_size=width, depth=depth, num_heads=heads, patch_size=int(patch))
 
@@ -253,5 +297,5 @@ def _build(name, **kwargs):
     return DiT(**{**config_of(name), **kwargs})
 
 
-DiT_models = {}
-DiT_models.update({f"DiT-{s}/{p}": partial(_build, f"DiT-{s}/{p}") for s in SIZES for p in (2, 4, 8)})
+DiT_models = {f"DiT-{size}/{patch}": partial(_build, f"DiT-{size}/{patch}")
+              for size in SIZES for patch in (2, 4, 8)}

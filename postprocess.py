@@ -1,72 +1,90 @@
 #!/usr/bin/env python3
-"""Mosaics -> NIfTI volumes with their place in the world; the inverse of preprocess.py.
+"""Converts mosaics to NIfTI volumes with their place in the world; the inverse of preprocess.py.
 
     python postprocess.py --input data/adni --output nifti/
     python postprocess.py --input data/adni --output restored/ --restore-shape
     python postprocess.py --input some/pngs --manifest data/adni --output nifti/
 
-Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and intensities of the scans
-they came from: a crop is put back into its place and a bias field that --n4 took out is put back; what a mask took is gone.
-A mosaic with no scan behind it, a sample, gets the cohort's median geometry.
+Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and
+intensities of their source scans: a crop is put back into its place, and a bias field that --n4
+removed is put back. What a mask removed is gone. A mosaic without a source scan, such as a sample,
+gets the cohort's median geometry.
 """
 from pathlib import Path
 
 import numpy as np
 
-from mri import geometry, intensity, manifest, mosaic, mosaic_files, nifti
-from mri import preparation as prep
+from mri import conversion, geometry, manifest, mosaic, mosaic_files, nifti, preparation
 from utils.errors import UserError, run_script
 from utils.files import atomic_folder
 from utils.flags import make_parser
 from utils.progress import progress
 
 
-def restore(cube, source, fit, field=None):
-    """A cube as a volume on its source's grid, in the source's axis order and intensities; undoes `preprocess.prepare`.
+def parse_args():
+    p = make_parser(__doc__)
+    g = p.add_argument_group("input and output")
+    g.add_argument("--input", type=Path, required=True, metavar="DIR",
+                   help="data folder, samples folder, or folder of PNG mosaics")
+    g.add_argument("--output", type=Path, required=True, metavar="DIR",
+                   help="folder to create, for ID.nii.gz")
+    g.add_argument("--manifest", type=Path, metavar="FILE",
+                   help="manifest.json or samples.json that describes the mosaics, or its folder; "
+                   "by default that of --input")
 
-    :param source: the volume's entry in the manifest
-    :param field: logarithm of the bias field that was taken out
+    g = p.add_argument_group("geometry")
+    g.add_argument("--restore-shape", action="store_true",
+                   help="write volumes on their source scan's grid, axis order and intensities; by "
+                   "default cubes in [0, 1]")
+    return p.parse_args()
+
+
+def find_mosaics(folder):
+    """The PNG files of a folder, or of its mosaics/."""
+    mosaics = folder / "mosaics"
+    found = sorted((mosaics if mosaics.is_dir() else folder).glob("*.png"))
+    if not found:
+        raise UserError(f"--input {folder}: no PNG mosaics there or in its mosaics/; "
+                        "name the folder that holds them")
+    return found
+
+
+def restored_volume(cube, entry, fit, data_folder):
+    """A volume on its source scan's grid, and its affine.
+
+    :param entry: of the manifest, or one that stands for the cohort
+    :param data_folder: that holds the bias fields
     """
-    affine = np.array(source["affine"], float)
-    ras = geometry.from_cube(intensity.from_uint8(cube, source["window"]), *prep.prepared_grid(source), fit)
-    shape, _ = geometry.ras_grid(source["shape"], affine)
-    if source.get("crop"):
-        ras = prep.uncrop(ras, source["crop"], shape, source.get("outside", source["window"][0]))
-    if field is not None:
-        ras = prep.multiply_bias(ras, field)
-    return geometry.from_ras(ras, affine)
+    bias = None
+    if entry.get("n4"):
+        bias, _ = nifti.read_nifti(manifest.bias_path(data_folder, entry["id"]))
+    return conversion.restore(cube, entry, fit, bias), np.array(entry["affine"], float)
 
 
 def main():
-    p = make_parser(__doc__)
-    p.add_argument("--input", type=Path, required=True, metavar="DIR", help="data folder, samples folder, or folder of PNG mosaics")
-    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder for ID.nii.gz")
-    p.add_argument("--manifest", type=Path, metavar="FILE", help="manifest.json or samples.json, or its folder; default: --input")
-    p.add_argument("--restore-shape", action="store_true", help="back on the source's grid, affine and intensities")
-    args = p.parse_args()
-
-    header, entries = manifest.read_manifest(args.manifest or args.input)
-    origin = args.manifest or args.input
-    origin = origin if origin.is_dir() else origin.parent
-    known = {v["id"]: v for v in entries}
-    folder = args.input / "mosaics" if (args.input / "mosaics").is_dir() else args.input
-    sheets = sorted(folder.glob("*.png"))
-    if not sheets:
-        raise UserError(f"--input {args.input}: no PNG mosaics there or in its mosaics/; name the folder that holds them")
-    cohort = dict(shape=header["source_shape"], affine=header["source_affine"], window=(0.0, 1.0))
-    with atomic_folder(args.output) as out:
-        for path in progress(sheets, "volumes"):
-            cube = mosaic.untile(mosaic_files.read_mosaic(path, header), header["size"], header["layout"])
-            source = known.get(path.stem, cohort)
+    args = parse_args()
+    manifest_path = args.manifest or args.input
+    data_folder = manifest_path if manifest_path.is_dir() else manifest_path.parent
+    header, entries = manifest.read_manifest(manifest_path)
+    entry_of = {entry["id"]: entry for entry in entries}
+    cohort_entry = {"shape": header["source_shape"], "affine": header["source_affine"],
+                    "window": (0.0, 1.0)}
+    size, layout, fit = header["size"], header["layout"], header["fit"]
+    paths = find_mosaics(args.input)
+    with atomic_folder(args.output) as folder:
+        for path in progress(paths, "volumes"):
+            cube = mosaic.untile(mosaic_files.read_mosaic(path, header), size, layout)
+            entry = entry_of.get(path.stem, cohort_entry)
             if args.restore_shape:
-                field = nifti.read_nifti(manifest.bias_path(origin, path.stem))[0] if source.get("n4") else None
-                volume, affine = restore(cube, source, header["fit"], field), np.array(source["affine"], float)
-            elif path.stem in known:
-                volume, affine = cube, geometry.cube_affine(*prep.prepared_grid(source), header["size"], header["fit"])
-            else:
+                volume, affine = restored_volume(cube, entry, fit, data_folder)
+            elif entry is cohort_entry:
                 volume, affine = cube, np.array(header["affine"])
-            nifti.write_nifti(out / f"{path.stem}.nii.gz", volume, affine, source.get("codes", (1, 1)))
-    print(f"{args.output}: {len(sheets)} NIfTI volumes")
+            else:
+                grid = preparation.prepared_grid(entry)
+                volume, affine = cube, geometry.cube_affine(*grid, size, fit)
+            nifti.write_nifti(folder / f"{path.stem}.nii.gz", volume, affine,
+                              entry.get("codes", (1, 1)))
+    print(f"{args.output}: {len(paths)} NIfTI volumes")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Draws mosaics and NIfTI volumes from a checkpoint of train.py.
+"""Samples mosaics and NIfTI volumes from a checkpoint of train.py.
 
-    python sample.py --ckpt results/000-DiT-XL-2/checkpoints/0066000.safetensors --num-samples 32 --output samples/adni
-
+    python sample.py --ckpt results/000-DiT-XL-2 --num-samples 32 --output samples/adni
     torchrun --nproc-per-node 4 sample.py --ckpt results/000-DiT-XL-2 --output samples/adni
 
-The checkpoint knows its model, VAE and geometry. Sample i draws from (seed, i), and batch b holds the samples from b times
---batch-size on, whoever computes it: processes of torchrun and jobs with a --shard each write into one folder, and write the
-same bits as one process, on a CPU. Run again, the same command goes on with the samples that are not there yet.
+The checkpoint knows its model, VAE and NIfTI geometry. Sample i draws from (seed, i), and batch b
+holds the samples from b times --batch-size on, no matter which process computes it. Processes of
+torchrun and jobs with a --shard each write into one folder; on a CPU the result is bitwise
+identical to that of one process. The same command again computes only the samples that are missing.
 """
 import json
 import math
@@ -20,118 +20,180 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffusion import gaussian_diffusion as diffusion
 from diffusion import samplers
-from diffusion import vae as latents
+from diffusion import vae as vae_module
 from mri import manifest, mosaic, mosaic_files, nifti
-from training import acceleration, pretrained
-from training import checkpoint as checkpoints
-from utils import distributed, files, seeding
+from training import acceleration, checkpoint, pretrained
+from training.run_folder import newest_checkpoint
+from utils import distributed
 from utils.errors import UserError, run_script
-from utils.files import write_text
-from utils.flags import add_compile_flag, add_device_flag, make_parser, shard, whole_number
+from utils.files import read_json, write_text
+from utils.flags import (
+    add_compile_flag,
+    add_device_flag,
+    add_precision_flag,
+    make_parser,
+    shard,
+    whole_number,
+)
+from utils.precision import autocast
 from utils.progress import progress
+from utils.seeding import seeded_generator
 
+# flags that decide what a sample looks like, recorded in samples.json
+RECIPE_FLAGS = ("seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label",
+                "weights", "precision", "vae_precision")
+# what recipes of earlier versions did not record
+RECIPE_DEFAULTS = {"vae_precision": "fp32"}
+
+
+# ------------------------------------------------------------------------------------------ flags
 
 def parse_args():
+    """The command line, checked as far as possible without the checkpoint."""
     p = make_parser(__doc__)
-    p.add_argument("--ckpt", type=Path, required=True, metavar="FILE|DIR", help="checkpoint written by train.py; of a "
-                   "run folder its newest, of a results folder that of its last run")
-    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="samples folder: mosaics/, nifti/, samples.json")
-    p.add_argument("--num-samples", type=int, default=32, help="volumes")
-    p.add_argument("--seed", type=whole_number, default=0, help="sample i draws from (seed, i)")
-    p.add_argument("--sampler", choices=samplers.SAMPLERS, default="ddpm", help="dpm++ needs 20 to 50 steps, ddpm 250")
-    p.add_argument("--num-sampling-steps", type=int, default=250, help="network evaluations a sample")
-    p.add_argument("--cfg-scale", type=float, default=1.0, help="classifier-free guidance; 1: none, at half the cost")
-    p.add_argument("--cfg-channels", type=int, help="latent channels that are guided; 3: as the published DiT code; default: all")
-    p.add_argument("--class-label", type=int, default=0, help="class to draw, as numbered in the manifest")
-    p.add_argument("--batch-size", type=int, default=8, help="volumes at once")
-    p.add_argument("--shard", type=shard, metavar="I/N", help="compute part I of N, counted from 1, such as one task of a job array")
-    p.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged, or as trained")
-    p.add_argument("--vae", metavar="ema|mse|PATH", help="VAE that decodes; default: the one that was trained with")
-    p.add_argument("--base", metavar="FILE", help="base weights, where they are no longer where train.py read them")
-    p.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the DiT's arithmetic")
-    p.add_argument("--vae-precision", choices=("fp32", "bf16"), default="fp32", help="of the VAE's; bf16 is twice as fast and moved the "
-                   "grey levels of the demo's VAE by 0.3 of 255 (rms)")
-    add_compile_flag(p)
-    add_device_flag(p)
+    add_model_and_output_flags(p)
+    add_sampling_flags(p)
+    add_speed_flags(p)
     args = p.parse_args()
     if min(args.num_samples, args.batch_size) < 1:
         raise UserError("--num-samples and --batch-size must be at least 1")
-    most = diffusion.NUM_TIMESTEPS - (args.sampler == "dpm++")
-    if not 2 <= args.num_sampling_steps <= most:
-        raise UserError(f"--num-sampling-steps {args.num_sampling_steps}: {args.sampler} takes 2 to {most}")
+    sampler = samplers.SAMPLERS[args.sampler]
+    if not sampler.min_steps <= args.num_sampling_steps <= sampler.max_steps:
+        raise UserError(f"--num-sampling-steps {args.num_sampling_steps}: {args.sampler} takes "
+                        f"{sampler.min_steps} to {sampler.max_steps}")
     if not math.isfinite(args.cfg_scale):
         raise UserError(f"--cfg-scale {args.cfg_scale}: must be a finite number")
-    args.device = distributed.own_device(args.device)
-    if args.ckpt.is_dir():
-        name = "checkpoints/[0-9]*[0-9].safetensors"
-        found = sorted(args.ckpt.glob(name)) or sorted(args.ckpt.glob(f"[0-9][0-9][0-9]-*/{name}"))
-        if not found:
-            raise UserError(f"--ckpt {args.ckpt}: holds no checkpoints/STEP.safetensors; name a file, or a run folder that has one")
-        args.ckpt = found[-1]
     return args
 
 
-def check_folder(args, recipe):
-    """How many samples the samples folder is to hold. UserError where it is there and was not begun by the same recipe."""
-    path, count = args.output / "samples.json", args.num_samples
-    if path.is_file():
-        content = files.read_json(path)
-        try:
-            theirs, count = {"vae_precision": "fp32"} | content["recipe"], max(count, len(content["samples"]))
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: damaged; name a new folder for --output") from None
-        different = [k for k in recipe if theirs.get(k) != recipe[k]]
-        if different:
-            k = different[0]
-            raise UserError(f"--output {args.output}: holds samples of {k} {theirs.get(k)}, not {recipe[k]}; name a new folder")
-    elif args.output.exists() and any(p.name[0] != "." for p in args.output.iterdir()) and not path.is_file():  # written first
-        raise UserError(f"--output {args.output}: exists already and was not begun by sample.py; name a new folder")
+def add_model_and_output_flags(p):
+    g = p.add_argument_group("model")
+    g.add_argument("--ckpt", type=Path, required=True, metavar="FILE|DIR",
+                   help="checkpoint of train.py; for a run folder its newest checkpoint, for a "
+                   "results folder that of its last run")
+    g.add_argument("--base", metavar="FILE",
+                   help="base weights; default: where train.py read them, or weights/")
+    g.add_argument("--weights", choices=("ema", "raw"), default="ema",
+                   help="trained parameters to use: their moving average, or their last values")
+    g.add_argument("--vae", metavar="ema|mse|DIR",
+                   help="VAE that decodes; default: the one that the model was trained with")
+    g = p.add_argument_group("output")
+    g.add_argument("--output", type=Path, required=True, metavar="DIR",
+                   help="samples folder, which gets mosaics/, nifti/ and samples.json")
+    g.add_argument("--num-samples", type=int, default=32, help="number of volumes")
+
+
+def add_sampling_flags(p):
+    g = p.add_argument_group("sampling")
+    g.add_argument("--seed", type=whole_number, default=0,
+                   help="random seed; the same seed gives the same volumes")
+    g.add_argument("--sampler", choices=samplers.SAMPLERS, default="ddpm",
+                   help="sampling method. " + samplers.describe_samplers())
+    g.add_argument("--num-sampling-steps", type=int, default=250, metavar="N",
+                   help="denoising steps")
+    g.add_argument("--cfg-scale", type=float, default=1.0,
+                   help="scale of classifier-free guidance; 1: none, at half the cost")
+    g.add_argument("--cfg-channels", type=int, metavar="N",
+                   help="number of latent channels that are guided; 3: as in the published DiT "
+                   "code; default: all")
+    g.add_argument("--class-label", type=int, default=0, metavar="INDEX",
+                   help="class to sample, by its index in the manifest")
+
+
+def add_speed_flags(p):
+    g = p.add_argument_group("speed and memory")
+    g.add_argument("--batch-size", type=int, default=8, help="volumes per batch")
+    g.add_argument("--shard", type=shard, metavar="I/N",
+                   help="compute part I of N, counted from 1, such as one task of a job array; "
+                   "default: everything")
+    add_precision_flag(g)
+    add_precision_flag(g, "the VAE; bf16 is twice as fast and changed the gray levels of the "
+                       "demo's VAE by 0.3 of 255 (rms)", "--vae-precision", "fp32")
+    add_compile_flag(g)
+    add_device_flag(g)
+
+
+# --------------------------------------------------------------------------------- samples folder
+
+def planned_count(output, num_samples, recipe):
+    """How many samples the folder is to hold: more than asked for if it was begun with more.
+
+    :raises UserError: the folder exists and was not begun with this recipe
+    """
+    path = output / "samples.json"
+    if not path.is_file():
+        # samples.json is written first, so a folder without it is not ours
+        if output.exists() and any(entry.name[0] != "." for entry in output.iterdir()):
+            raise UserError(f"--output {output}: exists already and was not begun by sample.py; "
+                            "name a new folder")
+        return num_samples
+    content = read_json(path)
+    try:
+        theirs = RECIPE_DEFAULTS | content["recipe"]
+        count = max(num_samples, len(content["samples"]))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: damaged; name a new folder for --output") from None
+    for key, value in recipe.items():
+        if theirs.get(key) != value:
+            raise UserError(f"--output {output}: holds samples of {key} {theirs.get(key)}, "
+                            f"not {value}; name a new folder")
     return count
 
 
-def begin(args, meta, recipe, count):
-    """Begins the samples folder, or goes on with it: samples.json lists what it is to hold.
+def begin_folder(output, header, recipe, count, class_label):
+    """Creates the samples folder, or continues it.
 
-    Every process and job that writes there writes the same samples.json, so that none waits for another.
+    Every process and job that writes there writes the same samples.json, so none waits for
+    another.
     """
-    args.output.mkdir(parents=True, exist_ok=True)
-    content = {"format": "mosaicdit-samples", "version": manifest.FORMAT_VERSION, **{k: meta["header"][k] for k in manifest.HEADER_KEYS},
-               "recipe": recipe, "samples": [{"id": f"{i:06d}", "index": i, "class": args.class_label} for i in range(count)]}
-    write_text(args.output / "samples.json", json.dumps(content, indent=1) + "\n")
-    for folder in ("mosaics", "nifti"):
-        (args.output / folder).mkdir(exist_ok=True)
+    output.mkdir(parents=True, exist_ok=True)
+    samples = [{"id": f"{i:06d}", "index": i, "class": class_label} for i in range(count)]
+    content = {"format": "mosaicdit-samples", "version": manifest.FORMAT_VERSION,
+               **{key: header[key] for key in manifest.HEADER_KEYS},
+               "recipe": recipe, "samples": samples}
+    write_text(output / "samples.json", json.dumps(content, indent=1) + "\n")
+    for name in ("mosaics", "nifti"):
+        (output / name).mkdir(exist_ok=True)
 
 
-def nifti_path(args, i):
-    """Of sample i; written last, so that where it is the sample is whole."""
-    return args.output / "nifti" / f"{i:06d}.nii.gz"
+def nifti_path(output, i):
+    """NIfTI of sample i. It is written last: if it exists, the sample is complete."""
+    return output / "nifti" / f"{i:06d}.nii.gz"
 
 
-def my_batches(args):
-    """Of the batches of samples 0…num_samples - 1, those of this shard and process in which one is missing."""
-    batches = [range(i, min(i + args.batch_size, args.num_samples)) for i in range(0, args.num_samples, args.batch_size)]
+def missing_batches(args):
+    """The batches of this shard and process in which a sample is missing, as ranges of samples."""
+    batches = [range(i, min(i + args.batch_size, args.num_samples))
+               for i in range(0, args.num_samples, args.batch_size)]
     part, parts = args.shard or (1, 1)
     mine = batches[part - 1::parts][distributed.rank()::distributed.world_size()]
-    return [b for b in mine if not all(nifti_path(args, i).is_file() for i in b)]
+    return [batch for batch in mine
+            if not all(nifti_path(args.output, i).is_file() for i in batch)]
 
 
 class Writer:
-    """Writes samples while the next are computed: a thread, and at most one batch waiting for it. An error ends the main thread too."""
+    """Writes samples in a thread while the next ones are computed.
 
-    def __init__(self, args, header):
-        self.args, self.header, self.affine = args, header, np.array(header["affine"])
-        self._pool, self._jobs = ThreadPoolExecutor(1), deque()
+    At most `max_waiting` samples wait. An error in the thread ends the main thread, too.
+    """
 
-    def write(self, i, sheet):
-        self._jobs.append(self._pool.submit(self._write, i, sheet))
-        while len(self._jobs) > self.args.batch_size:
+    def __init__(self, output, header, max_waiting):
+        self.output, self.header, self.max_waiting = output, header, max_waiting
+        self.affine = np.array(header["affine"])
+        self._pool = ThreadPoolExecutor(1)
+        self._jobs = deque()
+
+    def write(self, i, pixels):
+        """Writes sample i, a mosaic (side, side, 3) uint8, as PNG and NIfTI."""
+        self._jobs.append(self._pool.submit(self._write, i, pixels))
+        while len(self._jobs) > self.max_waiting:
             self._jobs.popleft().result()
 
-    def _write(self, i, sheet):
-        mosaic_files.write_mosaic(mosaic_files.mosaic_path(self.args.output, f"{i:06d}"), sheet)
-        nifti.write_nifti(nifti_path(self.args, i), mosaic.untile(sheet, self.header["size"], self.header["layout"]), self.affine)
+    def _write(self, i, pixels):
+        mosaic_files.write_mosaic(mosaic_files.mosaic_path(self.output, f"{i:06d}"), pixels)
+        volume = mosaic.untile(pixels, self.header["size"], self.header["layout"])
+        nifti.write_nifti(nifti_path(self.output, i), volume, self.affine)
 
     def __enter__(self):
         return self
@@ -142,50 +204,84 @@ class Writer:
                 self._jobs.popleft().result()
 
 
-def main():
-    args = parse_args()
-    meta = checkpoints.read_metadata(args.ckpt)
-    header = manifest.check_header(meta["header"], args.ckpt)
-    config = meta["config"]
+# --------------------------------------------------------------------------------------- sampling
+
+def check_flags_of_model(args, header, config):
+    """Refuses flags that do not fit the checkpoint's model."""
     if not 0 <= args.class_label < len(header["classes"]):
         known = ", ".join(f"{i} ({name})" for i, name in enumerate(header["classes"]))
         raise UserError(f"--class-label {args.class_label}: the model was trained on {known}")
-    if args.cfg_channels is not None and not 1 <= args.cfg_channels <= config["in_channels"]:
-        raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {config['in_channels']}")
-    vae = latents.load_decoder(meta, args.vae, args.device, args.ckpt)
-    recipe = dict(ckpt_sha256=pretrained.sha256_of_weights(args.ckpt), vae_sha256=latents.fingerprint(vae), **{k: getattr(args, k) for k in (
-        "seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label", "weights", "precision", "vae_precision")})
-    count = check_folder(args, recipe)
-    batches = my_batches(args)
-    who = "".join([f"shard {args.shard[0]}/{args.shard[1]}: " if args.shard else "",
-                   f"process {distributed.rank()}: " if distributed.world_size() > 1 else ""])
-    if not batches:
-        print(f"{who}{args.output} has its {args.num_samples} samples already" if not who else f"{who}nothing left to do in {args.output}")
-        return
-    model, _ = pretrained.restore_model(args.ckpt, args.weights, args.base)
-    compiling = acceleration.prepare_for_sampling(model, args.device, args.precision == "bf16", args.compile)
-    if compiling:
-        print(f"{who}{compiling}", file=sys.stderr, flush=True)
+    channels = config["in_channels"]
+    if args.cfg_channels is not None and not 1 <= args.cfg_channels <= channels:
+        raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {channels}")
 
-    begin(args, meta, recipe, count)
+
+def sample_batch(args, model, config, batch, device):
+    """Latents (N, C, h, w) of a batch of samples."""
     shape = (config["in_channels"], config["input_size"], config["input_size"])
+    y = torch.full((len(batch),), args.class_label)
+    generators = [seeded_generator(args.seed, i) for i in batch]
+    bar = tqdm(total=args.num_sampling_steps, desc="steps", leave=False,
+               disable=not sys.stderr.isatty())
+    with bar, autocast(device, args.precision):
+        latents = samplers.sample(
+            model, shape, y, config["num_classes"], generators, args.sampler,
+            args.num_sampling_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
+    if not latents.isfinite().all():
+        raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are "
+                        "not finite; use a lower scale, --precision fp32, or an earlier checkpoint")
+    return latents
+
+
+def write_batches(args, model, config, vae, header, batches, device):
+    """Samples the batches and writes what is missing. Returns the number of samples written."""
     written = 0
-    with Writer(args, header) as writer:
+    with Writer(args.output, header, args.batch_size) as writer:
         for batch in progress(batches, f"batches of {args.batch_size}"):
-            generators = [seeding.seeded_generator(args.seed, i) for i in batch]
-            y = torch.full((len(batch),), args.class_label)
-            with tqdm(total=args.num_sampling_steps, desc="steps", leave=False, disable=not sys.stderr.isatty()) as bar, \
-                    torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.precision == "bf16"):
-                z = samplers.sample(model, shape, y, config["num_classes"], generators, args.sampler, args.num_sampling_steps,
-                                     args.cfg_scale, args.cfg_channels, args.device, bar.update)
-            if not z.isfinite().all():
-                raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are not finite; use a lower scale, "
-                                "--precision fp32, or an earlier checkpoint")
-            for i, latent in zip(batch, z):
-                if not nifti_path(args, i).is_file():  # a batch that was begun is computed whole: its bits depend on who is in it
-                    writer.write(i, latents.decode(vae, latent[None], args.vae_precision == "bf16")[0])
+            # a batch is computed as a whole even if only one sample of it is missing: the bits of
+            # a sample depend on its batch
+            for i, latent in zip(batch, sample_batch(args, model, config, batch, device)):
+                if not nifti_path(args.output, i).is_file():
+                    writer.write(i, vae_module.decode(vae, latent[None], args.vae_precision)[0])
                     written += 1
-    print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {meta['step']}, {args.sampler} {args.num_sampling_steps} steps")
+    return written
+
+
+def worker_name(args):
+    """Which part of the work this is, for messages."""
+    name = f"shard {args.shard[0]}/{args.shard[1]}: " if args.shard else ""
+    if distributed.world_size() > 1:
+        name += f"process {distributed.rank()}: "
+    return name
+
+
+def main():
+    args = parse_args()
+    device = distributed.own_device(args.device)
+    ckpt = newest_checkpoint(args.ckpt) if args.ckpt.is_dir() else args.ckpt
+    metadata = checkpoint.read_metadata(ckpt)
+    header = manifest.check_header(metadata["header"], ckpt)
+    config = metadata["config"]
+    check_flags_of_model(args, header, config)
+    vae = vae_module.load_decoder(metadata, args.vae, device, ckpt)
+    recipe = dict(ckpt_sha256=pretrained.sha256_of_weights(ckpt),
+                  vae_sha256=vae_module.fingerprint(vae),
+                  **{name: getattr(args, name) for name in RECIPE_FLAGS})
+    count = planned_count(args.output, args.num_samples, recipe)
+    batches = missing_batches(args)
+    who = worker_name(args)
+    if not batches:
+        part = "its part of" if who else "all of"
+        print(f"{who}{args.output} already has {part} the {args.num_samples} samples")
+        return
+    model, _ = pretrained.restore_model(ckpt, args.weights, args.base)
+    compile_message = acceleration.prepare_for_sampling(model, device, args.precision, args.compile)
+    if compile_message:
+        print(f"{who}{compile_message}", file=sys.stderr, flush=True)
+    begin_folder(args.output, header, recipe, count, args.class_label)
+    written = write_batches(args, model, config, vae, header, batches, device)
+    print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {metadata['step']}, "
+          f"{args.sampler} {args.num_sampling_steps} steps")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The baseline implementations, and how cost is measured."""
+"""The straightforward implementations of each piece of work, and how cost is measured."""

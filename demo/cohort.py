@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Makes a cohort of NIfTI "subjects" from the MNI152 template that nilearn's package carries. Nothing is downloaded.
+"""Makes a cohort of NIfTI "subjects" from the MNI152 template in nilearn's package; no download.
 
     python demo/cohort.py --contrast flash --n 48 --seed 0 --output demo/out/flash
 
-Each subject is the template's brain under a random affine (rotation <= 4 degrees, scale +-6 %, half of the time a
-left-right mirror) and a smooth random displacement (2.5 mm standard deviation), with tissue intensities, bias field and
-noise of its own, on a 3 mm grid. Every other file is stored in LAS order, as some scanners
-do. The anatomy is one template's: enough to try the toolkit on, no substitute for data.
+Each subject is the template's brain under a random affine (rotation <= 4 degrees, scale +-6 %, half
+of the time a left-right mirror) and a smooth random displacement (standard deviation 2.5 mm), with
+tissue intensities, bias field and noise of its own, on a 3 mm grid. Every other file is stored in
+LAS order, as some scanners do. The anatomy is one template's: enough to try the toolkit, no
+substitute for data.
 """
 import sys
 from pathlib import Path
@@ -17,89 +18,127 @@ from joblib import Parallel, delayed
 from nilearn import datasets
 from scipy import ndimage, signal
 
-from utils.errors import run_script
-from utils.files import atomic_folder
-from utils.flags import make_parser, whole_number
-from utils.progress import progress
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils.errors import run_script  # noqa: E402
+from utils.files import atomic_folder  # noqa: E402
+from utils.flags import make_parser, whole_number  # noqa: E402
+from utils.progress import progress  # noqa: E402
 
-# mean intensity of cerebrospinal fluid, grey and white matter; the standard deviation between subjects is 0.04
-CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.10, 0.50, 0.92)}  # weak and strong T1 weighting
-MARGIN = 6      # mm around the brain
-SPACING = 3     # mm
-SPREAD = 2.6    # mm, standard deviation of the scanner's point spread
+# mean intensity of cerebrospinal fluid, gray and white matter: weak and strong T1 weighting
+CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.10, 0.50, 0.92)}
+TISSUE_DEVIATION = 0.04       # of those intensities between subjects
+MARGIN_MM = 6                 # around the brain; the template has voxels of 1 mm
+VOXEL_SIZE_MM = 3             # of the scans
+POINT_SPREAD_MM = 2.6         # standard deviation of the scanner's point spread
+MAX_ROTATION_DEGREES = 4
+MAX_SCALE_CHANGE = 0.06
+DISPLACEMENT_MM = 2.5         # standard deviation
+DISPLACEMENT_KNOTS = (6, 7, 6)  # about 28 mm apart
+BIAS_DEVIATION = 0.05         # of the bias field's logarithm
+BIAS_KNOTS = (3, 3, 3)
+NOISE_DEVIATION = 0.01
+MIN_INTENSITY = 0.02          # of the brain; voxels below are background, 0
+MAX_INTENSITY = 1.2           # becomes 255
 
 
-def template():
-    """Grey and white matter and CSF maps in [0, 1], each (X, Y, Z) at 1 mm, cropped about the brain, and their affine."""
-    maps = [datasets.load_mni152_template(resolution=1), datasets.load_mni152_gm_template(resolution=1),
-            datasets.load_mni152_wm_template(resolution=1)]
-    brain, grey, white = (np.asarray(m.dataobj, np.float32) for m in maps)
+def load_template():
+    """Tissue maps of the template at 1 mm, cropped to the brain.
+
+    :return: list of CSF, gray and white matter, each (X, Y, Z) in [0, 1]; their affine
+    """
+    images = [datasets.load_mni152_template(resolution=1),
+              datasets.load_mni152_gm_template(resolution=1),
+              datasets.load_mni152_wm_template(resolution=1)]
+    brain, gray, white = (np.asarray(image.dataobj, np.float32) for image in images)
     mask = ndimage.binary_fill_holes(brain > 0)
-    grey, white = (np.clip(m / m.max(), 0, 1) * mask for m in (grey, white))
-    csf = np.clip(mask - grey - white, 0, 1)
-    box = [slice(max(0, np.flatnonzero(mask.any(o))[0] - MARGIN), np.flatnonzero(mask.any(o))[-1] + MARGIN)
-           for o in ((1, 2), (0, 2), (0, 1))]
-    affine = maps[0].affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [b.start for b in box]
-    return [m[tuple(box)] for m in (csf, grey, white)], affine
+    gray = np.clip(gray / gray.max(), 0, 1) * mask
+    white = np.clip(white / white.max(), 0, 1) * mask
+    csf = np.clip(mask - gray - white, 0, 1)
+    box = []
+    for across in ((1, 2), (0, 2), (0, 1)):
+        inside = np.flatnonzero(mask.any(across))
+        box.append(slice(max(0, inside[0] - MARGIN_MM), inside[-1] + MARGIN_MM))
+    affine = images[0].affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [interval.start for interval in box]
+    return [tissue[tuple(box)] for tissue in (csf, gray, white)], affine
 
 
-def smooth_field(rng, std, knots, shape):
-    """A random field of `shape`, band-limited: white noise on a grid of `knots`, resampled along each axis by FFT."""
-    field = rng.normal(0, std, knots)
-    for axis, n in enumerate(shape):
-        field = signal.resample(field, n, axis=axis)
+def smooth_field(rng, deviation, knots, shape):
+    """A random band-limited field: white noise at `knots`, resampled to `shape` by FFT."""
+    field = rng.normal(0, deviation, knots)
+    for axis, length in enumerate(shape):
+        field = signal.resample(field, length, axis=axis)
     return field
 
 
-def subject(tissues, contrast, rng):
-    """One subject's volume, uint8, on the SPACING grid."""
-    shape = np.array(tissues[0].shape)
-    centre = (shape - 1) / 2
-    angles = np.deg2rad(rng.uniform(-4, 4, 3))
-    matrix = np.diag(1 / rng.uniform(0.94, 1.06, 3))
+def random_matrix(rng):
+    """A random scaling, rotation and, half of the time, left-right mirror, (3, 3)."""
+    angles = np.deg2rad(rng.uniform(-MAX_ROTATION_DEGREES, MAX_ROTATION_DEGREES, 3))
+    matrix = np.diag(1 / rng.uniform(1 - MAX_SCALE_CHANGE, 1 + MAX_SCALE_CHANGE, 3))
     for axis, angle in enumerate(angles):
-        i, j = [k for k in range(3) if k != axis]
-        turn = np.eye(3)
-        turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
+        i, j = [other for other in range(3) if other != axis]
+        rotation = np.eye(3)
+        rotation[i, i] = rotation[j, j] = np.cos(angle)
+        rotation[i, j], rotation[j, i] = -np.sin(angle), np.sin(angle)
+        matrix = rotation @ matrix
     if rng.random() < 0.5:
         matrix = matrix @ np.diag([-1, 1, 1])
-    out_shape = shape // SPACING
-    out = np.stack(np.meshgrid(*[np.arange(n) * SPACING - c for n, c in zip(out_shape, centre)], indexing="ij"))
-    where = np.tensordot(matrix, out, 1) + centre[:, None, None, None]
+    return matrix
+
+
+def make_subject(tissues, contrast, rng):
+    """One subject's scan, uint8, with voxels of VOXEL_SIZE_MM.
+
+    :param tissues: of `load_template`
+    :param contrast: a key of CONTRASTS
+    """
+    shape = np.array(tissues[0].shape)
+    center = (shape - 1) / 2
+    matrix = random_matrix(rng)
+    out_shape = shape // VOXEL_SIZE_MM
+    axes = [np.arange(length) * VOXEL_SIZE_MM - c for length, c in zip(out_shape, center)]
+    grid = np.stack(np.meshgrid(*axes, indexing="ij"))                         # (3, X, Y, Z), mm
+    position = np.tensordot(matrix, grid, 1) + center[:, None, None, None]     # in the template
     for k in range(3):
-        where[k] += smooth_field(rng, 2.5, (6, 7, 6), out_shape)  # knots about 28 mm apart
-    levels = np.array(CONTRASTS[contrast]) + rng.normal(0, 0.04, 3)
-    mixed = ndimage.gaussian_filter(sum(level * t for level, t in zip(levels, tissues)), SPREAD)
-    volume = ndimage.map_coordinates(mixed, where, order=1)
-    bias = smooth_field(rng, 0.05, (3, 3, 3), out_shape)
-    volume = np.where(volume > 0.02, volume * np.exp(bias) + rng.normal(0, 0.01, volume.shape), 0)
-    return np.rint(np.clip(volume, 0, 1.2) / 1.2 * 255).astype(np.uint8)
+        position[k] += smooth_field(rng, DISPLACEMENT_MM, DISPLACEMENT_KNOTS, out_shape)
+    levels = np.array(CONTRASTS[contrast]) + rng.normal(0, TISSUE_DEVIATION, 3)
+    mixed = sum(level * tissue for level, tissue in zip(levels, tissues))
+    blurred = ndimage.gaussian_filter(mixed, POINT_SPREAD_MM)
+    volume = ndimage.map_coordinates(blurred, position, order=1)
+    bias = np.exp(smooth_field(rng, BIAS_DEVIATION, BIAS_KNOTS, out_shape))
+    noise = rng.normal(0, NOISE_DEVIATION, volume.shape)
+    volume = np.where(volume > MIN_INTENSITY, volume * bias + noise, 0)
+    volume = np.clip(volume, 0, MAX_INTENSITY) / MAX_INTENSITY
+    return np.rint(volume * 255).astype(np.uint8)
 
 
-def write(i, tissues, affine, args, folder):
-    image = nib.Nifti1Image(subject(tissues, args.contrast, np.random.default_rng([args.seed, i])), affine)
-    if i % 2:
+def write_subject(index, tissues, affine, contrast, seed, folder):
+    """Draws subject `index` from (seed, index), and writes its file."""
+    volume = make_subject(tissues, contrast, np.random.default_rng([seed, index]))
+    image = nib.Nifti1Image(volume, affine)
+    if index % 2:
         image = image.as_reoriented([[0, -1], [1, 1], [2, 1]])
     image.header.set_xyzt_units("mm")
-    nib.save(image, folder / f"sub-{i:03d}_acq-{args.contrast}_T1w.nii.gz")
+    nib.save(image, folder / f"sub-{index:03d}_acq-{contrast}_T1w.nii.gz")
 
 
 def main():
     p = make_parser(__doc__)
-    p.add_argument("--contrast", choices=CONTRASTS, default="flash", help="tissue intensities")
-    p.add_argument("--n", type=int, default=48, help="number of subjects")
-    p.add_argument("--seed", type=whole_number, default=0, help="subject i draws from (seed, i)")
-    p.add_argument("--output", type=Path, required=True, help="new folder for the NIfTI files")
+    g = p.add_argument_group("cohort")
+    g.add_argument("--contrast", choices=CONTRASTS, default="flash",
+                   help="tissue intensities: flash has weak, mprage strong T1 weighting")
+    g.add_argument("--n", type=int, default=48, help="number of subjects")
+    g.add_argument("--seed", type=whole_number, default=0,
+                   help="random seed of the cohort; subject i is drawn from (seed, i)")
+    g.add_argument("--output", type=Path, required=True, metavar="DIR",
+                   help="folder to create, for the NIfTI files")
     args = p.parse_args()
     with atomic_folder(args.output) as folder:
-        tissues, affine = template()
-        affine = affine @ np.diag([SPACING] * 3 + [1])
-        written = Parallel(n_jobs=-1, return_as="generator")(delayed(write)(i, tissues, affine, args, folder) for i in range(args.n))
+        tissues, affine = load_template()
+        affine = affine @ np.diag([VOXEL_SIZE_MM] * 3 + [1])
+        jobs = (delayed(write_subject)(i, tissues, affine, args.contrast, args.seed, folder)
+                for i in range(args.n))
+        written = Parallel(n_jobs=-1, return_as="generator")(jobs)
         for _ in progress(written, f"{args.contrast} subjects", args.n):
             pass
 

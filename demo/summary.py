@@ -1,41 +1,71 @@
 #!/usr/bin/env python3
-"""Reads the demo's three evaluations, checks that they come in the order they must, and names the figures to open.
+"""Summarizes the demo's three evaluations, checks their order, and names the figures to open.
 
     python demo/summary.py demo/out
 """
-import json
 import sys
 from pathlib import Path
 
-NAMES = {"real": "other real scans", "difffit": "DiffFit on this contrast", "base": "base, the other contrast"}
+# run.sh calls this file by its path; the repository's root holds the folders it imports from
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.errors import run_script  # noqa: E402
+from utils.files import read_json  # noqa: E402
+from utils.flags import make_parser  # noqa: E402
+
+COMPARED = {
+    # folder in evaluation/: what is compared with the held-out real scans
+    "real": "other real scans",
+    "difffit": "DiffFit on this contrast",
+    "base": "base, the other contrast",
+}
+FILES = {
+    # file: what it shows
+    "vae/reconstruction.png": "what the VAE loses",
+    "evaluation/difffit/figures/montage.png": "real next to synthetic, three views at three depths",
+    "evaluation/difffit/figures/gallery.png": "eight real and eight synthetic brains",
+    "evaluation/base/figures/montage.png": "the base model, before DiffFit",
+    "samples/difffit/mosaics/000000.png": "a sampled mosaic",
+    "nifti/000000.nii.gz": "the same sample as a volume, for any NIfTI viewer",
+    "evaluation/difffit/figures/nearest.png": "the nearest training volumes: are there copies?",
+    "evaluation/difffit/report.html": "every number, its interval, its floor and its ceiling",
+}
+MARGIN = 2  # the base model's MMD must be this many times that of the finetuned model
 
 
 def main():
-    out = Path(sys.argv[1])
-    mmd, similarity, rough = {}, {}, {}
-    for name in NAMES:
-        metrics = json.loads((out / "evaluation" / name / "metrics.json").read_text())["metrics"]
-        mmd[name], similarity[name], rough[name] = (metrics[k]["value"] for k in ("mmd_linear", "ms_ssim", "through_plane"))
-    print("against held-out real scans         MMD, linear   MS-SSIM within, %   through-plane roughness")
-    for name, words in NAMES.items():
-        print(f"  {words:32}  {mmd[name]:11.1f}   {100 * similarity[name]:17.1f}   {rough[name]:23.2f}")
-    psnr = json.loads((out / "vae" / "psnr.json").read_text())["mean"]["volume"]
-    print(f"VAE, held-out volumes there and back: {psnr:.1f} dB")
+    p = make_parser(__doc__)
+    p.add_argument("folder", type=Path, help="folder that demo/run.sh wrote")
+    folder = p.parse_args().folder
+    metrics = {name: read_json(folder / "evaluation" / name / "metrics.json")["metrics"]
+               for name in COMPARED}
+    print_numbers(metrics)
+    psnr = read_json(folder / "vae" / "psnr.json")["mean"]["volume"]
+    print(f"PSNR of held-out volumes after the VAE: {psnr:.1f} dB")
     print("\nOpen these:")
-    for path, words in (("vae/reconstruction.png", "what the VAE loses"),
-                        ("evaluation/difffit/figures/montage.png", "real beside synthetic, three views by three depths"),
-                        ("evaluation/difffit/figures/gallery.png", "eight real and eight synthetic brains"),
-                        ("evaluation/base/figures/montage.png", "the base model, before DiffFit"),
-                        ("samples/difffit/mosaics/000000.png", "a sampled mosaic"),
-                        ("nifti/000000.nii.gz", "the same as a volume, for any NIfTI viewer"),
-                        ("evaluation/difffit/figures/nearest.png", "has it copied? the nearest training volumes"),
-                        ("evaluation/difffit/report.html", "every number, its interval, its floor and its ceiling")):
-        print(f"  {out / path}  ({words})")
-    if not 2 * mmd["real"] < 2 * mmd["difffit"] < mmd["base"]:
-        print("The MMDs are not in the order real < DiffFit < base by a clear margin: something went wrong above.", file=sys.stderr)
+    for file, shown in FILES.items():
+        print(f"  {folder / file}  ({shown})")
+    mmd = {name: entries["mmd_linear"]["value"] for name, entries in metrics.items()}
+    if not (mmd["real"] < mmd["difffit"] and MARGIN * mmd["difffit"] < mmd["base"]):
+        print(f"The MMDs are not in the order real < DiffFit < base, the last {MARGIN} times the "
+              "second: a step above went wrong.", file=sys.stderr)
         return 1
     return 0
 
 
+def print_numbers(metrics):
+    """The main numbers, a line per evaluation.
+
+    :param metrics: {folder: {key: entry of metrics.json}}
+    """
+    print(f"{'compared with held-out real scans':34}  MMD, linear   MS-SSIM within the set, %   "
+          "through-plane roughness")
+    for name, words in COMPARED.items():
+        mmd = metrics[name]["mmd_linear"]["value"]
+        similarity = metrics[name]["ms_ssim"]["value"]
+        roughness = metrics[name]["through_plane"]["value"]
+        print(f"  {words:32}  {mmd:11.1f}   {100 * similarity:25.1f}   {roughness:23.2f}")
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

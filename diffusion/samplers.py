@@ -1,67 +1,131 @@
-"""."""
+"""Samplers: from noise to latents, by diffusers' schedulers.
 
-import diffusers  # lazily: a part is imported where it is first used
+To add one, write a function that makes its scheduler and add an entry to SAMPLERS: the choices
+and help of --sampler, its checks of --num-sampling-steps and its tests follow from the entry.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers  # imports its parts where they are first used
 import numpy as np
 import torch
 
-from diffusion.gaussian_diffusion import NUM_TIMESTEPS, _alphas_bar, _betas, guided
+from diffusion.gaussian_diffusion import ALPHAS_BAR, BETAS, NUM_TIMESTEPS, guided
 
-SAMPLERS = ("ddpm", "ddim", "dpm++")
 
+@dataclass(frozen=True)
+class Sampler:
+    """One way to sample.
+
+    :param make_scheduler: num_steps -> diffusers scheduler whose timesteps are set, and the
+        timesteps of the full process, an array: entry i is what the network gets at timestep i
+    :param help: phrase for --help
+    :param learned_variance: the scheduler takes the predicted variance, and draws noise per step
+    """
+    make_scheduler: Callable[[int], tuple[Any, np.ndarray]]
+    help: str
+    min_steps: int = 2
+    max_steps: int = NUM_TIMESTEPS
+    learned_variance: bool = False
+
+
+# ------------------------------------------------------- the respaced process of the published code
 
 def respaced_timesteps(num_steps):
-    """The timesteps of a respaced process, ascending: num_steps of 0…999, ends included, evenly spaced and rounded."""
+    """num_steps timesteps of 0…999, ascending, ends included, evenly spaced and rounded."""
     return np.round(np.linspace(0, NUM_TIMESTEPS - 1, num_steps)).astype(np.int64)
 
 
 def _respaced_betas(timesteps):
-    """Betas of the process that visits these timesteps only: its alpha-bars are the full process's there."""
-    kept = _alphas_bar[timesteps]
+    """Betas of the process that visits only these timesteps, with the full process's alpha-bars."""
+    kept = ALPHAS_BAR[timesteps]
     return 1 - kept / np.append(1.0, kept[:-1])
 
 
-def make_scheduler(sampler, num_steps):
-    """A diffusers scheduler, and the timestep of the full process that the network is given at each of its timesteps.
-
-    ddpm and ddim run on the respaced process itself, as the published code does, so that both ends are its own.
-    """
-    if sampler == "dpm++":
-        scheduler = diffusers.DPMSolverMultistepScheduler(
-            NUM_TIMESTEPS, trained_betas=_betas, algorithm_type="dpmsolver++", solver_order=2, timestep_spacing="linspace",
-            final_sigmas_type="zero")
-        scheduler.set_timesteps(num_steps)
-        return scheduler, np.arange(NUM_TIMESTEPS)
+def _make_ddpm(num_steps):
+    """DDPM on the respaced process, as in the published code."""
     timesteps = respaced_timesteps(num_steps)
-    betas = _respaced_betas(timesteps)
-    if sampler == "ddpm":
-        scheduler = diffusers.DDPMScheduler(num_steps, trained_betas=betas, variance_type="learned_range", clip_sample=False)
-    elif sampler == "ddim":
-        scheduler = diffusers.DDIMScheduler(num_steps, trained_betas=betas, clip_sample=False, set_alpha_to_one=True)
-    else:
-        raise ValueError(f"sampler {sampler!r}: must be one of {', '.join(SAMPLERS)}")
+    scheduler = diffusers.DDPMScheduler(
+        num_steps, trained_betas=_respaced_betas(timesteps), variance_type="learned_range",
+        clip_sample=False)
     scheduler.set_timesteps(num_steps)
     return scheduler, timesteps
 
 
+def _make_ddim(num_steps):
+    """DDIM (Song et al. 2021, eta 0) on the respaced process, as in the published code."""
+    timesteps = respaced_timesteps(num_steps)
+    scheduler = diffusers.DDIMScheduler(
+        num_steps, trained_betas=_respaced_betas(timesteps), clip_sample=False,
+        set_alpha_to_one=True)
+    scheduler.set_timesteps(num_steps)
+    return scheduler, timesteps
+
+
+# --------------------------------------------------------- solvers of the probability flow ODE
+
+def _make_dpm_solver(num_steps):
+    """DPM-Solver++ (Lu et al. 2022), second order, multistep."""
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        NUM_TIMESTEPS, trained_betas=BETAS, algorithm_type="dpmsolver++", solver_order=2,
+        timestep_spacing="linspace", final_sigmas_type="zero")
+    scheduler.set_timesteps(num_steps)
+    return scheduler, np.arange(NUM_TIMESTEPS)
+
+
+def _make_unipc(num_steps):
+    """UniPC (Zhao et al. 2023), second order, predicting x0."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        NUM_TIMESTEPS, trained_betas=BETAS, solver_order=2, timestep_spacing="linspace",
+        final_sigmas_type="zero")
+    scheduler.set_timesteps(num_steps)
+    return scheduler, np.arange(NUM_TIMESTEPS)
+
+
+SAMPLERS = {
+    "ddpm": Sampler(_make_ddpm, "as in the DiT paper, with fresh noise at every step; 250 steps",
+                    learned_variance=True),
+    "ddim": Sampler(_make_ddim, "deterministic; 50 to 250 steps"),
+    "dpm++": Sampler(_make_dpm_solver, "DPM-Solver++, deterministic; 20 to 50 steps",
+                     max_steps=NUM_TIMESTEPS - 1),
+    "unipc": Sampler(_make_unipc, "UniPC, deterministic; 10 to 50 steps",
+                     max_steps=NUM_TIMESTEPS - 1),
+}
+
+
+def describe_samplers():
+    """One phrase per sampler, for --help."""
+    return "; ".join(f"{name}: {sampler.help}" for name, sampler in SAMPLERS.items())
+
+
 @torch.no_grad()
-def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=250, cfg_scale=1.0, guided_channels=None,
-           device="cpu", callback=None):
+def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=250, cfg_scale=1.0,
+           guided_channels=None, device="cpu", callback=None):
     """Draws latents from noise.
 
     :param model: called model(x, t, y), returns (N, 2C, H, W)
-    :param shape: (C, H, W)
+    :param shape: (C, H, W) of one latent
     :param y: (N,) labels
-    :param generators: one CPU generator a sample (`seeded_generator`)
+    :param null_class: label of the unconditional prediction
+    :param generators: one CPU generator per sample, see `utils.seeding.seeded_generator`
+    :param sampler: name in SAMPLERS
+    :param num_steps: network evaluations per sample (twice the batch each, with guidance)
+    :param cfg_scale, guided_channels: see `gaussian_diffusion.guided`
     :param callback: called after each step
     :return: (N, C, H, W) float32, in the DiT's scale
+    :raises ValueError: no such sampler
     """
-    scheduler, timestep_of = make_scheduler(sampler, num_steps)
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sampler {sampler!r}: must be one of {', '.join(SAMPLERS)}")
+    learned_variance = SAMPLERS[sampler].learned_variance
+    scheduler, full_timesteps = SAMPLERS[sampler].make_scheduler(num_steps)
     y = y.to(device)
     x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
     for step in scheduler.timesteps:
-        t = torch.full((len(x),), int(timestep_of[int(step)]), device=device)
+        t = torch.full((len(x),), int(full_timesteps[int(step)]), device=device)
         out = guided(model, x, t, y, null_class, cfg_scale, guided_channels).float()
-        if sampler == "ddpm":
+        if learned_variance:
             x = scheduler.step(out, step, x, generator=generators).prev_sample
         else:
             x = scheduler.step(out[:, :shape[0]], step, x).prev_sample

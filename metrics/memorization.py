@@ -1,82 +1,165 @@
-"""."""
+"""Memorization: how close synthetic volumes come to the training set, compared with real ones."""
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from metrics import ms_ssim
 from metrics.mmd import gram
+from metrics.options import NotComputed
 from metrics.statistic import Statistic
 from utils.progress import counter
 
+CLOSE_SHARE = 0.05  # share of real volumes that are closer to the training set than the threshold
+
+
+# ----------------------------------------------------------------------- similarity and distance
 
 def correlations(x, y, **options):
-    """Pearson correlation over all voxels of each of x with each of y, (N, M).
+    """Pearson correlation over all voxels of each of x with each of y.
 
+    :param x: (N, D, D, D); uint8 stands for [0, 1]
+    :param y: (M, D, D, D)
     :param options: of `gram`
+    :return: (N, M)
     """
     voxels = np.prod(x.shape[1:])
-    moments = []
-    for z in (x, y):
-        scale = 255.0 if z.dtype == np.uint8 else 1.0
-        moments.append((np.array([v.mean(dtype=np.float64) for v in z]) / scale, np.array([v.std(dtype=np.float64) for v in z]) / scale))
-    (mx, sx), (my, sy) = moments
-    return np.clip((gram(x, y, **options) / voxels - np.outer(mx, my)) / np.outer(sx, sy), -1, 1)
+    mean_x, std_x = _mean_and_std(x)
+    mean_y, std_y = _mean_and_std(y)
+    covariance = gram(x, y, **options) / voxels - np.outer(mean_x, mean_y)
+    return np.clip(covariance / np.outer(std_x, std_y), -1, 1)
 
 
-def near_threshold(distances, share=0.05):
-    """The distance below which a share of volumes alike would lie: a percentile that is unbiased however few distances there are.
+def _mean_and_std(volumes):
+    """Mean and standard deviation of the voxels of each volume; uint8 stands for [0, 1]."""
+    scale = 255.0 if volumes.dtype == np.uint8 else 1.0
+    mean = np.array([v.mean(dtype=np.float64) for v in volumes])
+    std = np.array([v.std(dtype=np.float64) for v in volumes])
+    return mean / scale, std / scale
 
-    It is number share (n + 1) of the n distances in order, between two by interpolation (Weibull), and the least where there is
-    none so low: so the share of a set alike is about max(share, 1 / (n + 1)).
+
+def close_threshold(distances, share=CLOSE_SHARE):
+    """The distance below which this share of similar volumes would lie.
+
+    A percentile without bias, however few distances there are: it is number share (n + 1) of the
+    n distances in order, interpolated between two (Weibull), and the smallest if there is none so
+    low. So the share of similar volumes below it is about max(share, 1 / (n + 1)).
     """
     return np.percentile(distances, 100 * share, method="weibull")
 
 
-def share_closer(query, reference, a, b, share=0.05):
-    """Share of one weighted set whose distance lies below the `near_threshold` of another's.
+def share_closer(query, reference, a, b, share=CLOSE_SHARE):
+    """Share of one weighted set whose distance lies below the `close_threshold` of another's.
 
-    :param query: (N,) distances of the pool; `b` weights those that are judged
-    :param reference: (N,) distances of the pool; `a` weights those that set the percentile
-    :param a, b: (R, N) whole weights
+    :param query: (N,) distances of the pool, those of set b are compared with the threshold
+    :param reference: (N,) distances of the pool, those of set a determine the threshold
+    :param a, b: (R, N) weights, whole numbers in a
     :return: (R,)
     """
-    out = np.empty(len(a))
-    for r, (u, v) in enumerate(zip(a.astype(int), b)):
-        out[r] = v @ (query < near_threshold(np.repeat(reference, u), share)) / v.sum()
-    return out
+    shares = np.empty(len(a))
+    for r, (weights_a, weights_b) in enumerate(zip(a.astype(int), b)):
+        threshold = close_threshold(np.repeat(reference, weights_a), share)
+        shares[r] = weights_b @ (query < threshold) / weights_b.sum()
+    return shares
 
 
-def memorization_statistics(pool, volumes, train, args):
-    """How near each real and synthetic volume comes to the training set, the last of `volumes`.
+# -------------------------------------------------------------------------------------- statistic
 
-    :return: statistics; {measure: (similarity to the nearest, its index) of each real and synthetic volume}
+@dataclass(frozen=True)
+class Nearest:
+    """The training volume nearest to each real and synthetic volume, by one measure."""
+    key: str                    # in metrics.json
+    measure: str                # in reports
+    definition: str
+    similarity: np.ndarray      # (N,)
+    index: np.ndarray           # (N,), of the volume in the training set
+
+
+def check_training_set(pool, options):
+    """Raises NotComputed if the training set is not given."""
+    if pool.train is None:
+        raise NotComputed("the training set is not known; name it with --train DIR")
+
+
+def memorization_statistics(pool, options):
+    """How close each real and synthetic volume comes to the training set.
+
+    By correlation, and by MS-SSIM among the most correlated training volumes.
     """
-    options = dict(memory_gb=args.memory_gb / 2, device=args.device)
-    query, first = len(pool.sets["real"]) + len(pool.sets["synthetic"]), len(volumes) - len(train)
-    with counter("correlations with training volumes", query) as update:
-        correlation = correlations(volumes[:query], volumes[first:], callback=update, **options)
-    near = {"correlation": (correlation.max(1), correlation.argmax(1))}
-    how = {"correlation": "Pearson correlation over all voxels with the most correlated training volume"}
-    if volumes.shape[1] >= ms_ssim.MIN_SIDE:
-        keep = min(args.shortlist, len(train))
-        columns = np.argsort(-correlation, axis=1, kind="stable")[:, :keep]
-        pairs = np.stack([np.repeat(np.arange(query), keep), first + columns.reshape(-1)], axis=1)
-        with counter("MS-SSIM with training volumes", len(pairs)) as update:
-            values = ms_ssim.ms_ssim_pairs(volumes, args.protocol, pairs, callback=update, **options).reshape(query, keep)
-        near["ms_ssim"] = values.max(1), columns[np.arange(query), values.argmax(1)]
-        how["ms_ssim"] = f"MS-SSIM, `{args.protocol}`, with the most similar training volume" + (
-            f" of the {keep} most correlated" if keep < len(train) else "")
-    return [s for key, (value, _) in near.items() for s in nearest_statistics(pool, value, key, how[key])], near
+    count = len(pool.sets["real"]) + len(pool.sets["synthetic"])
+    with counter("correlations with training volumes", count) as update:
+        correlation = correlations(
+            pool.volumes[:count], pool.part("train"), memory_gb=options.memory_gb / 2,
+            device=options.device, callback=update)
+    found = [Nearest(
+        "correlation", "correlation",
+        "Pearson correlation over all voxels with the most correlated training volume",
+        correlation.max(1), correlation.argmax(1))]
+    if pool.side >= ms_ssim.MIN_SIDE:
+        found.append(_nearest_by_ms_ssim(pool, correlation, options))
+    statistics = []
+    for nearest in found:
+        statistics += [_similarity_statistic(pool, nearest), _copied_statistic(pool, nearest)]
+    return statistics
 
 
-def nearest_statistics(pool, value, key, how):
-    """The mean similarity to the nearest training volume, and the share that comes nearer than real volumes do."""
-    word = {"correlation": "correlation", "ms_ssim": "MS-SSIM"}[key]
-    own = {name: value[pool.index(name)].tolist() for name in ("real", "synthetic")}
-    value, n = np.pad(value, (0, pool.size - len(value))), len(own["real"])  # volumes that went through the VAE are in no set here
-    return [Statistic(f"nearest_{key}", f"nearest training volume, {word}", f"{how}, mean; well above the real volumes': copied, or "
-                      "smoother than real volumes, which brings any volume nearer", "real", lambda a, b: b @ value / b.sum(1), vae=False,
-                      more={"of_volumes": own, "threshold": float(near_threshold(1 - np.array(own["real"])))}),
-            Statistic(f"copied_{key}", f"nearer than 95 % of real, {word}", f"share of volumes whose distance (1 − {word}) to the nearest "
-                      f"training volume lies below the 5th percentile of the {n} real volumes' (below the least, with fewer than 19); the "
-                      "aim is what volumes like the real ones have", f"{max(0.05, 1 / (n + 1)):.3g}",
-                      lambda a, b: share_closer(1 - value, 1 - value, a, b), vae=False, share=True)]
+def _nearest_by_ms_ssim(pool, correlation, options):
+    """The most similar training volume by MS-SSIM, among the most correlated ones.
+
+    :param correlation: (N, M) of the real and synthetic volumes with the training volumes
+    """
+    count, trained = correlation.shape
+    kept = min(options.shortlist, trained)
+    shortlist = np.argsort(-correlation, axis=1, kind="stable")[:, :kept]
+    first_trained = pool.index("train")[0]
+    pairs = np.stack([np.repeat(np.arange(count), kept), first_trained + shortlist.reshape(-1)],
+                     axis=1)
+    with counter("MS-SSIM with training volumes", len(pairs)) as update:
+        values = ms_ssim.ms_ssim_pairs(
+            pool.volumes, options.protocol, pairs, memory_gb=options.memory_gb / 2,
+            device=options.device, callback=update).reshape(count, kept)
+    definition = f"MS-SSIM, `{options.protocol}`, with the most similar training volume"
+    if kept < trained:
+        definition += f" of the {kept} most correlated"
+    return Nearest("ms_ssim", "MS-SSIM", definition, values.max(1),
+                   shortlist[np.arange(count), values.argmax(1)])
+
+
+def _similarity_statistic(pool, nearest):
+    """Mean similarity to the nearest training volume."""
+    of_volumes = {name: nearest.similarity[pool.index(name)].tolist()
+                  for name in ("real", "synthetic")}
+    threshold = float(close_threshold(1 - np.array(of_volumes["real"])))
+    return Statistic(
+        key=f"nearest_{nearest.key}", name=f"nearest training volume, {nearest.measure}",
+        definition=f"{nearest.definition}, mean; well above that of the real volumes: copied, or "
+                   "smoother than real volumes, which brings any volume closer",
+        target="real", compute=partial(_mean_similarity, _over_pool(pool, nearest.similarity)),
+        has_ceiling=False, details={"of_volumes": of_volumes, "threshold": threshold},
+        nearest=nearest.index[pool.index("synthetic")])
+
+
+def _copied_statistic(pool, nearest):
+    """Share of volumes that come closer to the training set than real volumes do."""
+    n = len(pool.sets["real"])
+    distance = 1 - _over_pool(pool, nearest.similarity)
+    return Statistic(
+        key=f"copied_{nearest.key}", name=f"closer than 95% of real, {nearest.measure}",
+        definition=f"share of volumes whose distance (1 − {nearest.measure}) to the nearest "
+                   f"training volume lies below the 5th percentile of the {n} real volumes "
+                   "(below the smallest, with fewer than 19); the target is what volumes similar "
+                   "to the real ones have",
+        target=f"{max(CLOSE_SHARE, 1 / (n + 1)):.3g}",
+        compute=partial(share_closer, distance, distance), has_ceiling=False, is_share=True)
+
+
+def _over_pool(pool, values):
+    """Values of the real and synthetic volumes as values of the pool.
+
+    Volumes that went through the VAE get 0: they are in no set here.
+    """
+    return np.pad(values, (0, pool.size - len(values)))
+
+
+def _mean_similarity(similarity, real, other):
+    return other @ similarity / other.sum(1)

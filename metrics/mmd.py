@@ -1,216 +1,264 @@
-"""Every number that evaluate.py reports: pure functions on arrays.
+"""Maximum mean discrepancy (MMD) of sets of volumes (Gretton et al. 2012).
 
-Volumes are (N, D, D, D), axes right, anterior, superior. uint8 volumes stand for [0, 1]; floating-point ones are taken as they are.
+Volumes are (N, D, D, D); uint8 volumes stand for [0, 1], floating point is taken as it is.
 
-Sets of volumes are given twice over: as arrays, and as *weights*. A weight vector says how often each volume of a pool belongs
-to a set: ones for the set itself, counts for a bootstrap replicate, 0 and 1 for a half of it. What takes weights takes many
-vectors at once, (R, N), so that a thousand replicates cost one matrix product on what was computed once per pair of volumes.
+Sets are given either as arrays or as *weights*: how often each volume of a pool belongs to a set.
+Ones stand for the set itself, counts for a bootstrap replicate, 0 and 1 for a half of the set.
+Functions of weights take many vectors at once, (R, N), so that a thousand replicates cost one
+matrix product on what was computed once per pair of volumes.
 """
+from functools import partial
+
 import numpy as np
 import torch
 
 from metrics.statistic import Statistic
+from utils.progress import counter
 
-# ----------------------------------------------------------------------------------------------------------- MMD
+MAX_VOLUMES_PER_BLOCK = 64
+
+
+# -------------------------------------------------------------------------------- inner products
 
 def gram(x, y=None, memory_gb=4, device="cpu", callback=None):
-    """Inner products of the voxels of each of x with each of y, (N, M) float64, streamed in blocks.
+    """Inner products of the voxels of each of x with each of y, computed in blocks.
 
     :param x: (N, ...) array, or a memory map; uint8 stands for [0, 1]
     :param y: (M, ...); None: x itself, each product computed once
-    :param memory_gb: bound for the blocks in memory
+    :param memory_gb: bound for the blocks in memory, GB
     :param callback: called with the number of volumes of x done
+    :return: (N, M) float64
     :raises ValueError: volumes of two sizes
     """
     symmetric = y is None
     y = x if symmetric else y
-    if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"volumes of {x.shape[1:]} and {y.shape[1:]}: must be of one size")
+    _require_one_size(x, y)
     voxels = int(np.prod(x.shape[1:]))
-    chunk = int(np.clip(memory_gb * 1e9 / (3 * voxels * 8), 1, 64))  # two blocks, and one on its way to float64
+    # two blocks in float64, and one on its way to float64
+    block = int(np.clip(memory_gb * 1e9 / (3 * voxels * 8), 1, MAX_VOLUMES_PER_BLOCK))
     out = np.empty((len(x), len(y)))
-    for i in range(0, len(x), chunk):
-        a = _rows(x[i:i + chunk], device)
-        for j in range(i if symmetric else 0, len(y), chunk):
-            b = a if symmetric and i == j else _rows(y[j:j + chunk], device)
-            out[i:i + chunk, j:j + chunk] = (a @ b.T).cpu().numpy()
+    for i in range(0, len(x), block):
+        a = _rows(x[i:i + block], device)
+        for j in range(i if symmetric else 0, len(y), block):
+            b = a if symmetric and i == j else _rows(y[j:j + block], device)
+            out[i:i + block, j:j + block] = (a @ b.T).cpu().numpy()
             if symmetric:
-                out[j:j + chunk, i:i + chunk] = out[i:i + chunk, j:j + chunk].T
-            del b
+                out[j:j + block, i:i + block] = out[i:i + block, j:j + block].T
+            del b  # before the next block is read
         if callback:
             callback(len(a))
     return out
 
 
 def _rows(volumes, device):
-    """(N, voxels) float64 of a few volumes; uint8 stands for [0, 1]."""
+    """A few volumes as (N, voxels) float64; uint8 stands for [0, 1]."""
     x = torch.from_numpy(np.ascontiguousarray(volumes).reshape(len(volumes), -1)).to(device)
     return x.double().div_(255) if x.dtype == torch.uint8 else x.double()
 
 
+def _require_one_size(x, y):
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"volumes of {x.shape[1:]} and {y.shape[1:]}: must be of one size")
+
+
+def squared_distances(products):
+    """Squared distances between the volumes of a pool from their inner products, (N, N)."""
+    squares = products.diagonal()
+    out = -2 * products
+    out += squares
+    out += squares[:, None]
+    return np.maximum(out, 0, out=out)
+
+
+def gaussian_kernel(products, within=slice(None)):
+    """Gaussian kernel exp(-d² / m) of the median bandwidth, from inner products.
+
+    m is the median of d² over all pairs of two different volumes of `within`, whichever sets they
+    belong to (the median heuristic; the bandwidth is sigma² = m / 2).
+
+    :param products: (N, N) inner products
+    :param within: indices of volumes, or a slice
+    :return: (N, N) kernel, median distance m^(1/2)
+    """
+    squares = squared_distances(products)
+    index = np.arange(len(squares))[within]
+    of_pairs = [squares[i, index[k + 1:]] for k, i in enumerate(index)]
+    median = float(np.median(np.concatenate(of_pairs), overwrite_input=True))
+    if median == 0:
+        return np.ones_like(squares), 0.0
+    squares /= -median
+    return np.exp(squares, out=squares), median ** 0.5
+
+
+# -------------------------------------------------------------------------- MMD of weighted sets
+
 def mmd_of_kernel(kernel, a, b, unbiased, groups=None):
-    """Squared maximum mean discrepancy of weighted sets from a kernel matrix (Gretton et al. 2012, eq. 3 and 5).
+    """Squared MMD of weighted sets from a kernel matrix (Gretton et al. 2012, eq. 3 and 5).
 
     :param kernel: (N, N), symmetric, of the pool
     :param a, b: (R, N) weights of the two sets
-    :param unbiased: within a set, leave out the kernel of what is not independent; the value may then be negative
-    :param groups: (N,) of the pool; two of one group (slices of a volume, scans of a subject) are not independent. None: each
-        is only not independent of itself
-    :return: (R,); NaN where a set has no two groups; differences below the rounding error of the kernel's sums are 0
+    :param unbiased: within a set, leave out the kernel of volumes that are not independent; the
+        value can then be negative
+    :param groups: (N,) group of each volume, such as its subject: two of one group are not
+        independent; None: each volume is its own group
+    :return: (R,); NaN where a set has no two groups; 0 where the value is below the rounding error
+        of the kernel's sums
     """
-    na, nb = a.sum(1, keepdims=True), b.sum(1, keepdims=True)
     if unbiased:
-        # Seen from the middle of the two means, k(x, y) - k(x, m) - k(m, y) + k(m, m): where volumes repeat, as in replicates, pairs
-        # left out would otherwise count by their distance from an origin that means nothing.
-        middle = (a / na + b / nb) / 2
-        to_middle = middle @ kernel
-        constant = (to_middle * middle).sum(1)
         groups = np.arange(len(kernel)) if groups is None else np.asarray(groups)
-        dependent = (groups[:, None] == groups).astype(float)
-        value = -2 * ((a @ kernel * b).sum(1) / (na * nb)[:, 0] - ((a / na + b / nb) * to_middle).sum(1) + constant)
-        for w, n in ((a, na), (b, nb)):
-            partners = n - w @ dependent
-            pairs = (w * partners).sum(1)
-            total = (w @ kernel * w).sum(1) - (w @ (kernel * dependent) * w).sum(1) - 2 * (w * partners * to_middle).sum(1)
-            total += pairs * constant
-            value += np.divide(total, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
+        value = _unbiased_mmd(kernel, a, b, groups)
     else:
-        difference = a / na - b / nb
+        difference = a / a.sum(1, keepdims=True) - b / b.sum(1, keepdims=True)
         value = (difference @ kernel * difference).sum(1)
     return np.where(np.abs(value) < 1e-12 * kernel.diagonal().mean(), 0, value)
 
 
+def _unbiased_mmd(kernel, a, b, groups):
+    """The kernel is taken relative to the middle of the two means, point m:
+    k(x, y) - k(x, m) - k(m, y) + k(m, m). Otherwise, where volumes repeat, as in replicates, the
+    pairs left out would count by their distance from an origin that has no meaning.
+    """
+    size_a, size_b = a.sum(1, keepdims=True), b.sum(1, keepdims=True)
+    middle = (a / size_a + b / size_b) / 2
+    to_middle = middle @ kernel                                            # k(x, m), (R, N)
+    constant = (to_middle * middle).sum(1)                                 # k(m, m), (R,)
+    dependent = (groups[:, None] == groups).astype(float)                  # (N, N)
+    between = (a @ kernel * b).sum(1) / (size_a * size_b)[:, 0]
+    value = -2 * (between - ((a / size_a + b / size_b) * to_middle).sum(1) + constant)
+    for weights, size in ((a, size_a), (b, size_b)):
+        partners = size - weights @ dependent                              # of each volume, (R, N)
+        pairs = (weights * partners).sum(1)
+        total = (weights @ kernel * weights).sum(1)
+        total = total - (weights @ (kernel * dependent) * weights).sum(1)
+        total = total - 2 * (weights * partners * to_middle).sum(1)
+        total += pairs * constant
+        value += np.divide(total, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    return value
+
+
 def mmd_of_batches(kernel, i, j, batch):
-    """Biased squared MMD averaged over consecutive batches of both sets, as 3dbraingen does; a rest is left out.
+    """Biased squared MMD averaged over consecutive batches of both sets, as 3dbraingen does.
+
+    Volumes that do not fill a batch are left out.
 
     :param i, j: indices of the two sets into the kernel matrix, in their order
     :raises ValueError: the smaller set does not fill one batch
     """
-    n = min(len(i), len(j)) // batch
-    if not n:
-        raise ValueError(f"batch {batch}: the smaller set has {min(len(i), len(j))} volumes")
-    a, b = np.zeros((n, len(kernel))), np.zeros((n, len(kernel)))
-    rows = np.repeat(np.arange(n), batch)
-    np.add.at(a, (rows, np.asarray(i)[:n * batch]), 1)
-    np.add.at(b, (rows, np.asarray(j)[:n * batch]), 1)
+    smaller = min(len(i), len(j))
+    batches = smaller // batch
+    if not batches:
+        raise ValueError(f"batch {batch}: the smaller set has {smaller} volumes")
+    a, b = np.zeros((batches, len(kernel))), np.zeros((batches, len(kernel)))
+    rows = np.repeat(np.arange(batches), batch)
+    np.add.at(a, (rows, np.asarray(i)[:batches * batch]), 1)
+    np.add.at(b, (rows, np.asarray(j)[:batches * batch]), 1)
     return float(mmd_of_kernel(kernel, a, b, unbiased=False).mean())
 
 
-def squared_distances(kernel):
-    """Squared distances of a pool from its inner products, (N, N)."""
-    d, out = kernel.diagonal(), -2 * kernel
-    out += d
-    out += d[:, None]
-    return np.maximum(out, 0, out=out)
+def _mmd_of_batches_of_weights(kernel, batch, seed, a, b):
+    """`mmd_of_batches` of weighted sets, (R,); NaN for a set that does not fill a batch.
 
-
-def gaussian_kernel(kernel, within=slice(None)):
-    """exp(-d^2 / m) of a pool from its inner products; m is the median of d^2 over all pairs of two different volumes of
-    `within`, whichever sets they belong to (the median heuristic; the bandwidth is sigma^2 = m / 2).
-
-    :return: (N, N) kernel, median distance m^(1/2)
+    Each is put into a random order, as otherwise a volume and its repetitions share a batch.
     """
-    d2 = squared_distances(kernel)
-    index = np.arange(len(d2))[within]
-    median = float(np.median(np.concatenate([d2[i, index[k + 1:]] for k, i in enumerate(index)]), overwrite_input=True))
-    if median == 0:
-        return np.ones_like(d2), 0.0
-    d2 /= -median
-    return np.exp(d2, out=d2), median ** 0.5
+    rng = np.random.default_rng(seed)
+    out = np.full(len(a), np.nan)
+    for r, (weights_a, weights_b) in enumerate(zip(a, b)):
+        i = rng.permutation(np.repeat(np.arange(len(kernel)), weights_a.astype(int)))
+        j = rng.permutation(np.repeat(np.arange(len(kernel)), weights_b.astype(int)))
+        if min(len(i), len(j)) >= batch:
+            out[r] = mmd_of_batches(kernel, i, j, batch)
+    return out
 
 
-def _two_sets(x, y, **options):
-    if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"volumes of {x.shape[1:]} and {y.shape[1:]}: must be of one size")
-    cross = gram(x, y, **options)
-    kernel = np.block([[gram(x, **options), cross], [cross.T, gram(y, **options)]])
-    a = np.arange(len(kernel))[None] < len(x)
-    return kernel, a.astype(float), 1.0 - a
-
+# --------------------------------------------------------------------------------- MMD of arrays
 
 def mmd_linear(x, y, batch=None, unbiased=False, **options):
-    """Squared maximum mean discrepancy with the linear kernel on voxels; biased, it is ||mean x - mean y||^2.
+    """Squared MMD with the linear kernel on voxels; biased, it is ||mean x - mean y||².
 
-    :param x, y: (N, D, D, D), (M, D, D, D)
-    :param batch: average over consecutive batches of this many of both sets, as 3dbraingen does (a rest is left out); None:
-        the whole sets at once. The biased value depends on it
+    :param x: (N, D, D, D)
+    :param y: (M, D, D, D)
+    :param batch: average over consecutive batches of this many volumes of both sets, as 3dbraingen
+        does; None: whole sets at once. The biased value depends on it
     :param options: of `gram`
     """
-    kernel, a, b = _two_sets(x, y, **options)
+    products, a, b = _products_of_two(x, y, **options)
     if batch is not None:
-        return mmd_of_batches(kernel, np.arange(len(x)), len(x) + np.arange(len(y)), batch)
-    return float(mmd_of_kernel(kernel, a, b, unbiased)[0])
+        i, j = np.arange(len(x)), len(x) + np.arange(len(y))
+        return mmd_of_batches(products, i, j, batch)
+    return float(mmd_of_kernel(products, a, b, unbiased)[0])
 
 
 def mmd_rbf(x, y, **options):
-    """Squared MMD with a Gaussian kernel of the median distance of both sets together, unbiased: it may be negative.
+    """Unbiased squared MMD with a Gaussian kernel of the median distance of both sets together.
 
-    :return: value, median distance
+    :param x: (N, D, D, D)
+    :param y: (M, D, D, D)
+    :param options: of `gram`
+    :return: value, which can be negative; median distance
     :raises ValueError: a set has fewer than 2 volumes
     """
     if min(len(x), len(y)) < 2:
         raise ValueError("an unbiased MMD needs at least 2 volumes in each set")
-    linear, a, b = _two_sets(x, y, **options)
-    kernel, distance = gaussian_kernel(linear)
-    return float(mmd_of_kernel(kernel, a, b, unbiased=True)[0]) if distance else 0.0, distance
+    products, a, b = _products_of_two(x, y, **options)
+    kernel, distance = gaussian_kernel(products)
+    if distance == 0:
+        return 0.0, distance
+    return float(mmd_of_kernel(kernel, a, b, unbiased=True)[0]), distance
 
 
-# --------------------------------------------------------------------------------------------- distances of features
+def _products_of_two(x, y, **options):
+    """Inner products of both sets together, and the weights of each set."""
+    _require_one_size(x, y)
+    cross = gram(x, y, **options)
+    products = np.block([[gram(x, **options), cross], [cross.T, gram(y, **options)]])
+    a = np.arange(len(products))[None] < len(x)
+    return products, a.astype(float), 1.0 - a
 
 
+# ------------------------------------------------------------------------------------- statistic
+
+def mmd_statistics(pool, options):
+    """MMD on voxels: linear, linear unbiased, and Gaussian."""
+    with counter("inner products of volumes", pool.size) as update:
+        products = gram(pool.compared, memory_gb=options.memory_gb / 2, device=options.device,
+                        callback=update)
+    real_and_synthetic = np.concatenate([pool.index("real"), pool.index("synthetic")])
+    gaussian, distance = gaussian_kernel(products, real_and_synthetic)
+    return [
+        _linear_statistic(pool, products, options),
+        Statistic(
+            key="mmd_linear_unbiased", name="MMD, linear, unbiased",
+            definition="linear kernel, voxels in [0, 1], no subject paired with itself; its "
+                       "expectation does not depend on N, and it can be negative",
+            target="0", compute=partial(mmd_of_kernel, products, unbiased=True, groups=pool.groups),
+            details={"range": [0, 1], "kernel": "linear, unbiased"}),
+        Statistic(
+            key="mmd_rbf", name="MMD, Gaussian, unbiased",
+            definition=f"kernel exp(−d²/m), voxels in [0, 1], unbiased; m = ({distance:.4g})² is "
+                       "the median of d² over all pairs of two volumes, real and synthetic "
+                       "together",
+            target="0", compute=partial(mmd_of_kernel, gaussian, unbiased=True, groups=pool.groups),
+            details={"range": [0, 1], "kernel": "Gaussian, unbiased",
+                     "median_distance": distance}),
+    ]
 
 
-
-
-
-# ------------------------------------------------------------------------------------- smoothness and intensities
-
-
-
-
-
-
-
-
-
-# ------------------------------------------------------------------------------------------------- nearest neighbours
-
-
-# IMPORTS
-from metrics import mmd as metrics
-
-
-def mmd_statistics(pool, products, args):
-    """MMD on voxels, from the inner products of the pool's volumes."""
-    real, other = pool.index("real"), pool.index("synthetic")
-    gaussian, distance = metrics.gaussian_kernel(products, np.concatenate([real, other]))
-    biased = "linear kernel, voxels in [0, 1], biased: ‖mean x − mean y‖²"
-
-    def whole(a, b):
-        return metrics.mmd_of_kernel(products, a, b, unbiased=False)
-
-    def batches(a, b):  # replicates in a random order, as equal volumes side by side would share a batch
-        rng = np.random.default_rng(args.seed)
-        out = np.full(len(a), np.nan)
-        for r, pair in enumerate(zip(a, b)):
-            i, j = (rng.permutation(np.repeat(np.arange(pool.size), w.astype(int))) for w in pair)
-            if min(len(i), len(j)) >= args.mmd_batch:
-                out[r] = metrics.mmd_of_batches(products, i, j, args.mmd_batch)
-        return out
-
-    if args.mmd_batch:
-        linear = Statistic("mmd_linear", f"MMD, linear, batches of {args.mmd_batch}", f"{biased}, averaged over consecutive batches of "
-                           f"{args.mmd_batch}, as 3dbraingen does; the value depends on the batch", "low", batches,
-                           value=metrics.mmd_of_batches(products, real, other, args.mmd_batch))
-    else:
-        linear = Statistic("mmd_linear", "MMD, linear", f"{biased}, whole sets at once; the value depends on N", "low", whole)
-    linear.more = {"range": [0, 1], "kernel": "linear, biased", "batch": args.mmd_batch or "whole sets"}
-    return [linear,
-            Statistic("mmd_linear_unbiased", "MMD, linear, unbiased", "linear kernel, voxels in [0, 1], no subject paired with itself; its "
-                      "expectation does not depend on N, and it may be negative", "0",
-                      lambda a, b: metrics.mmd_of_kernel(products, a, b, True, pool.groups),
-                      more={"range": [0, 1], "kernel": "linear, unbiased"}),
-            Statistic("mmd_rbf", "MMD, Gaussian, unbiased", f"kernel exp(−d²/m), voxels in [0, 1], unbiased; m = ({distance:.4g})² is the "
-                      "median of d² over all pairs of two volumes, real and synthetic together", "0",
-                      lambda a, b: metrics.mmd_of_kernel(gaussian, a, b, True, pool.groups),
-                      more={"range": [0, 1], "kernel": "Gaussian, unbiased", "median_distance": distance})]
+def _linear_statistic(pool, products, options):
+    """The biased linear MMD, of whole sets or averaged over batches."""
+    formula = "linear kernel, voxels in [0, 1], biased: ‖mean x − mean y‖²"
+    details = {"range": [0, 1], "kernel": "linear, biased",
+               "batch": options.mmd_batch or "whole sets"}
+    if not options.mmd_batch:
+        return Statistic(
+            key="mmd_linear", name="MMD, linear",
+            definition=f"{formula}, whole sets at once; the value depends on N",
+            target="low", compute=partial(mmd_of_kernel, products, unbiased=False),
+            details=details)
+    batch = options.mmd_batch
+    return Statistic(
+        key="mmd_linear", name=f"MMD, linear, batches of {batch}",
+        definition=f"{formula}, averaged over consecutive batches of {batch}, as 3dbraingen does; "
+                   "the value depends on the batch",
+        target="low", compute=partial(_mmd_of_batches_of_weights, products, batch, options.seed),
+        value=mmd_of_batches(products, pool.index("real"), pool.index("synthetic"), batch),
+        details=details)

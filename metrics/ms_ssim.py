@@ -1,86 +1,81 @@
-"""Multi-scale structural similarity of volumes (Wang et al. 2003, in 3D), fast enough for all pairs of hundreds."""
+"""Multi-scale structural similarity of volumes, fast enough for all pairs of hundreds.
+
+Wang et al. 2003, "Multiscale structural similarity for image quality assessment", in 3D.
+"""
+import contextlib
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from metrics.gaussian_filter import GaussianFilter, is_cpu
+from metrics.options import NotComputed
 from metrics.statistic import Statistic
 from utils.progress import counter
 
-LEVEL_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, of the five levels, fine to coarse
-SIGMA, RADIUS = 1.5, 6                               # Gaussian window, voxels
-K1, K2 = 0.01, 0.03                                  # constants C = (K L)^2 of SSIM, Wang et al. 2004
-MIN_SIDE = 2 ** (len(LEVEL_WEIGHTS) - 1)                   # side whose coarsest level is one voxel
+LEVEL_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five levels, fine to coarse
+SIGMA = 1.5                                 # of the Gaussian window, voxels
+RADIUS = 6                                  # of the Gaussian window, voxels
+K1 = 0.01                                   # C1 = (K1 L)², Wang et al. 2004
+K2 = 0.03                                   # C2 = (K2 L)²
+MIN_SIDE = 2 ** (len(LEVEL_WEIGHTS) - 1)    # voxels; then the coarsest level is a single voxel
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One of the ways in which MS-SSIM of volumes is published."""
+    data_range: float       # L of the constants, for volumes in [-1, 1]
+    last_exponent: float    # of SSIM at the coarsest level
+    formula: str
+
+
 PROTOCOLS = {
-    # name: (dynamic range L for volumes in [-1, 1], what is multiplied)
-    "kwon2019": (1.0, "3dbraingen, HA-GAN, cDPM: L = 1, product over i < 5 of cs_i^w_i * ssim_5^w_5"),
-    "wang2003": (2.0, "L = 2, product over i < 5 of cs_i^w_i, times ssim_5^w_5"),
+    "kwon2019": Protocol(1.0, LEVEL_WEIGHTS[-1] * 4, "3dbraingen, HA-GAN, cDPM: L = 1, product "
+                         "over i < 5 of cs_i^w_i * ssim_5^w_5"),
+    "wang2003": Protocol(2.0, LEVEL_WEIGHTS[-1] * 1, "L = 2, product over i < 5 of cs_i^w_i, "
+                         "times ssim_5^w_5"),
 }
 
 
-def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, memory_gb=4, device="cpu", callback=None):
-    """Multi-scale structural similarity of pairs of volumes (Wang et al. 2003, in 3D).
+# --------------------------------------------------------------------------- similarity of pairs
 
-    Gaussian window of sigma 1.5 and radius 6 with reflected borders, five levels of 2 x 2 x 2 mean pooling. The protocol
-    "kwon2019" is what 3dbraingen and the tables that build on it compute; its last level counts four times. A negative mean
-    contrast-structure term, which has no such power, counts as 0.
+def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, memory_gb=4,
+                  device="cpu", callback=None):
+    """Multi-scale structural similarity of pairs of volumes.
 
-    What depends on one volume is computed once a volume, in blocks that fit the memory; a pair costs its cross term.
+    Gaussian window of sigma 1.5 and radius 6 with reflected borders; five levels of 2 x 2 x 2 mean
+    pooling. The protocol "kwon2019" is what 3dbraingen and the tables that build on it compute:
+    its last level counts four times. A mean contrast-structure term below 0, of which there is no
+    such power, counts as 0.
 
-    :param volumes: (N, D, D, D); uint8 is mapped to [-1, 1], floating point taken as it is. D >= 16
+    What depends on one volume is computed once per volume, in blocks that fit the memory; a pair
+    costs no more than its cross term.
+
+    :param volumes: (N, D, D, D), D >= 16; uint8 is mapped to [-1, 1], floating point is taken as
+        it is
+    :param protocol: one of PROTOCOLS
     :param pairs: (P, 2) indices; None: all i < j, in the order of itertools.combinations
-    :param data_range: L of the constants; None: the protocol's for [-1, 1]
-    :param memory_gb: bound for the statistics kept per volume
+    :param data_range: L of the constants; None: the protocol's, for volumes in [-1, 1]
+    :param memory_gb: bound for the statistics of single volumes that are kept, GB
     :param callback: called with the number of pairs done
     :return: (P,) float64
     :raises ValueError: not cubes of one size, too small for five levels, an index out of range
     """
-    if volumes.ndim != 4 or len(set(volumes.shape[1:])) != 1:
-        raise ValueError(f"volumes of shape {volumes.shape}: must be (N, D, D, D)")
-    side = volumes.shape[1]
-    if side < MIN_SIDE:
-        raise ValueError(f"volumes of {side} voxels a side: five levels need at least {MIN_SIDE}")
-    length = PROTOCOLS[protocol][0] if data_range is None else data_range
-    pairs = (all_pairs(len(volumes)) if pairs is None else np.asarray(pairs)).reshape(-1, 2)
-    if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(volumes):
-        raise ValueError("pairs: index out of range")
+    pairs = _check_pairs(volumes, pairs)
+    settings = PROTOCOLS[protocol]
+    length = settings.data_range if data_range is None else data_range
     dtype = torch.float64 if volumes.dtype == np.float64 else torch.float32
-    per_volume = 3 * side ** 3 * (8 if dtype == torch.float64 else 4) * 8 / 7
-    block = max(1, int(memory_gb * 1e9 / (2.5 * per_volume)))  # two, and what the allocator keeps
-    out, where, own = np.empty(len(pairs)), pairs // block, threading.local()
-
-    def levels():  # each thread works in its own buffers
-        if not hasattr(own, "levels"):
-            own.levels = [_Level(side >> k, device, dtype) for k in range(len(LEVEL_WEIGHTS))]
-        return own.levels
-
-    def statistics(i):
-        return _pyramid(_as_tensor(volumes[i], device, dtype), levels(), length)
-
-    def compare(p):
-        return _ms_ssim(first[pairs[p, 0]], second[pairs[p, 1]], levels(), length, protocol)
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a core a pair: cores that share one pair's small products wait for each other
-    try:
-        with ThreadPoolExecutor(threads if torch.device(device).type == "cpu" else 1) as pool:
-            for a in np.unique(where[:, 0]):
-                rows, first, second = where[:, 0] == a, None, None  # never three blocks at once
-                needed = np.unique(pairs[rows, 0])
-                first = dict(zip(needed, pool.map(statistics, needed)))
-                for b in np.unique(where[rows, 1]):
-                    chosen, second = np.flatnonzero(rows & (where[:, 1] == b)), None
-                    second = {i: first[i] for i in np.unique(pairs[chosen, 1]) if i in first}
-                    needed = [i for i in np.unique(pairs[chosen, 1]) if i not in second]
-                    second.update(zip(needed, pool.map(statistics, needed)))
-                    for p, value in zip(chosen, pool.map(compare, chosen)):
-                        out[p] = value
-                        if callback:
-                            callback(1)
-    finally:
-        torch.set_num_threads(threads)
+    block = _volumes_per_block(volumes.shape[1], dtype, memory_gb)
+    out = np.empty(len(pairs))
+    block_of = pairs // block
+    with _threads_of_one_core(device) as executor:
+        comparison = _Comparison(volumes, length, settings.last_exponent, device, dtype, executor)
+        for row in np.unique(block_of[:, 0]):
+            in_row = np.flatnonzero(block_of[:, 0] == row)
+            comparison.compare_row(in_row, pairs[in_row], block_of[in_row, 1], out, callback)
     return out
 
 
@@ -89,104 +84,21 @@ def all_pairs(n):
     return np.stack(np.triu_indices(n, 1), axis=1)
 
 
-def _as_tensor(volume, device, dtype):
-    x = torch.from_numpy(np.ascontiguousarray(volume)).to(device)
-    return x.to(dtype) / 127.5 - 1 if x.dtype == torch.uint8 else x.to(dtype)
-
-
-def _window_matrix(n):
-    """The Gaussian filter of a line of n voxels as an (n, n) matrix, the reflected border folded in (d c b a | a b c d)."""
-    offsets = np.arange(-RADIUS, RADIUS + 1)
-    weights = np.exp(-0.5 * (offsets / SIGMA) ** 2)
-    weights /= weights.sum()
-    matrix = np.zeros((n, n))
-    for i in range(n):
-        j = (i + offsets) % (2 * n)
-        np.add.at(matrix[i], np.minimum(j, 2 * n - 1 - j), weights)
-    return torch.from_numpy(matrix)
-
-
-class _Level:
-    """The Gaussian filter of cubes of n voxels a side as matrix products, and the buffers that it works in.
-
-    On a CPU, slabs of planes that stay in its cache are filtered along two axes, then the cube along the third; and each product
-    is done in bands, as rows of the window's matrix touch 13 columns each. A GPU takes the cube at once.
-    """
-
-    def __init__(self, n, device, dtype):
-        cpu = torch.device(device).type == "cpu"
-        self.n, self.planes = n, min(n, max(1, 2 ** 17 // n ** 2)) if cpu else n
-        window = _window_matrix(n).to(device, dtype)
-        self.outer, self.inner = (self._bands(window, min(n, step) if cpu else n) for step in (16, 32))
-        self.slabs = torch.empty(2, self.planes, n, n, device=device, dtype=dtype)
-        self.cubes = torch.empty(2, n, n, n, device=device, dtype=dtype)
-
-    @staticmethod
-    def _bands(window, step):
-        """(rows, columns they touch, that part of the matrix, its transpose) for every `step` rows."""
-        bands = []
-        for i in range(0, len(window), step):
-            rows, columns = slice(i, i + step), slice(max(0, i - RADIUS), min(len(window), i + step + RADIUS))
-            bands.append((rows, columns, window[rows, columns].contiguous(), window[rows, columns].T.contiguous()))
-        return bands
-
-    def filter(self, x, y=None, constant=None, out=None):
-        """Filters x, or constant + x * y, into `out`, or into a buffer that the next call overwrites."""
-        n, half, out = self.n, self.cubes[0], self.cubes[1] if out is None else out
-        for i in range(0, n, self.planes):
-            part, (a, b) = slice(i, i + self.planes), self.slabs[:, :min(self.planes, n - i)]
-            product = x[part] if y is None else torch.addcmul(constant, x[part], y[part], out=a)
-            for rows, columns, window, _ in self.inner:
-                torch.bmm(window.expand(len(b), -1, -1), product[:, columns], out=b[:, rows])
-            for rows, columns, _, transposed in self.inner:
-                torch.mm(b.view(-1, n)[:, columns], transposed, out=half[part].view(-1, n)[:, rows])
-        for rows, columns, window, _ in self.outer:
-            torch.mm(window, half[columns].view(-1, n * n), out=out[rows].view(-1, n * n))
-        return out
-
-
-def _pyramid(x, levels, length):
-    """What one volume contributes: at each level the volume, its local mean, and its local variance plus half of C2."""
-    out = []
-    half_c2 = torch.full((), (K2 * length) ** 2 / 2, dtype=x.dtype, device=x.device)
-    for level in levels:
-        mean = level.filter(x, out=torch.empty_like(x))
-        # the filter leaves a constant as it is, so C2 goes in with the square
-        out.append((x, mean, level.filter(x, x, half_c2, torch.empty_like(x)).addcmul_(mean, mean, value=-1)))
-        x = F.avg_pool3d(x[None, None], 2)[0, 0] if level.n > 1 else x
-    return out
-
-
-def _ms_ssim(first, second, levels, length, protocol):
-    c1, cs = (K1 * length) ** 2, []
-    half_c2 = torch.full((), (K2 * length) ** 2 / 2, dtype=first[0][0].dtype, device=first[0][0].device)
-    for (x, mx, vx), (y, my, vy), level in zip(first, second, levels):
-        structure = level.filter(x, y, half_c2)  # becomes (2 cov + C2) / (var_x + var_y + C2), both halved
-        total = 0
-        for i in range(0, level.n, level.planes):
-            part = slice(i, i + level.planes)
-            s, spread = structure[part], level.slabs[0][:min(level.planes, level.n - i)]
-            s.addcmul_(mx[part], my[part], value=-1).div_(torch.add(vx[part], vy[part], out=spread))
-            total = total + s.sum()
-        cs.append(2 * total / level.n ** 3)
-    ssim = ((2 * mx * my + c1) / (mx * mx + my * my + c1) * structure).mean() * 2
-    cs, ssim = torch.stack(cs[:-1]).double().clamp(min=0).cpu().numpy(), max(float(ssim), 0.0)
-    repeats = len(cs) if protocol == "kwon2019" else 1
-    return np.prod(cs ** LEVEL_WEIGHTS[:-1]) * ssim ** (LEVEL_WEIGHTS[-1] * repeats)
-
-
 def mean_of_pairs(values, pairs, weights):
-    """Mean of a symmetric function of two volumes over the pairs of each weighted set; never over a volume and itself.
+    """Mean of a symmetric function of two volumes over the pairs of each weighted set.
 
-    :param values: (P,) of `pairs` (P, 2), each pair once
+    A volume is never paired with itself.
+
+    :param values: (P,), of `pairs`
+    :param pairs: (P, 2) indices, each pair once
     :param weights: (R, N)
     :return: (R,); NaN for a set that holds no pair
     """
     total, mass = np.zeros(len(weights)), np.zeros(len(weights))
-    own = np.flatnonzero((weights > 0).any(0)[pairs].all(1))
-    chunk = max(1, 10 ** 7 // len(weights))
-    for i in range(0, len(own), chunk):
-        part = own[i:i + chunk]
+    used = np.flatnonzero((weights > 0).any(0)[pairs].all(1))
+    chunk = max(1, 10 ** 7 // len(weights))  # bounds the memory of the products of weights
+    for i in range(0, len(used), chunk):
+        part = used[i:i + chunk]
         w = weights[:, pairs[part, 0]]
         w *= weights[:, pairs[part, 1]]
         total += w @ values[part]
@@ -194,32 +106,217 @@ def mean_of_pairs(values, pairs, weights):
     return np.divide(total, mass, out=np.full(len(weights), np.nan), where=mass > 0)
 
 
-# IMPORTS
+def _check_pairs(volumes, pairs):
+    """The pairs as a (P, 2) array; ValueError if the volumes do not fit."""
+    if volumes.ndim != 4 or len(set(volumes.shape[1:])) != 1:
+        raise ValueError(f"volumes of shape {volumes.shape}: must be (N, D, D, D)")
+    side = volumes.shape[1]
+    if side < MIN_SIDE:
+        raise ValueError(f"volumes of {side} voxels a side: five levels need at least {MIN_SIDE}")
+    pairs = all_pairs(len(volumes)) if pairs is None else np.asarray(pairs)
+    pairs = pairs.reshape(-1, 2)
+    if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(volumes):
+        raise ValueError("pairs: index out of range")
+    return pairs
 
 
-def similarity_statistics(pool, volumes, args):
-    """MS-SSIM within each set: how diverse it is."""
-    rng = np.random.default_rng(args.seed)
-    pairs = {}
-    for name, group in pool.sets.items():
-        mine = all_pairs(len(group))
-        if args.pairs and args.pairs < len(mine):
-            mine = mine[np.sort(rng.choice(len(mine), args.pairs, replace=False))]
-        pairs[name] = pool.starts[name] + mine
-    order = np.concatenate(list(pairs.values()))
-    with counter("MS-SSIM pairs", len(order)) as update:
-        values = ms_ssim_pairs(volumes, args.protocol, order, memory_gb=args.memory_gb / 2, device=args.device, callback=update)
+def _volumes_per_block(side, dtype, memory_gb):
+    """How many pyramids a block may hold: two blocks are in memory at once, and what the
+    allocator keeps."""
+    # three cubes per level; each level has an eighth of the voxels of the one before
+    bytes_per_volume = 3 * side ** 3 * dtype.itemsize * 8 / 7
+    return max(1, int(memory_gb * 1e9 / (2.5 * bytes_per_volume)))
+
+
+@contextlib.contextmanager
+def _threads_of_one_core(device):
+    """An executor that works on one pair per core.
+
+    Cores that share the small matrix products of a single pair mostly wait for each other. A GPU
+    gets one thread.
+    """
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(cores if is_cpu(device) else 1) as executor:
+            yield executor
+    finally:
+        torch.set_num_threads(cores)
+
+
+class _Comparison:
+    """Compares pairs of volumes block by block; never holds more than two blocks of pyramids."""
+
+    def __init__(self, volumes, length, last_exponent, device, dtype, executor):
+        self.volumes, self.device, self.dtype = volumes, device, dtype
+        self.length, self.last_exponent = length, last_exponent
+        self.executor = executor
+        self.buffers = threading.local()
+
+    def compare_row(self, indices, pairs, blocks, out, callback):
+        """MS-SSIM of pairs whose first volumes are in one block, written to out[indices].
+
+        :param indices: (P,) of the pairs in `out`
+        :param pairs: (P, 2)
+        :param blocks: (P,) block of the second volume of each pair
+        """
+        first = self._pyramids(np.unique(pairs[:, 0]))
+        for block in np.unique(blocks):
+            chosen = blocks == block
+            self._compare_block(indices[chosen], pairs[chosen], first, out, callback)
+
+    def _compare_block(self, indices, pairs, first, out, callback):
+        # the second block is this function's own, so that it is freed before the next is computed
+        needed = np.unique(pairs[:, 1])
+        second = {j: first[j] for j in needed if j in first}
+        second.update(self._pyramids([j for j in needed if j not in second]))
+        values = self.executor.map(
+            self._ms_ssim, (first[i] for i in pairs[:, 0]), (second[j] for j in pairs[:, 1]))
+        for index, value in zip(indices, values):
+            out[index] = value
+            if callback:
+                callback(1)
+
+    def _pyramids(self, indices):
+        """{index: pyramid} of these volumes."""
+        return dict(zip(indices, self.executor.map(self._pyramid, indices)))
+
+    def _pyramid(self, index):
+        return _pyramid(_as_tensor(self.volumes[index], self.device, self.dtype),
+                        self._levels(), self.length)
+
+    def _ms_ssim(self, first, second):
+        return _ms_ssim(first, second, self._levels(), self.length, self.last_exponent)
+
+    def _levels(self):
+        """The filter of each level, this thread's own: a filter has buffers that it works in."""
+        if not hasattr(self.buffers, "levels"):
+            side = self.volumes.shape[1]
+            self.buffers.levels = [
+                GaussianFilter(side >> k, SIGMA, RADIUS, self.device, self.dtype)
+                for k in range(len(LEVEL_WEIGHTS))]
+        return self.buffers.levels
+
+
+# -------------------------------------------------------------------------------------- one pair
+
+def _as_tensor(volume, device, dtype):
+    """A volume as a tensor; uint8 is mapped to [-1, 1]."""
+    x = torch.from_numpy(np.ascontiguousarray(volume)).to(device)
+    if x.dtype == torch.uint8:
+        return x.to(dtype) / 127.5 - 1
+    return x.to(dtype)
+
+
+def _half_c2(x, length):
+    return torch.full((), (K2 * length) ** 2 / 2, dtype=x.dtype, device=x.device)
+
+
+def _pyramid(x, levels, length):
+    """What one volume contributes.
+
+    :return: for each level the volume, its local mean, and its local variance plus half of C2,
+        (n, n, n) each
+    """
+    pyramid = []
+    half_c2 = _half_c2(x, length)
+    for level in levels:
+        mean = level(x, out=torch.empty_like(x))
+        # the filter leaves a constant as it is, so C2 can be added to the square before
+        variance = level(x, x, half_c2, torch.empty_like(x))
+        pyramid.append((x, mean, variance.addcmul_(mean, mean, value=-1)))
+        if level.n > 1:
+            x = F.avg_pool3d(x[None, None], 2)[0, 0]
+    return pyramid
+
+
+def _ms_ssim(first, second, levels, length, last_exponent):
+    """MS-SSIM of two volumes from their pyramids."""
+    half_c2 = _half_c2(first[0][0], length)
+    contrasts = []
+    for (x, mean_x, variance_x), (y, mean_y, variance_y), level in zip(first, second, levels):
+        # half of 2 cov + C2, of which each slab is then divided by half of var_x + var_y + C2
+        structure = level(x, y, half_c2)
+        total = 0
+        for planes in level.slab_slices():
+            slab = structure[planes]
+            slab.addcmul_(mean_x[planes], mean_y[planes], value=-1)
+            variances = level.slabs[0][:len(slab)]
+            torch.add(variance_x[planes], variance_y[planes], out=variances)
+            slab.div_(variances)
+            total = total + slab.sum()
+        contrasts.append(2 * total / level.n ** 3)
+    # mean_x, mean_y and structure are now those of the coarsest level
+    c1 = (K1 * length) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x * mean_x + mean_y * mean_y + c1)
+    ssim = max(float((luminance * structure).mean() * 2), 0.0)
+    contrasts = torch.stack(contrasts[:-1]).double().clamp(min=0).cpu().numpy()
+    return np.prod(contrasts ** LEVEL_WEIGHTS[:-1]) * ssim ** last_exponent
+
+
+# -------------------------------------------------------------------------------------- statistic
+
+def check_size(pool, options):
+    """Raises NotComputed for volumes that are too small."""
+    if pool.side < MIN_SIDE:
+        raise NotComputed(f"volumes of {pool.side} voxels a side are too small for five levels; "
+                          f"at least {MIN_SIDE}")
+
+
+def similarity_statistics(pool, options):
+    """Mean MS-SSIM of the pairs within each set: how diverse the set is."""
+    pairs = _pairs_within_sets(pool, options)
+    every_pair = np.concatenate(list(pairs.values()))
+    with counter("MS-SSIM pairs", len(every_pair)) as update:
+        values = ms_ssim_pairs(pool.volumes, options.protocol, every_pair,
+                               memory_gb=options.memory_gb / 2, device=options.device,
+                               callback=update)
 
     def within(weights):
-        return mean_of_pairs(values, order, weights)
+        return mean_of_pairs(values, every_pair, weights)
 
-    parts = np.split(values, np.cumsum([len(p) for p in pairs.values()])[:-1])
-    length, formula = PROTOCOLS[args.protocol]
-    how = f"`{args.protocol}` ({formula}), volumes in [-1, 1], mean over " + (
-        f"at most {args.pairs} random pairs a set" if args.pairs else "all pairs")
-    more = {"protocol": args.protocol, "range": [-1, 1], "L": length, "pairs": {name: len(p) for name, p in pairs.items()},
-            "std_of_pairs": {name: float(p.std(ddof=1)) if len(p) > 1 else None for name, p in zip(pairs, parts)}}
-    return [Statistic("ms_ssim", "MS-SSIM within the set", f"{how}; close to the real set's is good", "real",
-                      lambda a, b: within(b), more=more),
-            Statistic("ms_ssim_difference", "MS-SSIM, difference from real", f"{how}; above 0: less diverse than real volumes; below 0: "
-                      "more diverse, or noisier", "0", lambda a, b: within(b) - within(a), more=more)]
+    def similarity(real, other):
+        return within(other)
+
+    def difference(real, other):
+        return within(other) - within(real)
+
+    protocol = PROTOCOLS[options.protocol]
+    which = f"at most {options.pairs} random pairs per set" if options.pairs else "all pairs"
+    definition = (f"`{options.protocol}` ({protocol.formula}), volumes in [-1, 1], mean over "
+                  f"{which}")
+    details = {
+        "protocol": options.protocol, "range": [-1, 1], "L": protocol.data_range,
+        "pairs": {name: len(p) for name, p in pairs.items()},
+        "std_of_pairs": _std_of_pairs(values, pairs)}
+    return [
+        Statistic(
+            key="ms_ssim", name="MS-SSIM within the set", target="real",
+            definition=f"{definition}; good if close to that of the real set",
+            compute=similarity, details=details),
+        Statistic(
+            key="ms_ssim_difference", name="MS-SSIM, difference from real", target="0",
+            definition=f"{definition}; above 0: less diverse than real volumes; below 0: more "
+                       "diverse, or noisier",
+            compute=difference, details=details),
+    ]
+
+
+def _pairs_within_sets(pool, options):
+    """{set: (P, 2) indices into the pool}, all pairs of a set or a random selection."""
+    rng = np.random.default_rng(options.seed)
+    pairs = {}
+    for name, volume_set in pool.sets.items():
+        own = all_pairs(len(volume_set))
+        if options.pairs and options.pairs < len(own):
+            own = own[np.sort(rng.choice(len(own), options.pairs, replace=False))]
+        pairs[name] = pool.index(name)[0] + own
+    return pairs
+
+
+def _std_of_pairs(values, pairs):
+    """{set: standard deviation over its pairs}; None for a single pair."""
+    ends = np.cumsum([len(p) for p in pairs.values()])
+    parts = np.split(values, ends[:-1])
+    return {name: float(part.std(ddof=1)) if len(part) > 1 else None
+            for name, part in zip(pairs, parts)}

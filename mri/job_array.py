@@ -1,8 +1,10 @@
-"""One preprocessing done by the jobs of an array: each leaves its part in OUTPUT.shards/, the last to end puts all together.
+"""One preprocessing shared by the jobs of an array.
 
-What comes out is what one job would have written. A part that is there is not done again, so a task that failed can be
-submitted alone.
+Each job writes its part into OUTPUT.shards/; the last to finish assembles them, and what comes out
+is what a single job would have written. A part that exists is not prepared again, so a failed task
+can be submitted alone.
 """
+import dataclasses
 import fcntl
 import json
 import shutil
@@ -10,85 +12,150 @@ from pathlib import Path
 
 import numpy as np
 
+from mri.conversion import PreparedScan, SkippedScan
+from mri.quality_control import ScanSummary
 from utils.errors import UserError
 from utils.files import atomic_folder, read_json, require_new_folder
 
-_held = []  # locks, until this process ends
 
+class JobArray:
+    """One job's view of the shared work.
 
-def ready(scans, args, prepare_all, folders):
-    """Does this shard's scans, where that is still to be done. Returns whether it is for this job to put the parts together.
-
-    :param prepare_all: (scans, folder, args) -> for each a result, or why it was skipped (str); writes into folder/mosaics, …
-    :param folders: those it writes into
-    :raises UserError: the output exists, or this part was made with other flags
+    Call `prepare_part`, then `is_last`; only where that is true, `collect` and `remove_parts`.
     """
-    require_new_folder(args.output)
-    i, n = args.shard
-    if not _part(args, i).exists():
-        mine = scans[i - 1::n]
-        with atomic_folder(_part(args, i)) as part:
-            for name in folders:
-                (part / name).mkdir()
-            results, arrays = prepare_all(mine, part, args) if mine else [], {}
 
-            def plain(value):
-                """What JSON cannot hold: arrays go to a file of their own, numpy's numbers become Python's."""
-                if not isinstance(value, np.ndarray):
-                    return value.item()
-                arrays[f"{len(arrays)}"] = value
-                return {"array": f"{len(arrays) - 1}"}
+    def __init__(self, output, part, parts, settings):
+        """
+        :param output: Path of the data folder that all parts become
+        :param part: number of this job, 1…parts
+        :param parts: number of jobs
+        :param settings: {flag: text} on which all parts must agree; with "input"
+        """
+        self.output = output
+        self.part = part
+        self.parts = parts
+        self.settings = settings
+        self._root = output.with_name(f"{output.name}.shards")
+        self._lock = None
 
-            content = dict(settings=_settings(args), results={s.id: r for s, r in zip(mine, results)})
-            (part / "part.json").write_text(json.dumps(content, default=plain))
-            np.savez(part / "part.npz", **arrays)
-    results = _read(args, i)
-    skipped = [r for r in results.values() if isinstance(r, str)]
-    print(f"shard {i}/{n}: {len(results) - len(skipped)} scans done, {len(skipped)} skipped", flush=True)
-    _held.append(open(args.output.with_name(f".{_root(args).name}.lock"), "a"))
-    fcntl.flock(_held[-1], fcntl.LOCK_EX)
-    if args.output.exists():  # another job was faster
-        Path(_held[-1].name).unlink(missing_ok=True)
-        return False
-    return all(_part(args, k).exists() for k in range(1, n + 1))
+    def prepare_part(self, scans, prepare, subfolders):
+        """Prepares this job's share of the scans, unless its part exists.
+
+        :param scans: of all jobs
+        :param prepare: (scans, folder) -> list of PreparedScan and SkippedScan
+        :param subfolders: of the folder that `prepare` writes into
+        :raises UserError: the output exists, or this part was made with other flags
+        """
+        require_new_folder(self.output)
+        if not self._part_folder(self.part).exists():
+            own_scans = scans[self.part - 1::self.parts]
+            with atomic_folder(self._part_folder(self.part)) as folder:
+                for name in subfolders:
+                    (folder / name).mkdir()
+                results = prepare(own_scans, folder) if own_scans else []
+                ids = [scan.id for scan in own_scans]
+                _write_results(folder, self.settings, dict(zip(ids, results)))
+        results = self._read_part(self.part)
+        skipped = sum(isinstance(result, SkippedScan) for result in results.values())
+        print(f"shard {self.part}/{self.parts}: {len(results) - skipped} scans done, "
+              f"{skipped} skipped", flush=True)
+
+    def is_last(self):
+        """Whether all parts exist and no other job has assembled them, or is about to.
+
+        If so, this process holds a lock until it ends.
+        """
+        self._lock = open(self.output.with_name(f".{self._root.name}.lock"), "a")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if self.output.exists():  # another job was faster
+            Path(self._lock.name).unlink(missing_ok=True)
+            return False
+        return all(self._part_folder(part).exists() for part in range(1, self.parts + 1))
+
+    def collect(self, scans, folder):
+        """Copies what all parts wrote into a folder.
+
+        :param scans: of all jobs
+        :param folder: with the subfolders of `prepare_part`
+        :return: list of PreparedScan and SkippedScan in the order of the scans
+        :raises UserError: the parts are of other scans, or were made with other flags
+        """
+        results = {}
+        for part in range(1, self.parts + 1):
+            results |= self._read_part(part)
+            for path in self._part_folder(part).glob("*/*"):
+                shutil.copyfile(path, folder / path.parent.name / path.name)
+        if results.keys() != {scan.id for scan in scans}:
+            raise UserError(f"--input {self.settings['input']}: holds other scans than when its "
+                            f"shards were started; remove {self._root} to start again")
+        return [results[scan.id] for scan in scans]
+
+    def remove_parts(self):
+        """Removes the parts, once the output is complete."""
+        shutil.rmtree(self._root)
+        Path(self._lock.name).unlink()
+
+    def _part_folder(self, part):
+        return self._root / f"{part}-of-{self.parts}"
+
+    def _read_part(self, part):
+        """{scan id: result} of a part."""
+        folder = self._part_folder(part)
+        content = read_json(folder / "part.json")
+        if content["settings"] != self.settings:
+            raise UserError(f"{folder}: was made with other flags; give those, or remove "
+                            f"{self._root} to start again")
+        return _read_results(folder, content["results"])
 
 
-def collect(scans, folder, args):
-    """The results of all parts in the order of the scans; what the parts wrote is copied into `folder`."""
-    results = {}
-    for i in range(1, args.shard[1] + 1):
-        results |= _read(args, i)
-        for path in _part(args, i).glob("*/*"):
-            shutil.copyfile(path, folder / path.parent.name / path.name)
-    if results.keys() != {s.id for s in scans}:
-        raise UserError(f"--input {args.input}: other scans than when its shards were begun; remove {_root(args)} to begin anew")
-    return [results[s.id] for s in scans]
+# ------------------------------------------------------------------------------------------ files
+
+def _write_results(folder, settings, results):
+    """Writes part.json, and part.npz with the arrays in it; the inverse of `_read_results`.
+
+    :param results: {scan id: PreparedScan or SkippedScan}
+    """
+    arrays = {}
+
+    def replace(value):
+        """An array by its name in part.npz, and a NumPy number by Python's."""
+        if not isinstance(value, np.ndarray):
+            return value.item()
+        name = f"{len(arrays)}"
+        arrays[name] = value
+        return {"array": name}
+
+    content = {"settings": settings,
+               "results": {scan_id: _to_json(result) for scan_id, result in results.items()}}
+    (folder / "part.json").write_text(json.dumps(content, default=replace))
+    np.savez(folder / "part.npz", **arrays)
 
 
-def remove(args):
-    """Removes the parts, once they are together."""
-    shutil.rmtree(_root(args))
-    Path(_held[-1].name).unlink()
+def _to_json(result):
+    if isinstance(result, SkippedScan):
+        return result.reason
+    summary = {field.name: getattr(result.summary, field.name)
+               for field in dataclasses.fields(result.summary)}
+    return [result.entry, summary]
 
 
-def _settings(args):
-    """The flags on which all parts must agree, as JSON holds them."""
-    return {k: str(v) for k, v in sorted(vars(args).items()) if k not in ("shard", "workers")}
+def _read_results(folder, results):
+    """The results of a part as `prepare_scan` gave them; the inverse of `_write_results`.
+
+    :param results: of part.json
+    """
+    with np.load(folder / "part.npz") as arrays:
+        def restore(value):
+            """An array for its name in part.npz."""
+            return arrays[value["array"]] if value.keys() == {"array"} else value
+
+        # result by result, as "array" may also be the id of a scan
+        return {scan_id: _from_json(json.loads(json.dumps(result), object_hook=restore))
+                for scan_id, result in results.items()}
 
 
-def _root(args):
-    return args.output.with_name(f"{args.output.name}.shards")
-
-
-def _part(args, i):
-    return _root(args) / f"{i}-of-{args.shard[1]}"
-
-
-def _read(args, i):
-    """{scan: result} of a part. Raises UserError when it was made with other flags."""
-    part = _part(args, i)
-    content = read_json(part / "part.json")
-    if content["settings"] != _settings(args):
-        raise UserError(f"{part}: was made with other flags; give those, or remove {_root(args)} to begin anew")
-    with np.load(part / "part.npz") as arrays:
-        return json.loads(json.dumps(content["results"]), object_hook=lambda d: arrays[d["array"]] if d.keys() == {"array"} else d)
+def _from_json(result):
+    if isinstance(result, str):
+        return SkippedScan(result)
+    entry, summary = result
+    return PreparedScan(entry, ScanSummary(**summary))

@@ -1,171 +1,250 @@
-"""The data folder: manifest.json and its mosaics as PNGs. What preprocess writes and every other command reads.
+"""The data folder: what preprocess.py writes and every other command reads.
 
-    manifest.json   format, version and the *header* (size, layout, grid, fit, window rule, affine, source grid, classes),
-                    and, where preprocess was asked for any, `preparation`; then `volumes`: id, subject, source, shape, affine,
-                    window, class, split of each, and where they apply the keys of OPTIONAL
+    manifest.json   format, version and the *header* (HEADER_KEYS, and `preparation` where
+                    preprocess.py was asked for any); then `volumes`, an *entry* for each: id,
+                    subject, source, shape, affine, window, class, split, and where they apply
+
+                      volume    which of the source's several volumes, from 0
+                      codes     sform and qform codes of the source, where not 1 and 1
+                      warnings  lines of text about the source
+                      mask      path of the brain mask
+                      n4        true: divided by the exponential of the field in bias/
+                      crop      [[start, stop], …] in the source's RAS array, voxels
+                      outside   intensity around the crop
+
     mosaics/ID.png  8-bit RGB, lossless
-    bias/ID.nii.gz  logarithm of the bias field that --n4 took out, coarse
+    bias/ID.nii.gz  logarithm of the bias field that --n4 removed, coarse
     qc/             contact sheets and qc.tsv
 
-A samples folder has samples.json instead, with the same header, so that a mosaic can always be put back into the world.
+A samples folder has samples.json instead, with the same header and no volumes, so that a mosaic can
+always be put back into the world.
 """
 import json
 import math
 from pathlib import Path
 
-from PIL import Image
-
-from mri import mosaic
+from mri import geometry, mosaic
+from mri.mosaic_files import MAX_PIXELS
+from mri.scan_volume import MAX_AXIS_VOXELS, MAX_VOXELS
 from utils.errors import UserError
-from utils.files import is_safe_name, write_text
+from utils.files import is_safe_name, read_json, write_text
 
 FORMAT_VERSION = 1
-HEADER_KEYS = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape", "source_affine", "classes")
-OPTIONAL = {
-    "volume": "which of a 4D file's volumes, from 0",
-    "codes": "sform and qform codes of the source, where not 1 and 1",
-    "mask": "path of the brain mask",
-    "n4": "true: divided by exp of the field in bias/",
-    "crop": "[[start, stop], …] in the source's RAS array; `outside` is what was around it",
-    "outside": "intensity",
-    "warnings": "lines of text about the source",
-}
-MAX_VOLUMES = 200_000     # in a manifest
-MAX_BYTES = 2 ** 28       # of a manifest: 1.3 kB a volume
-MAX_MARKS = 10_000_000    # commas and brackets in a JSON file: 50 a volume. They bound the memory that its content takes
-MAX_VOXELS = 2 ** 29      # of a scan that a volume goes back to
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS = 140_000_000  # 512 cubed in layout "gray" is 139 M; PIL warns above it and refuses twice as much
+FORMATS = ("mosaicdit-data", "mosaicdit-samples")
+FILE_NAMES = ("manifest.json", "samples.json")
+HEADER_KEYS = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape",
+               "source_affine", "classes")
+SPLITS = ("train", "test")
+MAX_VOLUMES = 200_000       # in a manifest
+MAX_SIZE = 2 ** 12          # of a cube's side, voxels
+MAX_INTENSITY = 3e38        # that float32 holds
+MAX_AFFINE_ENTRY = 1e7      # mm
+MIN_DETERMINANT = 1e-9      # of an affine's 3 x 3 part, mm^3
+MAX_DETERMINANT = 1e9
+MAX_FORM_CODE = 5           # of NIfTI's sform and qform
+
+# what a check may raise for a value of another type than it expects
+_CHECK_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 
 
-def write_manifest(folder, header, volumes):
-    """Writes folder/manifest.json, atomically."""
+def bias_path(folder, volume_id):
+    """Where a data folder holds the logarithm of a volume's bias field."""
+    return Path(folder) / "bias" / f"{volume_id}.nii.gz"
+
+
+def write_manifest(folder, header, entries):
+    """Writes folder/manifest.json, atomically; the inverse of `read_manifest`."""
     keys = HEADER_KEYS + (("preparation",) if header.get("preparation") else ())
-    content = {"format": "mosaicdit-data", "version": FORMAT_VERSION, **{k: header[k] for k in keys}, "volumes": volumes}
-    write_text(Path(folder) / "manifest.json", json.dumps(content, indent=1) + "\n")
+    content = {"format": FORMATS[0], "version": FORMAT_VERSION,
+               **{key: header[key] for key in keys}, "volumes": entries}
+    write_text(Path(folder) / FILE_NAMES[0], json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(path):
-    """Reads a manifest.json or samples.json, or the folder that holds one.
+    """Reads a manifest.json or samples.json; the inverse of `write_manifest`.
 
-    :return: header dict (the keys of HEADER_KEYS, and `preparation` where there is one), list of volume dicts (empty for samples)
-    :raises UserError: missing, not JSON, another format or version, a key missing, values that contradict each other, too large
+    :param path: of the file, or of the folder that holds one
+    :return: header, a dict with HEADER_KEYS, and `preparation` where there is one; list of entries,
+        empty for samples
+    :raises UserError: missing, not JSON, another format or version, too large, or with a value that
+        preprocess.py could not have written
     """
-    path = Path(path)
-    if path.is_dir():
-        names = [n for n in ("manifest.json", "samples.json") if (path / n).is_file()]
-        if not names:
-            raise UserError(f"{path}: holds no manifest.json; name a folder that preprocess.py or sample.py wrote")
-        path = path / names[0]
+    path = _file_in_folder(Path(path))
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("format") not in ("mosaicdit-data", "mosaicdit-samples"):
+    if not isinstance(content, dict) or content.get("format") not in FORMATS:
         raise UserError(f"{path}: not a MosaicDiT manifest; preprocess.py writes one")
     if content.get("version") != FORMAT_VERSION:
-        raise UserError(f"{path}: format version {content.get('version')}, this code reads {FORMAT_VERSION}; preprocess anew")
-    header = check_header({k: content.get(k) for k in HEADER_KEYS}, path)
+        raise UserError(f"{path}: format version {content.get('version')}, this code reads "
+                        f"{FORMAT_VERSION}; preprocess again")
+    header = check_header({key: content.get(key) for key in HEADER_KEYS}, path)
     if isinstance(content.get("preparation"), dict):
         header["preparation"] = content["preparation"]
-    volumes = content.get("volumes", [])
-    if not isinstance(volumes, list):
-        raise UserError(f"{path}: `volumes` is no list; preprocess anew")
-    if len(volumes) > MAX_VOLUMES:
-        raise UserError(f"{path}: {len(volumes)} volumes, more than the {MAX_VOLUMES} that are read; split the cohort")
-    seen = set()
-    for n, v in enumerate(volumes):
+    entries = content.get("volumes", [])
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: `volumes` is not a list; preprocess again")
+    if len(entries) > MAX_VOLUMES:
+        raise UserError(f"{path}: {len(entries)} volumes, more than the {MAX_VOLUMES} that are "
+                        "read; split the cohort")
+    _check_entries(entries, len(header["classes"]), path)
+    return header, entries
+
+
+def _file_in_folder(path):
+    if not path.is_dir():
+        return path
+    for name in FILE_NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: holds no manifest.json; name a folder that preprocess.py or "
+                    "sample.py wrote")
+
+
+def select_split(entries, split, path):
+    """The entries of one split.
+
+    :param split: "train" or "test"; "all" or None: every entry
+    :param path: of the manifest, for errors
+    :raises UserError: there are none
+    """
+    chosen = [entry for entry in entries if split in (None, "all", entry["split"])]
+    if not chosen:
+        raise UserError(f"{path}: has no volumes in the split {split!r}; see --split of "
+                        "preprocess.py")
+    return chosen
+
+
+# ----------------------------------------------------------------------------------------- checks
+
+def check_header(header, path):
+    """Checks that a header is complete and agrees with itself.
+
+    :param header: dict from JSON
+    :param path: that it was read from, for errors
+    :return: the header
+    :raises UserError: names the key that is missing or bad
+    """
+    missing = [key for key in HEADER_KEYS
+               if not isinstance(header, dict) or header.get(key) is None]
+    if missing:
+        raise UserError(f"{path}: has no {', '.join(missing)}; preprocess again")
+    checks = {
+        "layout": lambda layout: layout in mosaic.SLICES_PER_TILE,
+        "size": lambda size: _is_size(size, header["layout"]),
+        "source_shape": _is_shape,
+        "fit": lambda fit: fit in geometry.FITS,
+        "classes": _is_list_of_names,
+    }
+    bad_key = _first_bad_key(header, checks)
+    if bad_key:
+        raise UserError(f"{path}: damaged header (bad `{bad_key}`); preprocess again")
+    checks = {
+        "grid": lambda grid: grid == mosaic.grid_size(header["size"], header["layout"]),
+        "affine": _is_affine,
+        "source_affine": _is_affine,
+    }
+    bad_key = _first_bad_key(header, checks)
+    if bad_key:
+        raise UserError(f"{path}: its grid, size and affine contradict each other (bad "
+                        f"`{bad_key}`); preprocess again")
+    return header
+
+
+def _check_entries(entries, class_count, path):
+    """Raises UserError for the first entry that preprocess.py could not have written."""
+    known_ids = set()
+    for number, entry in enumerate(entries, 1):
+        bad_key = _bad_entry_key(entry, class_count)
+        if bad_key is None and entry["id"] in known_ids:
+            bad_key = "id"  # of an earlier volume
+        if bad_key == "id":
+            raise UserError(f"{path}: its volume {number} is damaged or names a path (its `id` "
+                            "must be a plain name that no other volume has); preprocess again")
+        if bad_key:
+            raise UserError(f"{path}: its volume {number} is damaged (bad or missing `{bad_key}`); "
+                            "preprocess again")
+        known_ids.add(entry["id"])
+
+
+def _bad_entry_key(entry, class_count):
+    """The first key of an entry with a value that preprocess.py could not have written, or None."""
+    required = {
+        "id": is_safe_name,
+        "subject": lambda subject: isinstance(subject, str) and subject,
+        "split": lambda split: split in SPLITS,
+        "class": lambda index: _is_whole(index, 0, class_count - 1),
+        "shape": _is_shape,
+        "affine": _is_affine,
+        "window": _is_window,
+    }
+    optional = {
+        "codes": _is_codes,
+        "warnings": lambda lines: all(isinstance(line, str) for line in lines),
+        "n4": lambda value: isinstance(value, bool),
+        "crop": lambda box: _is_crop(box, max(entry["shape"])),
+        "outside": _is_number,
+    }
+    bad_key = _first_bad_key(entry, required)
+    if bad_key:
+        return bad_key
+    given = {key: check for key, check in optional.items() if key in entry}
+    return _first_bad_key(entry, given)
+
+
+def _first_bad_key(values, checks):
+    """The first key of `checks` whose value is missing or does not pass its check, or None."""
+    for key, is_valid in checks.items():
         try:
-            sound = _sound(v, len(header["classes"])) and v["id"] not in seen
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
-            sound = False
-        if not sound:
-            raise UserError(f"{path}: its volume {n + 1} is damaged or names a path; preprocess anew")
-        seen.add(v["id"])
-    return header, volumes
+            if not is_valid(values[key]):
+                return key
+        except _CHECK_ERRORS:
+            return key
+    return None
 
 
-def _whole(value, least, most):
+def _is_whole(value, least, most):
     return type(value) is int and least <= value <= most
 
 
-def _number(value, most=3e38):
-    return type(value) in (int, float) and -most < value < most
+def _is_number(value, limit=MAX_INTENSITY):
+    return type(value) in (int, float) and -limit < value < limit
+
+
+def _is_size(size, layout):
+    return _is_whole(size, 1, MAX_SIZE) and mosaic.mosaic_side(size, layout) ** 2 <= MAX_PIXELS
+
+
+def _is_shape(shape):
+    return (len(shape) == 3 and all(_is_whole(n, 2, MAX_AXIS_VOXELS) for n in shape)
+            and math.prod(shape) <= MAX_VOXELS)
 
 
 def _is_affine(rows):
     """Whether a value from JSON is an affine with an inverse: 4 rows of 4 finite numbers."""
-    if len(rows) != 4 or any(len(row) != 4 for row in rows) or not all(_number(x, 1e7) for row in rows for x in row):
+    if len(rows) != 4 or any(len(row) != 4 for row in rows):
+        return False
+    if not all(_is_number(value, MAX_AFFINE_ENTRY) for row in rows for value in row):
         return False
     (a, b, c, _), (d, e, f, _), (g, h, i, _), last = rows
-    return list(last) == [0, 0, 0, 1] and 1e-9 < abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) < 1e9
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    return list(last) == [0, 0, 0, 1] and MIN_DETERMINANT < abs(determinant) < MAX_DETERMINANT
 
 
-def _is_shape(value):
-    return len(value) == 3 and all(_whole(n, 2, 2 ** 15 - 1) for n in value) and math.prod(value) <= MAX_VOXELS
+def _is_window(window):
+    lo, hi = window
+    return _is_number(lo) and _is_number(hi) and hi > lo and _is_number(hi - lo)
 
 
-def _sound(v, classes):
-    """Whether a volume's entry is one that preprocess could have written; may raise where a value is of another kind."""
-    lo, hi = v["window"]
-    crop, codes = v.get("crop", []), v.get("codes", [1, 1])
-    return (is_safe_name(v["id"]) and isinstance(v["subject"], str) and v["subject"] and v["split"] in ("train", "test")
-            and _whole(v["class"], 0, classes - 1) and _is_shape(v["shape"]) and _is_affine(v["affine"])
-            and _number(lo) and _number(hi) and hi > lo and _number(hi - lo) and _number(v.get("outside", 0))
-            and len(crop) in (0, 3) and all(_whole(start, 0, stop - 2) and _whole(stop, 2, max(v["shape"])) for start, stop in crop)
-            and len(codes) == 2 and all(_whole(c, 1, 5) for c in codes) and isinstance(v.get("n4", False), bool)
-            and all(isinstance(w, str) for w in v.get("warnings", [])))
+def _is_crop(box, longest_axis):
+    """Whether a value is a box within the scan's longest axis; its own axes are checked later."""
+    if len(box) not in (0, 3):
+        return False
+    return all(_is_whole(start, 0, stop - 2) and _is_whole(stop, 2, longest_axis)
+               for start, stop in box)
 
 
-def check_header(header, path):
-    """The header, if it is whole and agrees with itself; else UserError naming `path`."""
-    missing = [k for k in HEADER_KEYS if not isinstance(header, dict) or header.get(k) is None]
-    if missing:
-        raise UserError(f"{path}: has no {', '.join(missing)}; preprocess anew")
-    try:
-        size, layout = header["size"], header["layout"]
-        if not _whole(size, 1, 2 ** 12) or mosaic.mosaic_side(size, layout) ** 2 > MAX_PIXELS:
-            raise ValueError("size")
-        if not _is_shape(header["source_shape"]) or header["fit"] not in ("stretch", "pad"):
-            raise ValueError("source_shape or fit")
-        if not isinstance(header["classes"], list) or not all(isinstance(c, str) for c in header["classes"]) or not header["classes"]:
-            raise ValueError("classes")
-        if header["grid"] != mosaic.grid_size(size, layout) or not _is_affine(header["affine"]) or not _is_affine(header["source_affine"]):
-            raise UserError(f"{path}: its grid, size and affine contradict each other; preprocess anew")
-    except (ValueError, TypeError, OverflowError) as e:
-        raise UserError(f"{path}: damaged header ({e}); preprocess anew") from None
-    return header
+def _is_codes(codes):
+    return len(codes) == 2 and all(_is_whole(code, 1, MAX_FORM_CODE) for code in codes)
 
 
-def read_json(path):
-    """The content of a JSON file. Raises UserError when it is missing, damaged, or too large to be one of ours."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size} bytes, more than the {MAX_BYTES} that are read; no MosaicDiT file is so large")
-        raw = path.read_bytes()
-        if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_MARKS:
-            raise UserError(f"{path}: holds more values than {MAX_VOLUMES} volumes have; no MosaicDiT file is so large")
-        return json.loads(raw)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except RecursionError:
-        raise UserError(f"{path}: not valid JSON (nested too deep)") from None
-    except (ValueError, UnicodeDecodeError) as e:
-        raise UserError(f"{path}: not valid JSON ({e})") from None
-
-
-def select_split(volumes, split, path):
-    """The volumes of one split. Raises UserError when there are none."""
-    chosen = [v for v in volumes if split in (None, "all", v["split"])]
-    if not chosen:
-        raise UserError(f"{path}: has no volumes in the split {split!r}; see --split of preprocess.py")
-    return chosen
-
-
-
-
-
-
-
-
-def bias_path(folder, volume_id):
-    return Path(folder) / "bias" / f"{volume_id}.nii.gz"
-
-
+def _is_list_of_names(value):
+    return isinstance(value, list) and value and all(isinstance(name, str) for name in value)

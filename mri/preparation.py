@@ -1,6 +1,8 @@
-"""What people do to scans by hand before a model sees them: brain mask, crop, bias correction. Each with its undoing.
+"""What people do to scans by hand before a model sees them: brain mask, crop, bias correction.
 
-Arrays are in RAS order, (X, Y, Z) float32; affines (4, 4) voxel -> world in mm. A mask cannot be undone: what it took is gone.
+Each is beside what undoes it; a mask cannot be undone, as what it removed is gone. Arrays are in
+RAS order, (X, Y, Z) float32; affines are (4, 4), voxel -> world, mm. A box is [[start, stop], …],
+voxels along each axis.
 """
 import re
 from pathlib import Path
@@ -8,114 +10,158 @@ from pathlib import Path
 import numpy as np
 
 from mri import geometry, nifti
+from mri.scan_formats import stem
 from utils.errors import UserError
 
-FIELDS = ("id", "subject", "name", "dir")  # that a mask's pattern may hold
-N4_GRID = 64                               # voxels along the longest axis of the grid that N4 works on
+MASK_THRESHOLD = 0.5
+PLACEHOLDERS = ("id", "subject", "name", "dir")  # in a pattern for masks
+MIN_BORDER_FRACTION = 0.9    # of a skull-stripped scan's border that has one value
+MAX_BRAIN_FRACTION = 0.9     # of a skull-stripped scan that differs from the border
+MIN_AXIS_VOXELS = 2          # of a volume
+N4_MAX_AXIS_VOXELS = 64      # of the grid that N4 works on
+N4_MIN_AXIS_VOXELS = 4
+OTSU_BINS = 200              # of the histogram that Otsu's threshold is found in
+MAX_LOG_BIAS = 5             # larger ones are estimated where there is no signal
 
 
-# ------------------------------------------------------------------------------------------------------------ mask
+# ------------------------------------------------------------------------------------------- mask
 
-def check_pattern(pattern):
-    """Raises UserError when a mask's pattern holds a placeholder that is none."""
-    unknown = [f for f in re.findall(r"\{(.*?)\}", pattern) if f not in FIELDS]
+def check_mask_pattern(pattern):
+    """Checks the placeholders of a pattern for masks.
+
+    :raises UserError: braces hold anything but PLACEHOLDERS
+    """
+    names = re.findall(r"\{(.*?)\}", pattern)
+    unknown = [name for name in names if name not in PLACEHOLDERS]
     if unknown or pattern.count("{") != pattern.count("}"):
-        known = ", ".join("{" + f + "}" for f in FIELDS)
-        raise UserError(f"--mask {pattern}: knows {known}, and nothing else in braces; for example '{{dir}}/{{name}}_mask.nii.gz'")
+        known = ", ".join("{" + name + "}" for name in PLACEHOLDERS)
+        raise UserError(f"--mask {pattern}: knows {known}, and nothing else in braces; for example "
+                        "'{dir}/{name}_mask.nii.gz'")
 
 
 def mask_path(pattern, scan):
-    """The mask of a scan: {id} and {subject} as in the manifest, {name} the file's name without suffix, {dir} its folder."""
-    values = {"id": scan.id, "subject": scan.subject, "name": nifti.stem(scan.path), "dir": str(scan.path.parent)}
-    return Path(re.sub(r"\{(\w+)\}", lambda m: values[m[1]], pattern))
+    """Path of a scan's mask.
+
+    :param pattern: with {id} and {subject} as in the manifest, {name} for the file's name without
+        suffix, {dir} for its folder
+    :param scan: Scan
+    """
+    values = {"id": scan.id, "subject": scan.subject, "name": stem(scan.path),
+              "dir": str(scan.path.parent)}
+    return Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], pattern))
 
 
 def read_mask(path, shape, affine):
-    """A brain mask on the grid of a RAS array: True where the file holds more than 0.5.
+    """Reads a brain mask that lies on the grid of a RAS array.
 
+    :param shape, affine: of the array
+    :return: bool, of `shape`: True where the file holds more than MASK_THRESHOLD
     :raises UserError: missing, unreadable, on another grid, or empty
     """
-    mask, theirs = geometry.to_ras(*nifti.read_nifti(path))
-    apart = geometry.max_corner_distance(shape, theirs, affine)
-    if mask.shape != tuple(shape) or apart > geometry.voxel_sizes(affine).min() / 2:
-        raise UserError(f"{path}: a mask of {' x '.join(map(str, mask.shape))} voxels up to {apart:.3g} mm away, the scan has "
-                        f"{' x '.join(map(str, shape))}; resample the mask to the scan's grid")
-    mask = mask > 0.5
+    mask, mask_affine = geometry.to_ras(*nifti.read_nifti(path))
+    distance = geometry.max_corner_distance(shape, mask_affine, affine)
+    if mask.shape != tuple(shape) or distance > geometry.voxel_sizes(affine).min() / 2:
+        raise UserError(f"{path}: a mask of {' x '.join(map(str, mask.shape))} voxels up to "
+                        f"{distance:.3g} mm away, the scan has {' x '.join(map(str, shape))}; "
+                        "resample the mask to the scan's grid")
+    mask = mask > MASK_THRESHOLD
     if not mask.any():
-        raise UserError(f"{path}: an empty mask, no voxel is above 0.5; make it anew")
+        raise UserError(f"{path}: an empty mask, no voxel is above {MASK_THRESHOLD}; make it again")
     return mask
 
 
 def apply_mask(array, mask):
-    """Sets what is outside the mask to 0, or to the brain's least intensity where that is negative, so that it is dark."""
+    """Sets what is outside a mask to 0, or to the brain's minimum where that is negative: dark."""
     return np.where(mask, array, np.float32(min(0.0, array[mask].min())))
 
 
-# ------------------------------------------------------------------------------------------------------------ crop
+# ------------------------------------------------------------------------------------------- crop
 
 def border(array):
-    """The most common value of the array's outermost voxels, and which part of these has it (0…1)."""
-    shell = np.concatenate([np.moveaxis(array, axis, 0)[k].ravel() for axis in range(3) for k in (0, -1)])
-    values, counts = np.unique(shell, return_counts=True)
-    return float(values[counts.argmax()]), counts.max() / len(shell)
+    """The most common value of an array's outermost voxels, and the fraction that has it."""
+    faces = [np.moveaxis(array, axis, 0)[k].ravel() for axis in range(3) for k in (0, -1)]
+    voxels = np.concatenate(faces)
+    values, counts = np.unique(voxels, return_counts=True)
+    return float(values[counts.argmax()]), counts.max() / len(voxels)
 
 
-def brain_box(array, edges, margin, mask=None):
-    """The box about the brain, with a margin: of the mask, or of all that is not the border's one value.
+def brain_box(array, voxel_sizes, margin, mask=None):
+    """The box around the brain: of the mask, or of all that differs from the border's one value.
 
-    :param edges: voxel sizes, mm, (3,)
-    :param margin: mm
-    :return: [[start, stop], …] along each axis, voxels
-    :raises UserError: no mask, and the background is not of one value, so that nothing says where the brain ends
+    :param voxel_sizes: (3,), mm
+    :param margin: kept around the brain, mm
+    :param mask: bool, of the array's shape, or None
+    :return: box
+    :raises UserError: no mask, and a background of several values, so that nothing says where the
+        brain ends
     """
     if mask is None:
-        value, part = border(array)
-        mask = array != value
-        if part < 0.9 or mask.mean() > 0.9:
-            raise UserError("--crop brain: its background is not of one value, so it is not known where the brain ends; "
-                            "give --mask, or skull-strip it")
+        mask = _differs_from_border(array)
     box = []
     for axis in range(3):
-        where = np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis)))
-        more, n = int(np.ceil(margin / edges[axis])), array.shape[axis]
-        start, stop = max(0, int(where[0]) - more), min(n, int(where[-1]) + 1 + more)
-        if stop - start < 2:                                   # a volume has 2 voxels at least
-            start, stop = (start, start + 2) if start + 2 <= n else (n - 2, n)
+        across = tuple(other for other in range(3) if other != axis)
+        inside = np.flatnonzero(mask.any(axis=across))
+        margin_voxels = int(np.ceil(margin / voxel_sizes[axis]))
+        length = array.shape[axis]
+        start = max(0, int(inside[0]) - margin_voxels)
+        stop = min(length, int(inside[-1]) + 1 + margin_voxels)
+        if stop - start < MIN_AXIS_VOXELS:
+            start = min(start, length - MIN_AXIS_VOXELS)
+            stop = start + MIN_AXIS_VOXELS
         box.append([start, stop])
     return box
 
 
+def _differs_from_border(array):
+    value, fraction = border(array)
+    mask = array != value
+    if fraction < MIN_BORDER_FRACTION or mask.mean() > MAX_BRAIN_FRACTION:
+        raise UserError("--crop brain: its background is not of one value, so it is not known "
+                        "where the brain ends; give --mask, or skull-strip it")
+    return mask
+
+
 def crop(array, box):
-    """The part of an array inside the box; the inverse of `uncrop`."""
-    return np.ascontiguousarray(array[tuple(slice(*b) for b in box)])
+    """The part of an array inside a box; the inverse of `uncrop`."""
+    return np.ascontiguousarray(array[tuple(slice(*interval) for interval in box)])
 
 
 def uncrop(array, box, shape, outside):
-    """Puts what `crop` took back into its place in an array of `shape`, `outside` around it."""
-    out = np.full(shape, outside, array.dtype)
-    out[tuple(slice(*b) for b in box)] = array
-    return out
+    """Puts what `crop` took back into its place.
+
+    :param shape: of the whole array
+    :param outside: intensity around the box
+    """
+    whole = np.full(shape, outside, array.dtype)
+    whole[tuple(slice(*interval) for interval in box)] = array
+    return whole
 
 
 def prepared_grid(entry):
-    """Shape and affine of the RAS array that became a volume's cube: the scan's, or its cropped part's.
+    """Shape and affine of the RAS array that became a volume's cube: the scan's, or its crop's.
 
     :param entry: of the manifest
+    :raises UserError: the entry's crop is not inside its scan
     """
     shape, affine = geometry.ras_grid(entry["shape"], np.array(entry["affine"], float))
-    if entry.get("crop"):
-        if any(stop > n for (_, stop), n in zip(entry["crop"], shape)):
-            raise UserError(f"{entry['id']}: the manifest says that it was cropped to more than it was; preprocess anew")
-        shift = np.eye(4)
-        shift[:3, 3] = [start for start, _ in entry["crop"]]
-        shape, affine = tuple(stop - start for start, stop in entry["crop"]), affine @ shift
-    return shape, affine
+    box = entry.get("crop")
+    if not box:
+        return shape, affine
+    if any(stop > length for (_, stop), length in zip(box, shape)):
+        raise UserError(f"{entry['id']}: the manifest says that it was cropped to more than it "
+                        "was; preprocess again")
+    shift = np.eye(4)
+    shift[:3, 3] = [start for start, _ in box]
+    return tuple(stop - start for start, stop in box), affine @ shift
 
 
-# ------------------------------------------------------------------------------------------------------ bias field
+# ------------------------------------------------------------------------------------- bias field
 
 def load_n4():
-    """SimpleITK, or UserError with the mend."""
+    """The module SimpleITK.
+
+    :raises UserError: it is not installed
+    """
     try:
         import SimpleITK
     except ImportError:
@@ -123,45 +169,64 @@ def load_n4():
     return SimpleITK
 
 
-def bias_field(array, edges, mask=None, threads=1):
-    """The logarithm of a scan's bias field by N4 (Tustison et al. 2010), on a coarse grid over the same field of view.
+def bias_field(array, voxel_sizes, mask=None, threads=1):
+    """The logarithm of a scan's bias field by N4 (Tustison et al. 2010, IEEE TMI 29:1310).
 
-    N4 runs on the scan sampled to at most N4_GRID voxels an axis, inside the mask, or else above Otsu's threshold.
+    N4 works on the scan sampled to at most N4_MAX_AXIS_VOXELS along an axis, inside the mask, or
+    else above Otsu's threshold.
 
-    :return: float32, smooth; `divide_bias` and `multiply_bias` take it
-    :raises UserError: negative intensities, which have no logarithm
+    :param voxel_sizes: (3,), mm
+    :param mask: bool, of the array's shape, or None
+    :return: float32, smooth, on that coarse grid over the same field of view; for `divide_bias` and
+        `multiply_bias`
+    :raises UserError: negative intensities, which have no logarithm, or N4 fails
     """
     sitk = load_n4()
     if array.min() < 0:
-        raise UserError(f"--n4: its intensities go down to {array.min():g}, and N4 takes their logarithm; give the scan as it was "
-                        "before they were scaled")
+        raise UserError(f"--n4: its intensities go down to {array.min():g}, and N4 takes their "
+                        "logarithm; give the scan as it was before they were scaled")
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     shape = np.array(array.shape)
-    coarse = np.maximum(4, np.ceil(shape / max(1, shape.max() / N4_GRID))).astype(int)
-    image = sitk.GetImageFromArray(geometry.resample(array, coarse).transpose(2, 1, 0))    # ITK counts the last axis first
-    image.SetSpacing([float(s) for s in np.array(edges) * shape / coarse])
-    if mask is None:
-        where = sitk.OtsuThreshold(image, 0, 1, 200)
-    else:
-        small = geometry.resample(mask.astype(np.float32), coarse) >= 0.5
-        if not small.any():
-            raise UserError("--n4: its mask is too small to estimate a bias field in")
-        where = sitk.GetImageFromArray(small.astype(np.uint8).transpose(2, 1, 0))
-        where.CopyInformation(image)
+    shrink = max(1, shape.max() / N4_MAX_AXIS_VOXELS)
+    coarse_shape = np.maximum(N4_MIN_AXIS_VOXELS, np.ceil(shape / shrink)).astype(int)
+    image = _to_sitk(sitk, geometry.resample(array, coarse_shape))
+    image.SetSpacing([float(size) for size in np.array(voxel_sizes) * shape / coarse_shape])
+    region = _n4_region(sitk, image, mask, coarse_shape)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
     try:
-        n4.Execute(image, where)
+        n4.Execute(image, region)
         field = sitk.GetArrayFromImage(n4.GetLogBiasFieldAsImage(image)).transpose(2, 1, 0)
     except RuntimeError as e:
-        raise UserError(f"--n4: no bias field can be estimated ({str(e).strip().splitlines()[-1].strip()}); leave the scan out") from None
-    return np.clip(field, -5, 5).astype(np.float32)
+        last_line = str(e).strip().splitlines()[-1].strip()
+        raise UserError(f"--n4: no bias field can be estimated ({last_line}); "
+                        "leave the scan out") from None
+    return np.clip(field, -MAX_LOG_BIAS, MAX_LOG_BIAS).astype(np.float32)
+
+
+def _n4_region(sitk, image, mask, coarse_shape):
+    """Where N4 estimates the bias field, as a SimpleITK image."""
+    if mask is None:
+        return sitk.OtsuThreshold(image, 0, 1, OTSU_BINS)
+    coarse_mask = geometry.resample(mask.astype(np.float32), coarse_shape) >= 0.5
+    if not coarse_mask.any():
+        raise UserError("--n4: its mask is too small to estimate a bias field in")
+    region = _to_sitk(sitk, coarse_mask.astype(np.uint8))
+    region.CopyInformation(image)
+    return region
+
+
+def _to_sitk(sitk, array):
+    return sitk.GetImageFromArray(array.transpose(2, 1, 0))  # ITK counts the axes from the last
 
 
 def divide_bias(array, field):
-    """Takes a bias field out of a scan; the inverse of `multiply_bias`."""
+    """Removes a bias field from a scan; the inverse of `multiply_bias`.
+
+    :param field: its logarithm, on any grid over the same field of view
+    """
     return array / np.exp(geometry.resample(field, array.shape))
 
 
 def multiply_bias(array, field):
-    """Puts a bias field back; the inverse of `divide_bias`."""
+    """Puts a bias field back into a scan; the inverse of `divide_bias`."""
     return array * np.exp(geometry.resample(field, array.shape))

@@ -1,117 +1,138 @@
-"""Pictures that more than one command writes. Views are radiologists' habit but for the side: left is on the left."""
-import matplotlib
+"""Pictures of brains. Left is on the left, anterior or superior is up."""
+import numpy as np
+from matplotlib.figure import Figure
 
-from mri.geometry import NORMAL, VIEWS, view_slice
+from mri.geometry import VIEWS, view_slice
 from utils.files import atomic_file
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+# --------------------------------------------------------------------------------------- helpers
+
+def save_figure(fig, path, dpi=130):
+    """Writes a figure as PNG, atomically."""
+    with atomic_file(path) as temporary:
+        fig.savefig(temporary, dpi=dpi, facecolor=fig.get_facecolor())
 
 
-def _show(ax, volume, name, spacing, depth=0.5):
-    """One view of a volume in a pair of axes without ticks or frame, true to the voxels' proportions."""
-    x, y = [a for a in range(3) if a != NORMAL[name]]
-    ax.imshow(view_slice(volume, name, depth), cmap="gray", vmin=0, vmax=255 if volume.dtype == np.uint8 else 1, aspect=spacing[y] / spacing[x],
-              interpolation="bicubic")
+def short_name(name, limit=28):
+    """An id as a heading: a long one without its middle, `$` escaped for matplotlib."""
+    if len(name) > limit:
+        name = f"{name[:limit // 2 - 1]}…{name[-(limit // 2):]}"
+    return name.replace("$", r"\$")
 
 
-def _bare(ax):
-    ax.set_xticks([]), ax.set_yticks([])
+def _show_slice(ax, volume, view, voxel_sizes, depth=0.5):
+    """Draws one view of a volume, true to the proportions of its voxels."""
+    across, up = [axis for axis in range(3) if axis != VIEWS[view]]
+    ax.imshow(view_slice(volume, view, depth), cmap="gray", vmin=0,
+              vmax=255 if volume.dtype == np.uint8 else 1,
+              aspect=voxel_sizes[up] / voxel_sizes[across], interpolation="bicubic")
+
+
+def _remove_frame(ax):
+    ax.set_xticks([])
+    ax.set_yticks([])
     ax.set_facecolor("black")
     ax.spines[:].set_visible(False)
 
 
-def montage(path, columns, spacing, depths=(0.35, 0.5, 0.65), title=None):
-    """Three views by several depths of each volume, side by side, true to the voxels' proportions.
+def _view_extents(shape, voxel_sizes):
+    """Width of the widest view, and height of each view, of volumes of this shape, mm."""
+    extent = np.array(shape) * voxel_sizes
+    return max(extent[0], extent[1]), [extent[1], extent[2], extent[2]]
+
+
+# -------------------------------------------------------------------------------------- pictures
+
+def montage(path, columns, voxel_sizes, depths=(0.35, 0.5, 0.65), title=None):
+    """Three views at several depths of each volume, side by side.
 
     :param columns: list of (heading, volume (X, Y, Z) in [0, 1] or uint8)
-    :param spacing: voxel sizes, mm, (3,)
+    :param voxel_sizes: mm, (3,)
+    :param depths: of the slices, 0…1 along the axis across the view
     """
+    width, heights = _view_extents(columns[0][1].shape, voxel_sizes)
     n = len(columns) * len(depths)
-    size = np.array(columns[0][1].shape) * spacing  # mm
-    heights = [size[1], size[2], size[2]]                         # of the three views
-    width = max(size[0], size[1]) * n
-    inches = 1.45 * n / width                                     # per mm
-    fig = plt.figure(figsize=(width * inches + 0.3, sum(heights) * inches + 0.6), facecolor="black")
-    grid = fig.add_gridspec(3, n, height_ratios=heights, left=0.3 / fig.get_figwidth(), right=1, bottom=0, wspace=0.02, hspace=0.02,
-                            top=1 - (0.6 if title else 0.35) / fig.get_figheight())
+    inches = 1.45 / width                                     # per mm
+    fig = Figure(figsize=(1.45 * n + 0.3, sum(heights) * inches + 0.6), facecolor="black")
+    top = 0.6 if title else 0.35                              # inches
+    grid = fig.add_gridspec(
+        3, n, height_ratios=heights, left=0.3 / fig.get_figwidth(), right=1, bottom=0,
+        top=1 - top / fig.get_figheight(), wspace=0.02, hspace=0.02)
     for c, (heading, volume) in enumerate(columns):
-        for r, name in enumerate(VIEWS):
+        for r, view in enumerate(VIEWS):
             for d, depth in enumerate(depths):
                 ax = fig.add_subplot(grid[r, c * len(depths) + d])
-                _show(ax, volume, name, spacing, depth)
-                _bare(ax)
+                _show_slice(ax, volume, view, voxel_sizes, depth)
+                _remove_frame(ax)
                 if r == 0 and d == len(depths) // 2:
                     ax.set_title(heading, color="white", fontsize=11)
-                if c == d == 0:
-                    ax.set_ylabel(name, color="white", fontsize=10)
+                if c == 0 and d == 0:
+                    ax.set_ylabel(view, color="white", fontsize=10)
     if title:
         fig.suptitle(title, color="white", fontsize=11)
     save_figure(fig, path)
 
 
-def gallery(path, groups, spacing, most=8):
-    """The centre slices of several volumes of each group, a group a block of three rows, so that a set is seen at a look.
+def gallery(path, groups, voxel_sizes, limit=8):
+    """The center slices of several volumes of each group, to see a set at a glance.
+
+    A group is a block of three rows, one per view; a volume is a column.
 
     :param groups: {heading: volumes (N, X, Y, Z) in [0, 1] or uint8}
-    :param spacing: voxel sizes, mm, (3,)
+    :param voxel_sizes: mm, (3,)
+    :param limit: volumes shown of a group
     """
-    n = min(most, max(len(v) for v in groups.values()))
-    fig, axes = plt.subplots(3 * len(groups), n, figsize=(1.25 * n + 0.3, 4.0 * len(groups)), facecolor="black", squeeze=False)
+    n = min(limit, max(len(volumes) for volumes in groups.values()))
+    width, heights = _view_extents(next(iter(groups.values()))[0].shape, voxel_sizes)
+    block = 1.25 * sum(heights) / width                       # inches, of a group's images
+    left, top = 0.3, 0.32                                     # inches
+    fig = Figure(figsize=(1.25 * n + left, (block + top) * len(groups)), facecolor="black")
     for g, (heading, volumes) in enumerate(groups.items()):
-        for r, name in enumerate(VIEWS):
+        up = 1 - g / len(groups)
+        grid = fig.add_gridspec(
+            3, n, height_ratios=heights, left=left / fig.get_figwidth(), right=0.995,
+            top=up - top / fig.get_figheight(), bottom=up - 1 / len(groups) + 0.001,
+            wspace=0.03, hspace=0.03)
+        fig.text(left / fig.get_figwidth(), up - 0.2 / fig.get_figheight(), heading,
+                 color="white", fontsize=10)
+        for r, view in enumerate(VIEWS):
             for c in range(n):
-                ax = axes[3 * g + r, c]
-                _bare(ax)
+                ax = fig.add_subplot(grid[r, c])
+                _remove_frame(ax)
                 if c < len(volumes):
-                    _show(ax, volumes[c], name, spacing)
+                    _show_slice(ax, volumes[c], view, voxel_sizes)
                 if c == 0:
-                    ax.set_ylabel(f"{heading}\n{name}", color="white", fontsize=9)
-    fig.subplots_adjust(0.05, 0.005, 0.995, 0.995, 0.03, 0.03)
+                    ax.set_ylabel(view, color="white", fontsize=8)
     save_figure(fig, path)
 
 
+def nearest_neighbors(path, rows, voxel_sizes, measure):
+    """Synthetic volumes next to their nearest training volumes, and the absolute difference.
 
-
-
-
-
-
-
-
-def nearest_neighbors(path, rows, spacing, measure):
-    """Synthetic volumes beside their nearest training volumes, three views each, and the absolute difference.
-
-    :param rows: list of (synthetic id, training id, similarity, synthetic volume, training volume), uint8
-    :param spacing: voxel sizes, mm, (3,)
+    :param rows: list of (synthetic id, training id, similarity, synthetic volume, training
+        volume), volumes (X, Y, Z) uint8
+    :param voxel_sizes: mm, (3,)
+    :param measure: name of the similarity
     """
-    fig, axes = plt.subplots(len(rows), 9, figsize=(11, 1.5 * len(rows) + 0.5), facecolor="black", squeeze=False)
-    for r, (ours, theirs, similarity, synthetic, training) in enumerate(rows):
+    width, heights = _view_extents(rows[0][3].shape, voxel_sizes)
+    heading_height = 0.3                                      # inches
+    height = 1.2 * max(heights) / width + heading_height      # inches, of a row
+    fig = Figure(figsize=(11, height * len(rows)), facecolor="black")
+    axes = fig.subplots(len(rows), 9, squeeze=False)
+    fig.subplots_adjust(
+        left=0.005, right=0.995, bottom=0.005, top=1 - heading_height / (height * len(rows)),
+        wspace=0.03, hspace=heading_height / (height - heading_height))
+    for r, (synthetic_id, train_id, similarity, synthetic, training) in enumerate(rows):
         difference = np.abs(synthetic.astype(np.int16) - training).astype(np.uint8)
-        for g, volume in enumerate((synthetic, training, difference)):
-            for k, name in enumerate(VIEWS):
+        shown = {f"synthetic {short_name(synthetic_id)}": synthetic,
+                 f"training {short_name(train_id)}": training,
+                 f"|difference|, {measure} {similarity:.3f}": difference}
+        for g, (heading, volume) in enumerate(shown.items()):
+            middle = axes[r, 3 * g + 1].get_position()
+            fig.text((middle.x0 + middle.x1) / 2, middle.y1 + 0.08 / (height * len(rows)), heading,
+                     color="white", fontsize=8, ha="center")
+            for k, view in enumerate(VIEWS):
                 ax = axes[r, 3 * g + k]
-                _show(ax, volume, name, spacing)
+                _show_slice(ax, volume, view, voxel_sizes)
                 ax.set_axis_off()
-                if k == 1:
-                    text = (f"synthetic {short_name(ours)}", f"training {short_name(theirs)}", f"|difference|, {measure} {similarity:.3f}")[g]
-                    ax.set_title(text, color="white", fontsize=8)
-    fig.tight_layout(pad=0.4)
     save_figure(fig, path)
-
-
-
-
-
-
-def short_name(name, most=28):
-    """A long id with its middle left out; `$` as it is, which matplotlib would take for mathematics."""
-    name = name if len(name) <= most else f"{name[:most // 2 - 1]}…{name[-(most // 2):]}"
-    return name.replace("$", r"\$")
-
-
-def save_figure(fig, path, dpi=130):
-    with atomic_file(path) as tmp:
-        fig.savefig(tmp, dpi=dpi, facecolor=fig.get_facecolor())
-    plt.close(fig)

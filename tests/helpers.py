@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SHARED = ROOT.parent / "shared"  # cohort of real size; absent in a plain clone
 AFFINE = np.array([[1.5, 0, 0, -14], [0, 1.25, 0, -16], [0, 0, 2.0, -22], [0, 0, 0, 1.0]])
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 
 
 def golden(name):
@@ -34,21 +34,25 @@ def script_server():
     return server
 
 
-def script(name, *args, cwd=ROOT, expect=0, env=None, preexec_fn=None, fresh=False):
+def script(name, *args, cwd=ROOT, expect=0, env=None, preexec_fn=None, fresh=False,
+           max_file_bytes=None):
     """Runs a script of the repository as a user does; its exit code must be `expect`.
 
+    :param preexec_fn: called in the new process before the script starts; implies `fresh`
     :param fresh: start a new Python instead of forking one that has imported the scripts; for
         environment variables that matter at import, and for code outside the repository
+    :param max_file_bytes: files cannot grow larger: writing then fails as on a full disk; not
+        with `fresh`
     :return: subprocess.CompletedProcess
     """
     argv = [str(a) for a in args]
     if fresh or preexec_fn:
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", **(env or {})}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **(env or {})}
         done = subprocess.run(
             [sys.executable, str(ROOT / name), *argv], cwd=cwd, capture_output=True, text=True,
             timeout=600, env=environment, preexec_fn=preexec_fn)
     else:
-        done = script_server().run(name.removesuffix(".py"), argv, cwd, env)
+        done = script_server().run(name.removesuffix(".py"), argv, cwd, env, max_file_bytes)
     assert done.returncode == expect, (
         f"{name} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
     assert "Traceback" not in done.stderr, done.stderr
@@ -100,7 +104,7 @@ def save_nifti(path, array, affine, dtype=np.int16):
 # ---------------------------------------------------------------------------------------- weights
 
 def random_vae(folder, blocks=(16, 16, 16), channels=5, seed=0, **config):
-    """Writes a small AutoencoderKL of random weights: factor 4, 5 channels unless told otherwise."""
+    """Writes a small AutoencoderKL of random weights; by default of factor 4 with 5 channels."""
     from diffusers import AutoencoderKL
     torch.manual_seed(seed)
     vae = AutoencoderKL(
@@ -118,7 +122,7 @@ TRAIN = ("--ckpt", "none", "--model", "DiT-T/4", "--num-classes", 2, "--precisio
 
 
 def train_flags(base):
-    """TRAIN with these weights to begin with instead of none."""
+    """TRAIN, but starting from these weights instead of random ones."""
     return [base if a == "none" else a for a in TRAIN]
 
 

@@ -1,11 +1,10 @@
-"""download.py as a user runs it, over a server on this machine that can resume, cut connections, and redirect."""
+"""download.py, with a server on this machine that can resume, cut connections, and redirect."""
+import fcntl
 import hashlib
 import io
 import json
-import os
 import random
 import re
-import subprocess
 import sys
 import threading
 import zipfile
@@ -13,19 +12,27 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from helpers import script
 
 import download
+from metrics.inception import WEIGHTS_FILE
+from utils.errors import UserError
 
-ROOT = Path(download.__file__).parent
 NOISE = random.Random(0).randbytes(3 * 2 ** 20)  # three blocks of download.py's
 DIT = "DiT-XL-2-512x512.pt"
-HUB = "/stabilityai/sd-vae-ft-{}/resolve/main/"
+EMA = "sd-vae-ft-ema"
+MSE = "sd-vae-ft-mse"
+VAE = "diffusion_pytorch_model.safetensors"
+
+
+def on_hub(name, file):
+    return f"/stabilityai/{name}/resolve/main/{file}"
 
 
 def zipped(data):
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as z:
-        z.writestr("archive/data/0", data)
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("archive/data/0", data)
     return buffer.getvalue()
 
 
@@ -33,7 +40,8 @@ ZIP = zipped(NOISE)  # like what torch.save writes, large enough to be cut
 
 
 def safetensors(data):
-    header = json.dumps({"__metadata__": {}, "w": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).encode()
+    tensor = {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}
+    header = json.dumps({"__metadata__": {}, "w": tensor}).encode()
     return len(header).to_bytes(8, "little") + header + data
 
 
@@ -45,20 +53,22 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.files = {}
         self.seen = []
-        self.cuts = []       # one a response: bytes of the body after which the connection is closed
-        self.statuses = []   # one a response: answered instead of the file
+        self.cuts = []       # for each response: bytes of the body before the connection is closed
+        self.statuses = []   # for each response: answered instead of the file
         self.ranges = True
         self.size = None     # announced instead of the true one
         self.sha256 = {}     # {path: stated as the hub states it, in a redirect to storage}
 
     def add(self, files):
         self.files.update(files)
-        self.sha256 = {p: hashlib.sha256(data).hexdigest() for p, data in self.files.items() if p.endswith(".safetensors")}
+        self.sha256 = {path: hashlib.sha256(data).hexdigest()
+                       for path, data in self.files.items() if path.endswith(".safetensors")}
 
 
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        server, asked = self.server, self.headers.get("Range")
+        server = self.server
+        asked = self.headers.get("Range")
         path = self.path.removeprefix("/storage")
         server.seen.append((self.path, asked))
         if server.statuses:
@@ -66,21 +76,26 @@ class Handler(BaseHTTPRequestHandler):
         if path not in server.files:
             return self.send_error(404)
         if self.path in server.sha256:
-            return self.answer(302, b"", Location=f"/storage{path}", X_Linked_Etag=f'"{server.sha256[path]}"')
+            etag = f'"{server.sha256[path]}"'
+            return self.answer(302, b"", Location=f"/storage{path}", X_Linked_Etag=etag)
         data = server.files[path]
+        size = len(data)
         if not asked or not server.ranges:
             return self.answer(200, data)
         start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1])
-        if start >= len(data):
-            return self.answer(416, b"", Content_Range=f"bytes */{len(data)}")
-        self.answer(206, data[start:], Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}")
+        if start >= size:
+            return self.answer(416, b"", Content_Range=f"bytes */{size}")
+        self.answer(206, data[start:], Content_Range=f"bytes {start}-{size - 1}/{size}")
 
     def answer(self, status, body, **headers):
         self.send_response(status)
-        for name, value in {"Content_Length": self.server.size or len(body), **headers}.items():
+        headers = {"Content_Length": self.server.size or len(body), **headers}
+        for name, value in headers.items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
-        self.wfile.write(body[:self.server.cuts.pop(0)] if self.server.cuts and body else body)
+        if body and self.server.cuts:
+            body = body[:self.server.cuts.pop(0)]
+        self.wfile.write(body)
 
     def log_message(self, *args):
         pass
@@ -97,51 +112,73 @@ def server():
 
 
 @pytest.fixture
-def run(server, tmp_path):
-    """Runs the command in an empty folder; `patch` is code that goes before it, for what only a test would change."""
-    def run(*args, patch="", **env):
-        env = {**os.environ, "HF_ENDPOINT": server.url, "MOSAICDIT_MIRROR": server.url + "/", "NO_PROXY": "127.0.0.1",
-               "PYTHONPATH": str(ROOT), **env}
-        script = ["-c", f"import download; {patch}; download.run(download.main)"] if patch else [str(ROOT / "download.py")]
-        return subprocess.run([sys.executable, *script, *args], cwd=tmp_path, env=env, text=True, capture_output=True, timeout=60)
+def environment(server):
+    return {"HF_ENDPOINT": server.url, "MOSAICDIT_MIRROR": server.url + "/",
+            "NO_PROXY": "127.0.0.1"}
+
+
+@pytest.fixture
+def run(environment, tmp_path):
+    """Runs the command in an empty folder, as a user does."""
+    def run(*args, expect=0, **env):
+        return script("download.py", *args, cwd=tmp_path, expect=expect, env=environment | env)
+    return run
+
+
+@pytest.fixture
+def run_here(environment, tmp_path, monkeypatch):
+    """Runs the command in this process, where a test can change what it does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["download.py", *args])
+        download.main()
     return run
 
 
 def files_in(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+    files = [path for path in Path(folder).rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def refused(result, *words):
-    """The one line in which a command ends that refused; everything before it is progress."""
+    """The last line of a command that refused; all lines before it are progress."""
     *before, line = result.stderr.splitlines()
     assert result.returncode == 2
-    assert line.startswith(("download.py: error: ", "-c: error: ")) and "Traceback" not in result.stderr
+    assert line.startswith("download.py: error: ") and "Traceback" not in result.stderr
     assert all("MiB: " in other for other in before)
     for word in words:
         assert str(word) in line
     return line
 
 
-def test_all_then_nothing_left_to_do(server, run, tmp_path):
-    vae = {name: {HUB.format(name) + "config.json": b'{"scaling_factor": 0.18215}',
-                  HUB.format(name) + download.VAE: safetensors(name.encode())} for name in ("ema", "mse")}
-    server.add({f"/{DIT}": ZIP, f"/{download.INCEPTION}": NOISE, **vae["ema"], **vae["mse"]})
-    sums = {download.MSE: server.sha256[HUB.format("mse") + download.VAE], "inception": hashlib.sha256(NOISE).hexdigest()[:8]}
-    patch = (f"sums = {sums}; [files.update({{file: (files[file][0], sums[name])}}) for name, files in download.FILES.items() "
-             "for file in files if name in sums and not file.endswith('json')]")
-    first = run("all", patch=patch)
-    assert first.returncode == 0, first.stderr
-    expected = {DIT: ZIP, download.INCEPTION: NOISE,
-                **{f"sd-vae-ft-{name}/{path.rsplit('/', 1)[1]}": data for name in vae for path, data in vae[name].items()}}
+def test_all_then_nothing_left_to_do(server, run_here, tmp_path, monkeypatch, capsys):
+    config = b'{"scaling_factor": 0.18215}'
+    vaes = {name: {"config.json": config, VAE: safetensors(name.encode())} for name in (EMA, MSE)}
+    for name, files in vaes.items():
+        server.add({on_hub(name, file): data for file, data in files.items()})
+    inception = "weights-inception-2015-12-05-" + hashlib.sha256(NOISE).hexdigest()[:8] + ".pth"
+    monkeypatch.setattr("metrics.inception.WEIGHTS_FILE", inception)
+    server.add({f"/{DIT}": ZIP, f"/{inception}": NOISE})
+    mse_files = download.vae_files(MSE, server.sha256[on_hub(MSE, VAE)])
+    monkeypatch.setitem(download.PUBLIC_WEIGHTS, MSE, lambda: mse_files)
+    run_here("all")
+    expected = {DIT: ZIP, inception: NOISE}
+    for name, files in vaes.items():
+        expected.update({f"{name}/{file}": data for file, data in files.items()})
     assert files_in(tmp_path / "weights") == expected
-    said = {line.split(": ")[0].removeprefix("weights/"): line for line in first.stdout.splitlines() if " -> " not in line}
+    lines = [line for line in capsys.readouterr().out.splitlines() if " -> " not in line]
+    said = {line.split(": ")[0].removeprefix("weights/"): line for line in lines}
     assert "no published checksum" in said[DIT] and hashlib.sha256(ZIP).hexdigest() in said[DIT]
-    assert "beginning with" in said[download.INCEPTION]
-    assert all("as published" in said[f"sd-vae-ft-{name}/{download.VAE}"] for name in vae)
+    assert "beginning with" in said[inception]
+    assert all("as published" in said[f"{name}/{VAE}"] for name in vaes)
 
     server.seen.clear()
-    second = run("all", patch=patch)
-    assert second.returncode == 0 and second.stdout.count("is there already") == 6
+    run_here("all")
+    assert capsys.readouterr().out.count("exists already") == 6
     assert not server.seen
     assert files_in(tmp_path / "weights") == expected
 
@@ -149,32 +186,32 @@ def test_all_then_nothing_left_to_do(server, run, tmp_path):
 def test_a_dropped_connection_is_resumed(server, run, tmp_path):
     server.add({f"/{DIT}": ZIP})
     server.cuts = [len(ZIP) // 2]
-    result = run("dit-xl-2-512", "--output", "elsewhere/w")
-    assert result.returncode == 0, result.stderr
+    run("dit-xl-2-512", "--output", "elsewhere/w")
     (_, first), (_, second) = server.seen
-    assert first is None and 0 < int(re.fullmatch(r"bytes=(\d+)-", second)[1]) <= len(ZIP) // 2
+    assert first is None
+    assert 0 < int(re.fullmatch(r"bytes=(\d+)-", second)[1]) <= len(ZIP) // 2
     assert files_in(tmp_path) == {f"elsewhere/w/{DIT}": ZIP}
 
 
 @pytest.mark.parametrize("have", [1000, len(ZIP), len(ZIP) + 1], ids=["half", "whole", "too much"])
-def test_a_later_run_goes_on_from_the_part(have, server, run, tmp_path):
+def test_a_later_run_resumes_from_the_part(have, server, run, tmp_path):
     server.add({f"/{DIT}": ZIP})
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / f"{DIT}.part").write_bytes((ZIP + b"more")[:have])
-    assert run("dit-xl-2-512").returncode == 0
+    run("dit-xl-2-512")
     assert server.seen[0] == (f"/{DIT}", f"bytes={have}-")
     assert server.seen[1:] == ([(f"/{DIT}", None)] if have > len(ZIP) else [])
     assert files_in(tmp_path / "weights") == {DIT: ZIP}
 
 
 def test_the_hub_is_resumed_through_its_redirect(server, run, tmp_path):
-    path, data = HUB.format("ema") + download.VAE, safetensors(NOISE)
-    server.add({HUB.format("ema") + "config.json": b"{}", path: data})
-    (tmp_path / "sd-vae-ft-ema").mkdir()
-    (tmp_path / "sd-vae-ft-ema" / f"{download.VAE}.part").write_bytes(data[:1000])
-    assert run("sd-vae-ft-ema", "--output", ".").returncode == 0
-    assert server.seen[-1] == ("/storage" + path, "bytes=1000-")
-    assert (tmp_path / "sd-vae-ft-ema" / download.VAE).read_bytes() == data
+    data = safetensors(NOISE)
+    server.add({on_hub(EMA, "config.json"): b"{}", on_hub(EMA, VAE): data})
+    (tmp_path / EMA).mkdir()
+    (tmp_path / EMA / f"{VAE}.part").write_bytes(data[:1000])
+    run(EMA, "--output", ".")
+    assert server.seen[-1] == ("/storage" + on_hub(EMA, VAE), "bytes=1000-")
+    assert (tmp_path / EMA / VAE).read_bytes() == data
 
 
 def test_a_server_that_cannot_resume_starts_over(server, run, tmp_path):
@@ -182,15 +219,19 @@ def test_a_server_that_cannot_resume_starts_over(server, run, tmp_path):
     server.ranges = False
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / f"{DIT}.part").write_bytes(b"of another file")
-    result = run("dit-xl-2-512")
-    assert result.returncode == 0 and "starts over" in result.stdout
+    assert "starts over" in run("dit-xl-2-512").stdout
     assert files_in(tmp_path / "weights") == {DIT: ZIP}
 
 
-def test_gives_up_when_nothing_more_comes_and_keeps_the_part(server, run, tmp_path):
+def test_gives_up_when_nothing_more_comes_and_keeps_the_part(server, run_here, tmp_path,
+                                                             monkeypatch):
     server.add({f"/{DIT}": ZIP})
-    server.ranges, server.cuts = False, [2 ** 21] * 9
-    refused(run("dit-xl-2-512", patch="download.RETRIES = 1"), DIT, server.url)
+    server.ranges = False
+    server.cuts = [2 ** 21] * 9
+    monkeypatch.setattr(download, "RETRIES", 1)
+    with pytest.raises(UserError) as error:
+        run_here("dit-xl-2-512")
+    assert DIT in str(error.value) and server.url in str(error.value)
     assert len(server.seen) == 2
     assert files_in(tmp_path / "weights") == {f"{DIT}.part": ZIP[:2 ** 21]}
 
@@ -198,78 +239,81 @@ def test_gives_up_when_nothing_more_comes_and_keeps_the_part(server, run, tmp_pa
 def test_an_overloaded_server_is_asked_again(server, run, tmp_path):
     server.add({f"/{DIT}": ZIP})
     server.statuses = [503]
-    assert run("dit-xl-2-512").returncode == 0
+    run("dit-xl-2-512")
     assert files_in(tmp_path / "weights") == {DIT: ZIP}
 
 
 @pytest.mark.parametrize("what, file, data, stated, words", [
-    ("inception", download.INCEPTION, NOISE, None, "published is 6726825d"),
-    (download.MSE, f"{download.MSE}/{download.VAE}", safetensors(b"w"), "", "published is a1d993488569"),
-    (download.EMA, f"{download.EMA}/{download.VAE}", safetensors(b"w"), "0" * 64, "published is 0000"),
-    (download.EMA, f"{download.EMA}/{download.VAE}", safetensors(b"w")[:-1], "", "not a whole .safetensors file"),
-    ("dit-xl-2-512", DIT, ZIP[:-1], None, "not a whole .pt file"),
-    ("dit-xl-2-512", DIT, ZIP.replace(NOISE[:9], bytes(9)), None, "not a whole .pt file"),
+    ("inception", WEIGHTS_FILE, NOISE, None, "published is 6726825d"),
+    (MSE, f"{MSE}/{VAE}", safetensors(b"w"), "", "published is a1d993488569"),
+    (EMA, f"{EMA}/{VAE}", safetensors(b"w"), "0" * 64, "published is 0000"),
+    (EMA, f"{EMA}/{VAE}", safetensors(b"w")[:-1], "", "not a complete .safetensors file"),
+    ("dit-xl-2-512", DIT, ZIP[:-1], None, "not a complete .pt file"),
+    ("dit-xl-2-512", DIT, ZIP.replace(NOISE[:9], bytes(9)), None, "not a complete .pt file"),
 ], ids=["inception", "mse", "hub's", "safetensors cut", "zip cut", "zip CRC"])
 def test_a_damaged_download_is_removed(what, file, data, stated, words, server, run, tmp_path):
-    path = f"/{file}"
-    if stated is not None:
-        path = f"/stabilityai/{what}/resolve/main/{download.VAE}"
-        server.add({f"/stabilityai/{what}/resolve/main/config.json": b"{}"})
-    server.add({path: data})
-    if stated is not None:
-        server.sha256 = {path: stated} if stated else {}
-    refused(run(what), f"weights/{file}", words)
+    if stated is None:
+        server.add({f"/{file}": data})
+    else:
+        server.add({on_hub(what, "config.json"): b"{}", on_hub(what, VAE): data})
+        server.sha256 = {on_hub(what, VAE): stated} if stated else {}
+    refused(run(what, expect=2), f"weights/{file}", words)
     assert files_in(tmp_path / "weights").keys() <= {f"{what}/config.json"}
 
 
 def test_a_damaged_copy_is_named_and_left(run, server, tmp_path):
     (tmp_path / DIT).write_bytes(ZIP[:1000])
-    refused(run("dit-xl-2-512", "--output", "."), DIT, "remove it")
+    refused(run("dit-xl-2-512", "--output", ".", expect=2), DIT, "remove it")
     assert files_in(tmp_path) == {DIT: ZIP[:1000]} and not server.seen
 
 
 def test_not_found(server, run, tmp_path):
-    line = refused(run(download.EMA), f"weights/{download.EMA}/config.json", "404", "login node")
-    assert server.url + HUB.format("ema") + "config.json" in line and server.url + HUB.format("ema") + download.VAE in line
+    line = refused(run(EMA, expect=2), f"weights/{EMA}/config.json", "404", "login node")
+    assert server.url + on_hub(EMA, "config.json") in line
+    assert server.url + on_hub(EMA, VAE) in line
     assert not files_in(tmp_path)
 
 
 def test_no_server(server, run, tmp_path):
     nowhere = "http://127.0.0.1:9"
-    line = refused(run("dit-xl-2-512", "--output", "w", MOSAICDIT_MIRROR=nowhere), f"{nowhere}/{DIT}", f"w/{DIT}", "login node")
+    result = run("dit-xl-2-512", "--output", "w", expect=2, MOSAICDIT_MIRROR=nowhere)
+    line = refused(result, f"{nowhere}/{DIT}", f"w/{DIT}", "login node")
     assert "(Connection refused)" in re.sub(r"\[.*?\] ", "", line)
     assert not files_in(tmp_path) and not server.seen
 
 
-def test_a_disk_too_small_is_told_before_the_download(server, run, tmp_path):
+def test_too_small_a_disk_is_reported_before_the_download(server, run, tmp_path):
     server.add({f"/{DIT}": ZIP})
     server.size = 10 ** 18
-    refused(run("dit-xl-2-512"), DIT, "needs 1e+09 GB", "--output")
+    refused(run("dit-xl-2-512", expect=2), DIT, "needs 1e+09 GB", "--output")
     assert not files_in(tmp_path)
 
 
-def test_two_at_once_keep_out_of_each_others_way(server, run, tmp_path):
-    import fcntl
+def test_two_at_once_do_not_write_the_same_file(server, run, tmp_path):
     (tmp_path / "weights").mkdir()
     with open(tmp_path / "weights" / f"{DIT}.part", "ab") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
-        refused(run("dit-xl-2-512"), f"{DIT}.part", "another")
+        refused(run("dit-xl-2-512", expect=2), f"{DIT}.part", "another")
     assert not server.seen
 
 
 def test_insecure_mirrors_are_refused(run, tmp_path):
-    refused(run("all", HF_ENDPOINT="http://example.org"), "HF_ENDPOINT=http://example.org", "https")
+    result = run("all", expect=2, HF_ENDPOINT="http://example.org")
+    refused(result, "HF_ENDPOINT=http://example.org", "https")
     assert not files_in(tmp_path)
     for url in ("https://example.org", "http://localhost", "http://127.0.0.1:8000/x"):
-        assert download.SECURE.match(url)
-    for url in ("http://localhost.example.org", "http://localhost:80@example.org/", "ftp://localhost/", "file:///etc"):
-        assert not download.SECURE.match(url)
+        assert download.SECURE_URL.match(url)
+    for url in ("http://localhost.example.org", "http://localhost:80@example.org/",
+                "ftp://localhost/", "file:///etc"):
+        assert not download.SECURE_URL.match(url)
 
 
 def test_without_a_mirror_the_addresses_are_the_public_ones(monkeypatch):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.delenv("MOSAICDIT_MIRROR", raising=False)
-    urls = {file: download.address(url) for files in download.FILES.values() for file, (url, _) in files.items()}
+    files = [file for list_files in download.PUBLIC_WEIGHTS.values() for file in list_files()]
+    urls = {file.path: download.mirrored(file.url) for file in files}
     assert len(urls) == 6
-    assert urls["sd-vae-ft-mse/config.json"] == "https://huggingface.co/stabilityai/sd-vae-ft-mse/resolve/main/config.json"
-    assert all(url.startswith("https://") and url.endswith("/" + Path(file).name) for file, url in urls.items())
+    assert urls[f"{MSE}/config.json"] == f"https://huggingface.co{on_hub(MSE, 'config.json')}"
+    assert all(url.startswith("https://") for url in urls.values())
+    assert all(url.endswith("/" + Path(path).name) for path, url in urls.items())

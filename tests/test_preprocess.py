@@ -1,11 +1,10 @@
-"""preprocess.py and postprocess.py, run as a user runs them: there, and exactly back."""
+"""preprocess.py and postprocess.py, run as a user runs them: the second undoes the first."""
 import resource
 import shutil
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torchvision
 from example_scans import bad_files
 from helpers import AFFINE, SHARED, brain, error_line, save_nifti, script
 from nibabel.affines import apply_affine
@@ -14,27 +13,20 @@ from PIL import Image
 from mri import geometry, intensity, manifest, mosaic, mosaic_files
 
 
-def test_a_mosaics_png_is_read_alike_by_other_decoders(tmp_path):
-    for seed, (height, width) in enumerate([(48, 48), (1, 1), (7, 3), (896, 896)]):
-        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8) // (1 if seed < 3 else 64)
-        mosaic_files.write_mosaic(tmp_path / "m.png", pixels)
-        with Image.open(tmp_path / "m.png") as image:
-            image.verify()                                              # every chunk's checksum
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "m.png")), pixels)
-        theirs = torchvision.io.read_image(str(tmp_path / "m.png"))     # by libpng
-        assert np.array_equal(theirs.permute(1, 2, 0).numpy(), pixels)
-
-
 def test_data_folder(scans, data):
     header, entries = manifest.read_manifest(data)
-    assert {k: header[k] for k in ("size", "layout", "grid", "fit", "window_percentiles", "classes")} == dict(
-        size=16, layout="rgb", grid=3, fit="stretch", window_percentiles=[0.0, 99.9], classes=["AD", "CN"])
-    assert [v["id"] for v in entries] == ["sub-00_ses-1_T1w", "sub-00_ses-2_T1w"] + [f"sub-{i:02d}_ses-1_T1w" for i in range(1, 5)]
-    assert np.allclose(header["affine"], geometry.cube_affine((20, 26, 22), AFFINE, 16, "stretch"))
+    expected = {"size": 16, "layout": "rgb", "grid": 3, "fit": "stretch",
+                "window_percentiles": [0.0, 99.9], "classes": ["AD", "CN"]}
+    assert {key: header[key] for key in expected} == expected
+    assert [v["id"] for v in entries] == [
+        "sub-00_ses-1_T1w", "sub-00_ses-2_T1w", *(f"sub-{i:02d}_ses-1_T1w" for i in range(1, 5))]
+    cohort_affine = geometry.cube_affine((20, 26, 22), AFFINE, 16, "stretch")
+    assert np.allclose(header["affine"], cohort_affine)
     assert header["source_shape"] == [20, 26, 22] and np.allclose(header["source_affine"], AFFINE)
     for v in entries:
         path = next(scans.rglob(v["id"] + ".nii.gz"))
-        assert v["source"] == str(path.resolve()) and np.allclose(v["affine"], nib.load(path).affine) and v["shape"] == [20, 26, 22]
+        assert v["source"] == str(path.resolve()) and v["shape"] == [20, 26, 22]
+        assert np.allclose(v["affine"], nib.load(path).affine)
         ras = nib.as_closest_canonical(nib.load(path)).get_fdata(dtype=np.float32)
         assert np.allclose(v["window"], np.percentile(ras, [0, 99.9]))
         cube = intensity.to_uint8(geometry.to_cube(ras, AFFINE, 16, "stretch"), v["window"])
@@ -44,39 +36,33 @@ def test_data_folder(scans, data):
 
 def test_split_is_by_subject(data):
     _, entries = manifest.read_manifest(data)
-    sides = {}
+    splits = {}
     for v in entries:
-        sides.setdefault(v["subject"], set()).add(v["split"])
-    assert all(len(s) == 1 for s in sides.values())
-    assert sorted(next(iter(s)) for s in sides.values()) == ["test"] * 2 + ["train"] * 3
-
-
-def test_the_papers_split():
-    from preprocess import split_subjects
-    subjects = [f"s{i}" for i in range(95)]
-    sides = split_subjects(subjects * 2, (63, 32), 0)
-    assert sorted(sides.values()) == ["test"] * 32 + ["train"] * 63
-    assert sides == split_subjects(subjects[::-1], (63, 32), 0) != split_subjects(subjects, (63, 32), 1)
-    assert sorted(split_subjects(["a", "b"], (99, 1), 0).values()) == ["test", "train"]
-    assert set(split_subjects(subjects, (1, 0), 0).values()) == {"train"}
+        splits.setdefault(v["subject"], set()).add(v["split"])
+    assert all(len(s) == 1 for s in splits.values())
+    assert sorted(next(iter(s)) for s in splits.values()) == ["test"] * 2 + ["train"] * 3
 
 
 def test_workers_and_runs_write_the_same_bytes(scans, data, tmp_path):
-    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16, "--split", "3:2", "--workers", 2,
-           "--labels", scans / "participants.tsv", "--label-column", "group")
-    for path in sorted(p.relative_to(data) for p in data.rglob("*") if p.suffix in (".png", ".json")):
+    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16,
+           "--split", "3:2", "--workers", 2, "--labels", scans / "participants.tsv",
+           "--label-column", "group")
+    written = [p.relative_to(data) for p in data.rglob("*") if p.suffix in (".png", ".json")]
+    for path in sorted(written):
         assert (tmp_path / "d" / path).read_bytes() == (data / path).read_bytes()
 
 
 def test_classes(scans, tmp_path):
-    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16, "--labels", scans / "participants.tsv",
-           "--label-column", "group", "--workers", 1)
+    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16,
+           "--labels", scans / "participants.tsv", "--label-column", "group", "--workers", 1)
     header, entries = manifest.read_manifest(tmp_path / "d")
     assert header["classes"] == ["AD", "CN"]
-    assert {v["subject"]: v["class"] for v in entries} == {f"sub-{i:02d}": 0 if i % 2 else 1 for i in range(5)}
+    assert {v["subject"]: v["class"] for v in entries} == {
+        f"sub-{i:02d}": 0 if i % 2 else 1 for i in range(5)}
     (tmp_path / "part.tsv").write_text("participant_id\tgroup\nsub-00\tx\nsub-01\tn/a\n")
-    done = script("preprocess.py", "--input", scans, "--output", tmp_path / "e", "--size", 16, "--labels", tmp_path / "part.tsv",
-                  "--label-column", "group", "--workers", 1, expect=1)
+    done = script("preprocess.py", "--input", scans, "--output", tmp_path / "e", "--size", 16,
+                  "--labels", tmp_path / "part.tsv", "--label-column", "group", "--workers", 1,
+                  expect=1)
     assert done.stderr.count("skipped: ") == 4 and "4 of 6 scans skipped" in done.stderr
     assert len(manifest.read_manifest(tmp_path / "e")[1]) == 2
 
@@ -86,15 +72,19 @@ def test_postprocess_is_the_inverse(data, tmp_path):
     header, entries = manifest.read_manifest(data)
     for v in entries:
         image = nib.load(tmp_path / "n" / f"{v['id']}.nii.gz")
-        cube = mosaic.untile(mosaic_files.read_mosaic(mosaic_files.mosaic_path(data, v["id"]), header), 16, "rgb")
+        pixels = mosaic_files.read_mosaic(mosaic_files.mosaic_path(data, v["id"]), header)
+        cube = mosaic.untile(pixels, 16, "rgb")
         assert np.array_equal(np.asarray(image.dataobj.get_unscaled()), cube)
-        assert np.allclose(image.affine, header["affine"], atol=1e-5)  # all scans here cover one field of view
+        # all scans here cover one field of view
+        assert np.allclose(image.affine, header["affine"], atol=1e-5)
 
 
 @pytest.mark.parametrize("fit, size, layout", [("stretch", 32, "rgb"), ("pad", 32, "gray")])
-def test_there_and_back_on_the_sources_own_grid(scans, tmp_path, fit, size, layout):
-    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", size, "--fit", fit, "--layout", layout, "--workers", 1)
-    script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "n", "--restore-shape")
+def test_restored_volumes_are_on_the_sources_own_grid(scans, tmp_path, fit, size, layout):
+    script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", size,
+           "--fit", fit, "--layout", layout, "--workers", 1)
+    script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "n",
+           "--restore-shape")
     for path in scans.rglob("*.nii.gz"):
         source, back = nib.load(path), nib.load(tmp_path / "n" / path.name)
         assert back.shape == source.shape and np.allclose(back.affine, source.affine, atol=1e-5)
@@ -105,23 +95,29 @@ def test_there_and_back_on_the_sources_own_grid(scans, tmp_path, fit, size, layo
 
 def test_pngs_from_elsewhere_take_the_cohorts_geometry(data, tmp_path):
     header, entries = manifest.read_manifest(data)
-    (tmp_path / "pngs").mkdir()
-    shutil.copy(mosaic_files.mosaic_path(data, entries[0]["id"]), tmp_path / "pngs" / "other.png")
-    done = script("postprocess.py", "--input", tmp_path / "pngs", "--output", tmp_path / "n", expect=2)
+    pngs = tmp_path / "pngs"
+    pngs.mkdir()
+    shutil.copy(mosaic_files.mosaic_path(data, entries[0]["id"]), pngs / "other.png")
+    done = script("postprocess.py", "--input", pngs, "--output", tmp_path / "n", expect=2)
     assert "holds no manifest.json" in error_line(done)
-    script("postprocess.py", "--input", tmp_path / "pngs", "--output", tmp_path / "n", "--manifest", data)
+    script("postprocess.py", "--input", pngs, "--output", tmp_path / "n", "--manifest", data)
     image = nib.load(tmp_path / "n" / "other.nii.gz")
     assert image.shape == (16, 16, 16) and np.allclose(image.affine, header["affine"], atol=1e-5)
-    script("postprocess.py", "--input", tmp_path / "pngs", "--output", tmp_path / "r", "--manifest", data, "--restore-shape")
+    script("postprocess.py", "--input", pngs, "--output", tmp_path / "r", "--manifest", data,
+           "--restore-shape")
     image = nib.load(tmp_path / "r" / "other.nii.gz")
-    assert image.shape == (20, 26, 22) and np.allclose(image.affine, header["source_affine"], atol=1e-5)
+    assert image.shape == (20, 26, 22)
+    assert np.allclose(image.affine, header["source_affine"], atol=1e-5)
 
 
-def test_bad_scans_are_skipped_and_named_and_the_others_go_on(tmp_path):
-    bad = bad_files(tmp_path / "in" if (tmp_path / "in").mkdir() is None else None)
-    done = script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d", "--size", 16, expect=1)
+def test_bad_scans_are_skipped_and_named_and_the_others_converted(tmp_path):
+    (tmp_path / "in").mkdir()
+    bad = bad_files(tmp_path / "in")
+    done = script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d",
+                  "--size", 16, expect=1)
     for name, words in bad.items():
-        line = [x for x in done.stderr.splitlines() if x.startswith("skipped: ") and f"/{name}:" in x]
+        line = [x for x in done.stderr.splitlines()
+                if x.startswith("skipped: ") and f"/{name}:" in x]
         assert len(line) == 1 and words in line[0]
     assert f"{len(bad)} of {len(bad) + 1} scans skipped" in done.stderr
     assert [p.name for p in (tmp_path / "d" / "mosaics").iterdir()] == ["good.png"]
@@ -141,13 +137,15 @@ def test_refusals_leave_nothing_behind(scans, data, tmp_path):
     assert "0 <= LO < HI <= 100" in refused("--input", scans, "--window", 50, 50)
     assert "TRAIN:TEST" in refused("--input", scans, "--split", "most")
     assert "go together" in refused("--input", scans, "--label-column", "group")
-    assert "'sex'" in refused("--input", scans, "--labels", scans / "participants.tsv", "--label-column", "sex")
+    assert "'sex'" in refused("--input", scans, "--labels", scans / "participants.tsv",
+                              "--label-column", "sex")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.nii").write_bytes(b"x")
     assert "none of 1 scans" in refused("--input", tmp_path / "bad")
     assert "no PNG" in refused("--input", tmp_path, "--manifest", data, name="postprocess.py")
     Image.new("RGB", (47, 48)).save(tmp_path / "bad" / "a.png")
-    assert "47 x 48 RGB, but the manifest says 48 x 48" in refused("--input", tmp_path / "bad", "--manifest", data, name="postprocess.py")
+    assert "47 x 48 RGB, but the manifest says 48 x 48" in refused(
+        "--input", tmp_path / "bad", "--manifest", data, name="postprocess.py")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad", "two"]
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "mine.txt").write_text("keep")
@@ -156,25 +154,30 @@ def test_refusals_leave_nothing_behind(scans, data, tmp_path):
 
 
 def test_a_full_disk_ends_in_one_line_and_leaves_nothing(scans, tmp_path):
-    def small_files():  # the system's own limit stands in for a full disk: writing fails in the same place
+    def small_files():  # stands in for a full disk: writing fails in the same place
         resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 
-    done = script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16, "--workers", 1, expect=2,
-                  preexec_fn=small_files)
+    done = script("preprocess.py", "--input", scans, "--output", tmp_path / "d", "--size", 16,
+                  "--workers", 1, expect=2, preexec_fn=small_files)
     assert "File too large" in error_line(done)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (SHARED / "cohort").is_dir(), reason="needs the cohort of real-size brains in ../shared/cohort")
+@pytest.mark.skipif(not (SHARED / "cohort").is_dir(),
+                    reason="needs the cohort of real-size brains in ../shared/cohort")
 def test_real_size_mosaics_are_lossless_and_keep_their_place(tmp_path):
     script("preprocess.py", "--input", SHARED / "cohort", "--output", tmp_path / "d")
     script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "n")
     header, entries = manifest.read_manifest(tmp_path / "d")
-    assert len(entries) == 14 and np.allclose(geometry.voxel_sizes(header["affine"]), [1.125, 1.375, 1.125])
+    assert len(entries) == 14
+    assert np.allclose(geometry.voxel_sizes(header["affine"]), [1.125, 1.375, 1.125])
     for v in entries:
         source, cube = nib.load(v["source"]), nib.load(tmp_path / "n" / f"{v['id']}.nii.gz")
-        direct = intensity.to_uint8(geometry.to_cube(source.get_fdata(dtype=np.float32), source.affine, 128, "stretch"), v["window"])
+        array = source.get_fdata(dtype=np.float32)
+        direct = intensity.to_uint8(
+            geometry.to_cube(array, source.affine, 128, "stretch"), v["window"])
         assert np.array_equal(np.asarray(cube.dataobj.get_unscaled()), direct)
         assert nib.aff2axcodes(cube.affine) == ("R", "A", "S")
-        assert np.allclose(apply_affine(cube.affine, [63.5] * 3), apply_affine(source.affine, [71.5, 87.5, 71.5]), atol=1e-4)
+        assert np.allclose(apply_affine(cube.affine, [63.5] * 3),
+                           apply_affine(source.affine, [71.5, 87.5, 71.5]), atol=1e-4)

@@ -1,4 +1,5 @@
 """sample.py and postprocess.py as a user runs them."""
+
 import json
 
 import nibabel as nib
@@ -9,7 +10,7 @@ from helpers import error_line, random_vae, script
 from PIL import Image
 
 from diffusion import samplers
-from diffusion import vae as latents
+from diffusion import vae as vae_module
 from mri import manifest, mosaic
 from training import pretrained
 from utils import seeding
@@ -25,7 +26,20 @@ def ckpt(finetuned):
 @pytest.fixture(scope="session")
 def samples(ckpt, tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples") / "s"
-    script("sample.py", "--ckpt", ckpt, "--num-samples", 3, "--batch-size", 2, "--output", folder, "--cfg-scale", 8, *SAMPLER)
+    script(
+        "sample.py",
+        "--ckpt",
+        ckpt,
+        "--num-samples",
+        3,
+        "--batch-size",
+        2,
+        "--output",
+        folder,
+        "--cfg-scale",
+        8,
+        *SAMPLER,
+    )
     return folder
 
 
@@ -33,17 +47,32 @@ def test_samples_folder(samples, ckpt, data, vae_folder):
     header, _ = manifest.read_manifest(samples)
     assert header == manifest.read_manifest(data)[0]
     content = json.loads((samples / "samples.json").read_text())
-    assert content["format"] == "mosaicdit-samples" and content["recipe"]["ckpt_sha256"] == pretrained.sha256_of_weights(ckpt)
+    assert content["format"] == "mosaicdit-samples" and content["recipe"][
+        "ckpt_sha256"
+    ] == pretrained.sha256_of_weights(ckpt)
     assert content["samples"] == [{"id": f"{i:06d}", "index": i, "class": 0} for i in range(3)]
     for i in range(3):
         sheet = np.array(Image.open(samples / "mosaics" / f"{i:06d}.png"))
         image = nib.load(samples / "nifti" / f"{i:06d}.nii.gz")
-        assert np.array_equal(np.asarray(image.dataobj.get_unscaled()), mosaic.untile(sheet, 16, "rgb"))
+        assert np.array_equal(
+            np.asarray(image.dataobj.get_unscaled()), mosaic.untile(sheet, 16, "rgb")
+        )
         assert np.allclose(image.affine, header["affine"], atol=1e-5)
     model, meta = pretrained.restore_model(ckpt)
-    z = samplers.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2, [seeding.seeded_generator(0, 2)], "ddim", 3, 8)
-    direct = latents.decode(latents.load_vae(vae_folder), z)[0]
-    assert np.abs(direct.astype(int) - sheet).max() <= 1  # sheet of sample 2, which was alone in its batch
+    z = samplers.sample(
+        model,
+        (5, 12, 12),
+        torch.zeros(1, dtype=torch.long),
+        2,
+        [seeding.seeded_generator(0, 2)],
+        "ddim",
+        3,
+        8,
+    )
+    direct = vae_module.decode(vae_module.load_vae(vae_folder), z)[0]
+    assert (
+        np.abs(direct.astype(int) - sheet).max() <= 1
+    )  # sheet of sample 2, which was alone in its batch
 
 
 def test_samples_do_not_depend_on_the_batch_and_go_on(samples, ckpt, tmp_path):
@@ -53,37 +82,58 @@ def test_samples_do_not_depend_on_the_batch_and_go_on(samples, ckpt, tmp_path):
     script("sample.py", *args, "--num-samples", 3, "--batch-size", 8)
     assert (tmp_path / "s" / "mosaics" / "000000.png").stat().st_mtime_ns == before
     for i in range(3):
-        a, b = (np.array(Image.open(f / "mosaics" / f"{i:06d}.png")).astype(int) for f in (samples, tmp_path / "s"))
+        a, b = (
+            np.array(Image.open(f / "mosaics" / f"{i:06d}.png")).astype(int)
+            for f in (samples, tmp_path / "s")
+        )
         assert np.abs(a - b).max() <= 1
     assert "already" in script("sample.py", *args, "--num-samples", 3).stdout
-    assert "holds samples of seed 0, not 1" in error_line(script("sample.py", *args, "--seed", 1, expect=2))
+    assert "holds samples of seed 0, not 1" in error_line(
+        script("sample.py", *args, "--seed", 1, expect=2)
+    )
 
 
 def test_what_the_writer_cannot_write_ends_sampling(ckpt, tmp_path):
     args = ("--ckpt", ckpt, "--output", tmp_path / "s", *SAMPLER)
     script("sample.py", *args, "--num-samples", 1)
     (tmp_path / "s" / "mosaics" / "000002.png").mkdir()
-    assert "000002.png" in error_line(script("sample.py", *args, "--num-samples", 4, "--batch-size", 1, expect=2))
-    assert (tmp_path / "s" / "nifti" / "000001.nii.gz").is_file() and not (tmp_path / "s" / "nifti" / "000002.nii.gz").exists()
+    assert "000002.png" in error_line(
+        script("sample.py", *args, "--num-samples", 4, "--batch-size", 1, expect=2)
+    )
+    assert (tmp_path / "s" / "nifti" / "000001.nii.gz").is_file() and not (
+        tmp_path / "s" / "nifti" / "000002.nii.gz"
+    ).exists()
 
 
 def test_flags_change_the_samples(samples, ckpt, tmp_path):
     first = np.array(Image.open(samples / "mosaics" / "000000.png"))
     plain = ("--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
     guided = (*SAMPLER, "--cfg-scale", 8)
-    for i, flags in enumerate([SAMPLER, (*guided, "--cfg-channels", 3), (*guided, "--weights", "raw"), (*guided, "--seed", 1),
-                               (*guided, "--class-label", 1), (*plain, "--cfg-scale", 8, "--sampler", "ddpm")]):
-        script("sample.py", "--ckpt", ckpt, "--num-samples", 1, "--output", tmp_path / str(i), *flags)
+    for i, flags in enumerate(
+        [
+            SAMPLER,
+            (*guided, "--cfg-channels", 3),
+            (*guided, "--weights", "raw"),
+            (*guided, "--seed", 1),
+            (*guided, "--class-label", 1),
+            (*plain, "--cfg-scale", 8, "--sampler", "ddpm"),
+        ]
+    ):
+        script(
+            "sample.py", "--ckpt", ckpt, "--num-samples", 1, "--output", tmp_path / str(i), *flags
+        )
         other = np.array(Image.open(tmp_path / str(i) / "mosaics" / "000000.png"))
         assert not np.array_equal(first, other), flags
 
 
 def test_sample_refusals(ckpt, vae_folder, pretrained, data, tmp_path):
     def refused(*args, ckpt=ckpt):
-        return error_line(script("sample.py", "--ckpt", ckpt, "--output", tmp_path / "o", *args, expect=2))
+        return error_line(
+            script("sample.py", "--ckpt", ckpt, "--output", tmp_path / "o", *args, expect=2)
+        )
 
     assert "no such file" in refused(ckpt=tmp_path / "none.safetensors")
-    assert "not a whole safetensors file" in refused(ckpt=data / "manifest.json")
+    assert "not a complete safetensors file" in refused(ckpt=data / "manifest.json")
     assert "trained on 0 (AD), 1 (CN)" in refused("--class-label", 2)
     assert "the latents have 5" in refused("--cfg-channels", 6)
     assert "at least 1" in refused("--num-samples", 0)

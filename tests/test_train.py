@@ -1,4 +1,5 @@
 """train.py as a user runs it."""
+
 import json
 import shutil
 
@@ -10,15 +11,18 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import models
-from diffusion import gaussian_diffusion as diffusion
-from diffusion import vae as latents
+from diffusion import gaussian_diffusion
+from diffusion import vae as vae_module
 from mri import manifest, mosaic_files
-from training import checkpoint as checkpoints
-from training import finetuning
+from training import checkpoint, finetuning
+from training.pretrained import restore_model, sha256_of_weights
+from training.run_folder import Run
 
 
 def train(data, vae, results, *args, **kwargs):
-    return script("train.py", "--data-path", data, "--vae", vae, "--results-dir", results, *args, **kwargs)
+    return script(
+        "train.py", "--data-path", data, "--vae", vae, "--results-dir", results, *args, **kwargs
+    )
 
 
 def tensors(run, name):
@@ -34,24 +38,45 @@ def test_run_folder(finetuned, pretrained, data, vae_folder):
     assert names == ["0000002", "0000002.state", "0000004", "0000004.state"]
     args = json.loads((finetuned / "args.json").read_text())
     assert args["tune"] == "difffit" and args["lr"] == 1e-3 and args["max_steps"] == 4
-    meta = checkpoints.read_metadata(finetuned / "checkpoints" / "0000004.safetensors")
+    meta = checkpoint.read_metadata(finetuned / "checkpoints" / "0000004.safetensors")
     base = pretrained / "checkpoints" / "0000002.safetensors"
-    assert meta["base"] == dict(path=str(base), name=base.name, sha256=pretrained.sha256_of_weights(base))
-    assert (meta["step"], meta["model"], meta["tune"], meta["image_size"]) == (4, "DiT-T/4", "difffit", 48)
-    assert meta["header"] == manifest.read_manifest(data)[0] and meta["vae"]["sha256"] == latents.fingerprint(latents.load_vae(vae_folder))
+    assert meta["base"] == dict(
+        path=str(base), name=base.name, sha256=sha256_of_weights(base)
+    )
+    assert (meta["step"], meta["model"], meta["tune"], meta["image_size"]) == (
+        4,
+        "DiT-T/4",
+        "difffit",
+        48,
+    )
+    assert meta["header"] == manifest.read_manifest(data)[0] and meta["vae"][
+        "sha256"
+    ] == vae_module.fingerprint(vae_module.load_vae(vae_folder))
     log = [json.loads(line) for line in (finetuned / "log.jsonl").read_text().splitlines()]
-    assert [e["step"] for e in log] == [2, 4] and all(np.isclose(e["loss"], e["mse"] + e["vb"]) for e in log)
+    assert [e["step"] for e in log] == [2, 4] and all(
+        np.isclose(e["loss"], e["mse"] + e["vb"]) for e in log
+    )
     board = EventAccumulator(str(finetuned)).Reload()
-    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [(e["step"], np.float32(e["loss"])) for e in log]
+    assert [(e.step, e.value) for e in board.Scalars("train/loss")] == [
+        (e["step"], np.float32(e["loss"])) for e in log
+    ]
     assert "step 4/4: loss" in (finetuned / "log.txt").read_text()
 
 
 def test_only_what_should_trains(finetuned, pretrained):
-    raw = {k.removeprefix("raw."): v for k, v in tensors(finetuned, "0000004").items() if k.startswith("raw.")}
+    raw = {
+        k.removeprefix("raw."): v
+        for k, v in tensors(finetuned, "0000004").items()
+        if k.startswith("raw.")
+    }
     with torch.device("meta"):
-        model = models.DiT_models["DiT-T/4"](input_size=12, in_channels=5, num_classes=2, gamma_blocks=2)
+        model = models.DiT_models["DiT-T/4"](
+            input_size=12, in_channels=5, num_classes=2, gamma_blocks=2
+        )
     assert raw.keys() == finetuning.set_trainable(model, "difffit").keys()
-    before = pretrained.restore_model(pretrained / "checkpoints" / "0000002.safetensors")[0].state_dict()
+    before = restore_model(pretrained / "checkpoints" / "0000002.safetensors")[
+        0
+    ].state_dict()
     moved = [k for k in raw if not torch.equal(raw[k], before.get(k, torch.ones_like(raw[k])))]
     assert {finetuning.parameter_kind(k) for k in moved} == {"bias", "class table", "gamma"}
     full = {k.removeprefix("raw.") for k in tensors(pretrained, "0000002") if k.startswith("raw.")}
@@ -59,25 +84,53 @@ def test_only_what_should_trains(finetuned, pretrained):
 
 
 def test_one_step_is_adamw_on_the_papers_loss(data, vae_folder, tmp_path):
-    """Two steps of full tuning, repeated here without the script: the same draws, loss, update and EMA."""
-    train(data, vae_folder, tmp_path, "--tune", "full", "--max-steps", 2, *TRAIN, "--label-dropout", 0.5, "--weight-decay", 0.01)
+    """Two steps of full tuning, repeated without the script: the same draws, losses and updates."""
+    train(
+        data,
+        vae_folder,
+        tmp_path,
+        "--tune",
+        "full",
+        "--max-steps",
+        2,
+        *TRAIN,
+        "--label-dropout",
+        0.5,
+        "--weight-decay",
+        0.01,
+    )
+    torch.set_num_threads(1)  # as the script: Adam divides tiny gradients by their own size
     header, entries = manifest.read_manifest(data)
     entries = [v for v in entries if v["split"] == "train"]
-    vae = latents.load_vae(vae_folder)
-    moments = latents.encode_moments(vae, mosaic_files.read_mosaics(data, header, entries))
+    vae = vae_module.load_vae(vae_folder)
+    moments = vae_module.encode_moments(vae, mosaic_files.read_mosaics(data, header, entries))
     torch.manual_seed(0)
-    model = models.DiT_models["DiT-T/4"](input_size=12, in_channels=5, num_classes=2).initialize_weights()
+    model = models.DiT_models["DiT-T/4"](
+        input_size=12, in_channels=5, num_classes=2
+    ).initialize_weights()
     trained = {k: p for k, p in model.named_parameters() if k != "pos_embed"}
     optimizer = torch.optim.AdamW(trained.values(), 1e-3, weight_decay=0.01)
     ema = {k: p.detach().clone() for k, p in trained.items()}
     for step in (1, 2):
-        seed = int(np.random.SeedSequence([0, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        seed = int(
+            np.random.SeedSequence([0, step]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        )
         g = torch.Generator().manual_seed(seed)
-        index, t = torch.randint(len(entries), (4,), generator=g), torch.randint(1000, (4,), generator=g)
-        noise, vae_noise = torch.randn(4, 5, 12, 12, generator=g), torch.randn(4, 5, 12, 12, generator=g)
-        y = torch.where(torch.rand(4, generator=g) < 0.5, 2, torch.tensor([v["class"] for v in entries])[index])
+        index, t = (
+            torch.randint(len(entries), (4,), generator=g),
+            torch.randint(1000, (4,), generator=g),
+        )
+        noise, vae_noise = (
+            torch.randn(4, 5, 12, 12, generator=g),
+            torch.randn(4, 5, 12, 12, generator=g),
+        )
+        y = torch.where(
+            torch.rand(4, generator=g) < 0.5, 2, torch.tensor([v["class"] for v in entries])[index]
+        )
         mean, std = moments[index].chunk(2, 1)
-        losses = diffusion.training_losses(model, (mean + std * vae_noise) * 0.7, t, y, noise)
+        losses = gaussian_diffusion.training_losses(
+            model, (mean + std * vae_noise) * 0.7, t, y, noise
+        )
         optimizer.zero_grad()
         losses["loss"].mean().backward()
         optimizer.step()
@@ -87,28 +140,41 @@ def test_one_step_is_adamw_on_the_papers_loss(data, vae_folder, tmp_path):
     for k, p in trained.items():
         assert torch.allclose(saved[f"raw.{k}"], p, atol=2e-6), k
         assert torch.allclose(saved[f"ema.{k}"], ema[k], atol=2e-6), k
+    torch.set_num_threads(2)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(finetuned, pretrained, data, vae_folder, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    finetuned, pretrained, data, vae_folder, tmp_path
+):
     args = finetune_flags(pretrained) + ["--gamma-blocks", 2]
-    train(data, vae_folder, tmp_path, "--max-steps", 3, *args)                                # stops between two log lines
+    train(data, vae_folder, tmp_path, "--max-steps", 3, *args)  # stops between two log lines
     done = train(data, vae_folder, tmp_path, "--max-steps", 4, *args)
-    assert "goes on at step 3" in done.stdout
+    assert "resumes at step 3" in done.stdout
     run = tmp_path / "000-DiT-T-4"
     assert [p.name for p in tmp_path.iterdir()] == [run.name]
     assert same(tensors(run, "0000004.state"), tensors(finetuned, "0000004.state"))
     assert same(tensors(run, "0000004"), tensors(finetuned, "0000004"))
-    assert "has its 4 steps already" in train(data, vae_folder, tmp_path, "--max-steps", 4, *args).stdout
+    assert (
+        "has its 4 steps already"
+        in train(data, vae_folder, tmp_path, "--max-steps", 4, *args).stdout
+    )
     train(data, vae_folder, tmp_path, "--max-steps", 1, *args, "--resume", "none")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["000-DiT-T-4", "001-DiT-T-4"]
-    contradiction = train(data, vae_folder, tmp_path, "--max-steps", 9, *args, "--lr", 2e-3, "--resume", run, expect=2)
-    assert "--lr 0.002" in error_line(contradiction) and "begun with 0.001" in error_line(contradiction)
+    contradiction = train(
+        data, vae_folder, tmp_path, "--max-steps", 9, *args, "--lr", 2e-3, "--resume", run, expect=2
+    )
+    assert "--lr 0.002" in error_line(contradiction) and "begun with 0.001" in error_line(
+        contradiction
+    )
 
 
 def test_parts_and_recomputation_give_the_whole_batchs_step(data, vae_folder, pretrained, tmp_path):
     args = finetune_flags(pretrained)
-    for results, extra in (("a", ()), ("b", ("--accum", 4, "--grad-checkpoint")),
-                           ("c", ("--grad-checkpoint", 2, "--no-prefetch", "--keep-activations"))):
+    for results, extra in (
+        ("a", ()),
+        ("b", ("--accum", 4, "--grad-checkpoint")),
+        ("c", ("--grad-checkpoint", 2, "--no-prefetch", "--keep-activations")),
+    ):
         train(data, vae_folder, tmp_path / results, "--max-steps", 2, *args, *extra)
     a, *others = (tensors(tmp_path / r / "000-DiT-T-4", "0000002") for r in "abc")
     assert all(torch.allclose(a[k], other[k], atol=1e-5) for k in a for other in others)
@@ -117,41 +183,87 @@ def test_parts_and_recomputation_give_the_whole_batchs_step(data, vae_folder, pr
 def test_compile_where_there_is_no_compiler(data, vae_folder, pretrained, tmp_path):
     args = (*finetune_flags(pretrained), "--max-steps", 1, "--compile")
     nothing = {"CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    done = train(data, vae_folder, tmp_path / "r", *args, env=nothing, expect=2)
-    assert "--compile: torch.compile does not work here" in error_line(done) and "leave it out" in error_line(done)
+    done = train(data, vae_folder, tmp_path / "r", *args, env=nothing, fresh=True, expect=2)
+    assert "--compile: torch.compile does not work here" in error_line(
+        done
+    ) and "leave it out" in error_line(done)
     assert not (tmp_path / "r").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile needs a C++ compiler on a CPU",
+)
 def test_compiled_blocks_train_alike(data, vae_folder, pretrained, tmp_path):
     args = finetune_flags(pretrained)
-    for results, extra in (("a", ()), ("b", ("--compile", "--grad-checkpoint", 2, "--sample-every", 2))):
+    for results, extra in (
+        ("a", ()),
+        ("b", ("--compile", "--grad-checkpoint", 2, "--sample-every", 2)),
+    ):
         done = train(data, vae_folder, tmp_path / results, "--max-steps", 2, *args, *extra)
-    assert "blocks are compiled" in done.stdout and (tmp_path / "b" / "000-DiT-T-4" / "samples" / "0000002.png").exists()
+    assert (
+        "blocks are compiled" in done.stdout
+        and (tmp_path / "b" / "000-DiT-T-4" / "samples" / "0000002.png").exists()
+    )
     assert "recompile_limit" not in done.stderr
     a, b = (tensors(tmp_path / r / "000-DiT-T-4", "0000002") for r in "ab")
     assert all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
 
 
 def test_bf16_is_near_fp32(finetuned, data, vae_folder, pretrained, tmp_path):
-    args = [{"none": pretrained / "checkpoints" / "0000002.safetensors", "fp32": "bf16"}.get(a, a) for a in TRAIN] + ["--gamma-blocks", 2]
+    args = [
+        {"none": pretrained / "checkpoints" / "0000002.safetensors", "fp32": "bf16"}.get(a, a)
+        for a in TRAIN
+    ] + ["--gamma-blocks", 2]
     train(data, vae_folder, tmp_path, "--max-steps", 4, *args, "--sample-every", 4)
-    ours, theirs = (json.loads((r / "log.jsonl").read_text().splitlines()[-1]) for r in (tmp_path / "000-DiT-T-4", finetuned))
+    ours, theirs = (
+        json.loads((r / "log.jsonl").read_text().splitlines()[-1])
+        for r in (tmp_path / "000-DiT-T-4", finetuned)
+    )
     assert ours["loss"] != theirs["loss"] and abs(ours["loss"] / theirs["loss"] - 1) < 1e-3
-    assert all(v.dtype == torch.float32 for v in tensors(tmp_path / "000-DiT-T-4", "0000004.state").values())
+    assert all(
+        v.dtype == torch.float32
+        for v in tensors(tmp_path / "000-DiT-T-4", "0000004.state").values()
+    )
     header, _ = manifest.read_manifest(data)
-    assert mosaic_files.read_mosaic(tmp_path / "000-DiT-T-4" / "samples" / "0000004.png", header).std() > 1
+    assert (
+        mosaic_files.read_mosaic(tmp_path / "000-DiT-T-4" / "samples" / "0000004.png", header).std()
+        > 1
+    )
 
 
 def test_dry_run_of_the_papers_model(tmp_path):
-    """At full size: one 128-cube, a VAE of factor 8 with 4 channels, DiT-XL/2. No weights are needed, nothing is written."""
+    """At full size: a 128-cube, a VAE of factor 8, DiT-XL/2. No weights needed, none written."""
     save_nifti(tmp_path / "in" / "a.nii.gz", brain((30, 34, 30)), AFFINE)
-    script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d", "--split", "1:0", "--workers", 1)
+    script(
+        "preprocess.py",
+        "--input",
+        tmp_path / "in",
+        "--output",
+        tmp_path / "d",
+        "--split",
+        "1:0",
+        "--workers",
+        1,
+    )
     vae = random_vae(tmp_path / "v", blocks=(8, 8, 8, 8), channels=4)
-    args = ("--data-path", tmp_path / "d", "--vae", vae, "--results-dir", tmp_path / "r", "--image-size", 896, "--dry-run")
+    args = (
+        "--data-path",
+        tmp_path / "d",
+        "--vae",
+        vae,
+        "--results-dir",
+        tmp_path / "r",
+        "--image-size",
+        896,
+        "--dry-run",
+    )
     out = script("train.py", *args, "--gamma-blocks", 14).stdout
-    assert "latents 4 x 112 x 112, 3,136 tokens; 1 volumes" in out and "28 blocks, width 1152, 16 heads" in out
+    assert (
+        "latents 4 x 112 x 112, 3,136 tokens; 1 volumes" in out
+        and "28 blocks, width 1152, 16 heads" in out
+    )
     rows = {line.split("  ")[1]: line.split() for line in out.splitlines() if " tensors " in line}
     assert rows["class table"][2:5:2] == ["1", "1,153,152"] and rows["bias"][3] == "489,632"
     assert rows["gamma"][1:4:2] == ["28", f"{28 * 1152:,}"]
@@ -161,13 +273,23 @@ def test_dry_run_of_the_papers_model(tmp_path):
     half = script("train.py", *args, "--grad-checkpoint", 2).stdout
 
     def activations(text):
-        return float(next(line.split()[-1] for line in text.splitlines() if "activations" in line and "images" in line))
+        return float(
+            next(
+                line.split()[-1]
+                for line in text.splitlines()
+                if "activations" in line and "images" in line
+            )
+        )
 
     # 4 images: above the residual stream and qkv in bf16 alone, and full tuning in fp32 keeps more
     assert 4 * 28 * 3136 * 1152 * (4 + 3 * 2) / 1e9 < activations(out) < activations(full)
-    # 11 bf16 activations of the residual stream's size a block, or of every other block its fp32 input alone
-    assert [round(activations(o) / (4 * 28 * 3136 * 1152 * 2 / 1e9), 1) for o in (out, half)] == [11.0, 6.5]
-    assert "is no multiple" not in out
+    # 11 bf16 activations of the residual stream's size per block, or of every other block only its
+    # fp32 input
+    assert [round(activations(o) / (4 * 28 * 3136 * 1152 * 2 / 1e9), 1) for o in (out, half)] == [
+        11.0,
+        6.5,
+    ]
+    assert "not a multiple" not in out
     wrong = script("train.py", *args[:-3], "--image-size", 512, expect=2)
     assert "--image-size 512" in error_line(wrong) and "896" in error_line(wrong)
 
@@ -178,11 +300,13 @@ def test_refusals(data, vae_folder, tmp_path):
 
     base = ("--ckpt", "none", "--tune", "full", "--model", "DiT-T/4", "--device", "cpu")
     assert "add --tune full" in refused("--ckpt", "none", "--model", "DiT-T/4")
-    assert "only with --ckpt none" in refused("--model", "DiT-T/4", "--base-grid", 8)
+    assert "only for --ckpt none" in refused("--model", "DiT-T/4", "--base-grid", 8)
     assert "no such file" in refused("--model", "DiT-T/4", "--ckpt", tmp_path / "no.pt")
-    assert "DiT-T/8: mosaics of 48 pixels" in refused("--ckpt", "none", "--tune", "full", "--model", "DiT-T/8")
+    assert "DiT-T/8: mosaics of 48 pixels" in refused(
+        "--ckpt", "none", "--tune", "full", "--model", "DiT-T/8"
+    )
     assert "must divide --global-batch-size 4" in refused(*base, "--accum", 3)
-    assert "--grad-checkpoint -1: every K-th block" in refused(*base, "--grad-checkpoint", -1)
+    assert "--grad-checkpoint -1: must be K, at least 1" in refused(*base, "--grad-checkpoint", -1)
     assert "--gamma-blocks 9: DiT-T/4 has 4 blocks" in refused(*base, "--gamma-blocks", 9)
     assert "no such folder" in refused(*base, vae=tmp_path / "none")
     assert "manifest.json" in refused(*base, folder=tmp_path)
@@ -201,15 +325,14 @@ def test_refusals(data, vae_folder, tmp_path):
     (tmp_path / "d" / "manifest.json").write_text(json.dumps(manifest_))
     assert "contradict each other" in refused(*base, folder=tmp_path / "d")
     assert not (tmp_path / "r").exists()
-    assert "unrecognized arguments" in script("train.py", "--data-path", data, "--max-step", 3, expect=2).stderr
+    assert (
+        "unrecognized arguments"
+        in script("train.py", "--data-path", data, "--max-step", 3, expect=2).stderr
+    )
 
 
 def test_two_jobs_get_two_folders(data, vae_folder, tmp_path):
-    from types import SimpleNamespace
-
-    from training.run_folder import Run
-    args = SimpleNamespace(model="DiT-T/4", results_dir=tmp_path, resume="auto")
-    runs = [Run.new(args) for _ in range(3)]
+    runs = [Run.create(tmp_path, "DiT-T/4", {"model": "DiT-T/4"}) for _ in range(3)]
     assert [r.folder.name for r in runs] == ["000-DiT-T-4", "001-DiT-T-4", "002-DiT-T-4"]
     with pytest.raises(BlockingIOError):  # held while its process lives
         Run(runs[0].folder)

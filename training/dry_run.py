@@ -1,61 +1,112 @@
-"""What a training run will train and what memory it needs, told before anything is allocated: `train.py --dry-run`."""
+"""What a training run would train and what memory it needs: `train.py --dry-run`."""
+from dataclasses import dataclass
+
 import torch
 
 import models
-from training import acceleration, finetuning
-from utils import distributed
+from training.acceleration import matrices_to_bf16
+from training.finetuning import parameter_kind, set_trainable
+from utils.precision import autocast
+
+
+@dataclass(frozen=True)
+class MemoryOptions:
+    """What the activations of a step depend on.
+
+    :param micro_batch: images that one device computes at a time
+    :param grad_checkpoint: K: every K-th block is recomputed as a whole; 0: none
+    """
+    micro_batch: int
+    precision: str = "bf16"
+    grad_checkpoint: int = 0
+    keep_activations: bool = False
+
+
+def print_dry_run(name, config, method, volumes, options):
+    """Prints tokens, trainable parameters by kind, and the memory that each device needs.
+
+    :param name: name of the model
+    :param config: constructor arguments of models.DiT
+    :param method: name in TUNING_METHODS
+    :param volumes: number of volumes to train on
+    """
+    with torch.device("meta"):
+        model = models.DiT(**config)
+    trained = set_trainable(model, method)
+    total = sum(p.numel() for key, p in model.named_parameters() if key != "pos_embed")
+    latent = f"{config['in_channels']} x {config['input_size']} x {config['input_size']}"
+    print(f"{name}: {config['depth']} blocks, width {config['hidden_size']}, "
+          f"{config['num_heads']} heads, {total:,} parameters")
+    print(f"latents {latent}, {model.grid ** 2:,} tokens; {volumes} volumes")
+    n = _print_trainable(trained, method, total)
+    activations = activation_bytes(config, method, model.grid ** 2, options)
+    frozen = (total - n) * (2 if options.precision == "bf16" else 4)
+    rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n,
+            f"activations of {options.micro_batch} images": activations}
+    print("memory on each device, GB (activations measured on one block here; "
+          "workspace comes on top):")
+    for what, size in {**rows, "all": sum(rows.values())}.items():
+        print(f"  {what:24} {size / 1e9:7.2f}")
+    print(f"a checkpoint: {8 * n / 1e6:.1f} MB; the state to resume from: {16 * n / 1e6:.1f} MB")
+
+
+def _print_trainable(trained, method, total):
+    """Prints the trainable parameters by kind. Returns the number of their values."""
+    kinds = {}
+    for key, p in trained.items():
+        kinds.setdefault(parameter_kind(key), []).append(p.numel())
+    print(f"trainable parameters with --tune {method}:")
+    for kind, sizes in kinds.items():
+        print(f"  {kind:12} {len(sizes):4} tensors {sum(sizes):13,} values")
+    n = sum(p.numel() for p in trained.values())
+    print(f"  {'all':12} {len(trained):4} tensors {n:13,} values, {n / total:.3%} of the model")
+    return n
+
+
+def activation_bytes(config, method, tokens, options):
+    """Bytes of activations that one device keeps for the backward pass."""
+    width, depth = config["hidden_size"], config["depth"]
+    block = models.DiTBlock(width, config["num_heads"], gamma=config["gamma_blocks"] > 0)
+    set_trainable(block, method)
+    if options.precision == "bf16":
+        matrices_to_bf16(block)
+
+    def measure(batch, lean):
+        block.lean = lean
+        return kept_for_backward(block, torch.zeros(batch, tokens, width),
+                                 torch.zeros(batch, width), options.precision)
+
+    lean = not options.keep_activations
+    one, two = measure(1, lean), measure(2, lean)
+    # what does not grow with the batch are the bf16 copies of matrices that train
+    per_block = one + (options.micro_batch - 1) * (two - one)
+    recomputed = 0  # blocks of which only the fp32 input is kept
+    if options.grad_checkpoint:
+        recomputed = len(range(0, depth, options.grad_checkpoint))
+    kept = (depth - recomputed) * per_block + recomputed * options.micro_batch * tokens * width * 4
+    if recomputed and (depth - 1) % options.grad_checkpoint == 0:
+        # the last block is computed again while the activations of all others are kept
+        kept += options.micro_batch * measure(1, lean=False)
+    return kept
 
 
 def kept_for_backward(block, x, c, precision):
-    """Bytes of activations that one block keeps for its backward pass: measured, not estimated."""
+    """Bytes of activations that one block keeps for its backward pass: measured, not estimated.
+
+    :param x: (N, T, width)
+    :param c: (N, width)
+    """
     own = {p.untyped_storage().data_ptr() for p in block.parameters()}
     kept = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # held, so that no address is used twice
+            # the tensor is held, so that no address is used twice
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, autocast("cpu", precision):
         block(x.requires_grad_(), c)
-    return sum(n for n, _ in kept.values())
-
-
-def dry_run(args, config, volumes):
-    """Prints what would train, and what it needs: tokens, counts by kind, memory."""
-    with torch.device("meta"):
-        model = models.DiT(**config)
-    trained = finetuning.set_trainable(model, args.tune)
-    tokens, width, depth = model.grid ** 2, config["hidden_size"], config["depth"]
-    total = sum(p.numel() for n, p in model.named_parameters() if n != "pos_embed")
-    print(f"{args.model}: {depth} blocks, width {width}, {config['num_heads']} heads, {total:,} parameters")
-    print(f"latents {config['in_channels']} x {config['input_size']} x {config['input_size']}, {tokens:,} tokens; {volumes} volumes")
-    kinds = {}
-    for name, p in trained.items():
-        kinds.setdefault(finetuning.parameter_kind(name), []).append(p.numel())
-    print(f"trains with --tune {args.tune}:")
-    for kind, sizes in kinds.items():
-        print(f"  {kind:12} {len(sizes):4} tensors {sum(sizes):13,} values")
-    n = sum(p.numel() for p in trained.values())
-    print(f"  {'all':12} {len(trained):4} tensors {n:13,} values, {n / total:.3%} of the model")
-
-    micro = args.global_batch_size // args.accum // distributed.world_size()
-    block = models.DiTBlock(width, config["num_heads"], gamma=args.gamma_blocks > 0)
-    finetuning.set_trainable(block, args.tune)
-    if args.precision == "bf16":
-        acceleration.matrices_to_bf16(block)
-    block.lean = not args.keep_activations
-    first, two = (kept_for_backward(block, torch.zeros(n, tokens, width), torch.zeros(n, width), args.precision) for n in (1, 2))
-    one = first + (micro - 1) * (two - first)  # what does not grow are the bf16 copies of matrices that train
-    whole = len(range(0, depth, args.grad_checkpoint)) if args.grad_checkpoint else 0  # blocks of which only the input is kept
-    kept = (depth - whole) * one + whole * micro * tokens * width * 4
-    if whole and (depth - 1) % args.grad_checkpoint == 0:  # the last block is computed once more while all the others' are there
-        block.lean = False
-        kept += micro * kept_for_backward(block, torch.zeros(1, tokens, width), torch.zeros(1, width), args.precision)
-    frozen = (total - n) * (2 if args.precision == "bf16" else 4)
-    rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n, f"activations of {micro} images": kept}
-    print("memory on each device, GB (activations measured on one block here; workspace comes on top):")
-    for what, size in {**rows, "all": sum(rows.values())}.items():
-        print(f"  {what:24} {size / 1e9:7.2f}")
-    print(f"a checkpoint: {8 * n / 1e6:.1f} MB; the state to resume from: {16 * n / 1e6:.1f} MB")
+    return sum(size for size, _ in kept.values())

@@ -1,4 +1,4 @@
-"""."""
+"""The cache of latents: the VAE's moments of every mosaic, encoded once."""
 import hashlib
 import os
 from pathlib import Path
@@ -7,49 +7,72 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from diffusion.vae import downsampling_factor, encode_moments, fingerprint
+from diffusion import vae as vae_module
 from mri.mosaic_files import mosaic_path, read_mosaic
 from utils.errors import UserError
 from utils.files import atomic_file, sha256_of_file
 from utils.progress import progress
 
 
-def cached_moments(folder, header, volumes, vae, name):
-    """Moments of these volumes' mosaics, encoded once and kept in folder/latents-NAME.safetensors.
+def cached_moments(folder, header, entries, vae, name):
+    """Moments of the mosaics of these entries, kept in folder/latents-NAME.safetensors.
 
-    The cache is keyed by the VAE's weights and by every mosaic's bytes; whatever does not match is encoded anew.
+    The cache is keyed by the VAE's weights and by every mosaic's bytes, so a stale one is never
+    used: what does not match is encoded again.
 
-    :param name: of the VAE, for the file's name
+    :param folder: data folder
+    :param header, entries: of its manifest
+    :param name: the VAE's name, for the file name
     :return: (N, 2C, h, w) float32
-    :raises UserError: a mosaic missing or damaged, or a size the VAE cannot divide
+    :raises UserError: a mosaic is missing or damaged, or the VAE cannot divide its size
     """
     folder = Path(folder)
-    path = folder / f"latents-{name}.safetensors"
     side = header["grid"] * header["size"]
-    if side % downsampling_factor(vae):
-        raise UserError(f"{folder}: mosaics of {side} pixels cannot be divided by the VAE's factor {downsampling_factor(vae)}; "
-                        "preprocess with another --size")
-    key = hashlib.sha256(fingerprint(vae).encode())
-    for v in volumes:
-        file = mosaic_path(folder, v["id"])
-        try:
-            key.update(f"{v['id']} {sha256_of_file(file)}\n".encode())
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file; preprocess anew") from None
-    key = key.hexdigest()
-    if path.exists():
-        try:
-            with safe_open(path, "pt") as f:
-                if (f.metadata() or {}).get("key") == key:
-                    return f.get_tensor("moments")
-        except (SafetensorError, OSError):
-            pass  # cut short or of another format: made anew below
-    moments = torch.cat([encode_moments(vae, read_mosaic(mosaic_path(folder, v["id"]), header)[None])
-                         for v in progress(volumes, "VAE encodes")])
+    factor = vae_module.downsampling_factor(vae)
+    if side % factor:
+        raise UserError(f"{folder}: mosaics of {side} pixels cannot be divided by the VAE's "
+                        f"downsampling factor {factor}; preprocess with another --size")
+    path = folder / f"latents-{name}.safetensors"
+    key = _cache_key(folder, entries, vae)
+    moments = _read_cache(path, key)
+    if moments is not None:
+        return moments
+    encoded = []
+    for entry in progress(entries, "VAE encodings"):
+        mosaic = read_mosaic(mosaic_path(folder, entry["id"]), header)
+        encoded.append(vae_module.encode_moments(vae, mosaic[None]))
+    moments = torch.cat(encoded)
     if os.access(folder, os.W_OK):
-        with atomic_file(path) as tmp:
-            try:
-                save_file({"moments": moments}, tmp, metadata={"key": key, "vae": name})
-            except SafetensorError as e:
-                raise OSError(None, str(e), str(path)) from None
+        _write_cache(path, moments, {"key": key, "vae": name})
     return moments
+
+
+def _cache_key(folder, entries, vae):
+    """SHA-256 of the VAE and of every mosaic's id and bytes."""
+    digest = hashlib.sha256(vae_module.fingerprint(vae).encode())
+    for entry in entries:
+        path = mosaic_path(folder, entry["id"])
+        try:
+            digest.update(f"{entry['id']} {sha256_of_file(path)}\n".encode())
+        except FileNotFoundError:
+            raise UserError(f"{path}: no such file; run preprocess.py again") from None
+    return digest.hexdigest()
+
+
+def _read_cache(path, key):
+    """The moments in a cache with this key; None if there are none, or the file is damaged."""
+    try:
+        with safe_open(path, "pt") as f:
+            if (f.metadata() or {}).get("key") == key:
+                return f.get_tensor("moments")
+    except (SafetensorError, OSError):
+        pass
+    return None
+
+
+def _write_cache(path, moments, metadata):
+    with atomic_file(path) as temporary:
+        try:
+            save_file({"moments": moments}, temporary, metadata=metadata)
+        except SafetensorError as e:
+            raise OSError(None, str(e), str(path)) from None

@@ -1,4 +1,7 @@
-"""."""
+"""Weights to start from, from any source, and models rebuilt from a checkpoint.
+
+Pickles are opened with weights_only=True alone, so no code in them ever runs.
+"""
 import argparse
 import json
 import pickle
@@ -15,173 +18,260 @@ from training.checkpoint import verify
 from utils.errors import UserError, shorten
 from utils.files import WEIGHTS_DIR, sha256_of_file
 
-
-def restore_model(path, weights="ema", base=None):
-    """Rebuilds the model of a checkpoint: its base's weights, and over them what was trained.
-
-    :param weights: "ema" or "raw"
-    :param base: file to take the base from instead of the recorded one; its SHA-256 must be the recorded one
-    :return: DiT on the CPU, float32, eval mode; metadata
-    :raises UserError: checkpoint or base missing, damaged, or not belonging to each other
-    """
-    meta = verify(path)
-    with safe_open(path, "pt") as f:
-        trained = {k.removeprefix(f"{weights}."): f.get_tensor(k) for k in f.keys() if k.startswith(f"{weights}.")}
-    if not trained or not isinstance(meta.get("config"), dict) or "base" not in meta:
-        raise UserError(f"{path}: lacks its {weights} weights or its config; use another checkpoint")
-    tensors = {}
-    if meta["base"]:
-        file = find_base(meta["base"], path, base)
-        tensors = fit_base(load_weights(file), meta["config"], file)
-    elif base:
-        raise UserError(f"--base {base}: {path} holds the whole model; leave --base out")
-    tensors.update(trained)
-    return assemble(meta["config"], tensors, path), meta
-
-
-def find_base(recorded, checkpoint, override=None):
-    """The base weights that a checkpoint was trained on; found where they were, in weights/, or here."""
-    name = recorded["name"]
-    places = [Path(override)] if override else [Path(recorded["path"]), WEIGHTS_DIR / name, Path(name)]
-    found = [p for p in places if p.exists()]
-    if not found:
-        raise UserError(f"{override or checkpoint}: needs its base weights {name}, not found at "
-                        f"{', '.join(map(str, places))}; say where they are with --base FILE")
-    right = next((p for p in found if sha256_of_weights(p) == recorded["sha256"]), None)
-    if right is None:
-        raise UserError(f"{found[0]}: not the base that {checkpoint} was trained on (its SHA-256 differs); "
-                        "say where that is with --base FILE")
-    return right
+POSITION_TABLE = "pos_embed"
+CLASS_TABLE = "y_embedder.embedding_table.weight"
 
 
 @dataclass
 class Weights:
-    """A whole DiT's weights under the official names, and what can be told from them."""
-    tensors: dict       # without the position table
+    """All weights of a DiT under the official names, and what they tell about it."""
+    tensors: dict       # without the position table, which is computed for the grid at hand
     base_grid: int      # patches along a side at pretraining
-    numerics: str       # "official" or "diffusers"
+    numerics: str       # "official" or "diffusers", see models.DiT
 
+
+# ------------------------------------------------------------------- the model of a checkpoint
+
+def restore_model(path, weights="ema", base=None):
+    """Rebuilds the model of a checkpoint: the weights of its base, then those that were trained.
+
+    :param weights: "ema" or "raw"
+    :param base: file to take the base weights from instead of the recorded one; it must have the
+        recorded SHA-256
+    :return: DiT on the CPU, fp32, eval mode; metadata
+    :raises UserError: checkpoint or base missing, damaged, or not belonging together
+    """
+    metadata = verify(path)
+    with safe_open(path, "pt") as f:
+        trained = {key.removeprefix(f"{weights}."): f.get_tensor(key)
+                   for key in f.keys() if key.startswith(f"{weights}.")}
+    if not trained or not isinstance(metadata.get("config"), dict) or "base" not in metadata:
+        raise UserError(f"{path}: lacks its {weights} weights or its config; "
+                        "use another checkpoint")
+    tensors = {}
+    if metadata["base"]:
+        file = _find_base(metadata["base"], path, base)
+        tensors = fit_base(load_weights(file), metadata["config"])
+    elif base:
+        raise UserError(f"--base {base}: {path} holds the whole model; leave --base out")
+    tensors.update(trained)
+    return assemble(metadata["config"], tensors, path), metadata
+
+
+def _find_base(recorded, checkpoint, override=None):
+    """The base weights of a checkpoint: at the recorded path, in weights/, or in this folder."""
+    name = recorded["name"]
+    places = [Path(recorded["path"]), WEIGHTS_DIR / name, Path(name)]
+    if override:
+        places = [Path(override)]
+    found = [path for path in places if path.exists()]
+    if not found:
+        raise UserError(f"{override or checkpoint}: needs its base weights {name}, not found at "
+                        f"{', '.join(map(str, places))}; give their path with --base FILE")
+    for path in found:
+        if sha256_of_weights(path) == recorded["sha256"]:
+            return path
+    raise UserError(f"{found[0]}: not the base weights of {checkpoint} (the SHA-256 differs); "
+                    "give their path with --base FILE")
+
+
+def sha256_of_weights(path):
+    """SHA-256 of a weights file, in hex."""
+    return sha256_of_file(_weights_file(path))
+
+
+# ------------------------------------------------------------------------------- reading weights
 
 def load_weights(path):
-    """Reads a whole DiT: official .pt, original-repo training checkpoint (its EMA), diffusers folder, safetensors, or ours.
+    """Reads all weights of a DiT.
 
+    :param path: official .pt, training checkpoint of the original repository (its EMA), diffusers
+        DiTTransformer2DModel folder, safetensors, or a checkpoint of train.py; also looked for in
+        weights/
+    :return: Weights
     :raises UserError: missing, unsafe, damaged, or not a DiT
     """
     path = locate(path)
     if path.is_dir():
-        try:
-            return _from_diffusers(path)
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as e:
-            raise UserError(f"--ckpt {path}: a damaged DiTTransformer2DModel folder ({type(e).__name__}: {e}); fetch it anew") from None
+        return _load_diffusers_folder(path)
     if not path.is_file():
-        hint = "; `python download.py dit-xl-2-512` fetches the public one" if "DiT-XL-2" in path.name else ""
+        hint = ""
+        if "DiT-XL-2" in path.name:
+            hint = "; `python download.py dit-xl-2-512` fetches the public one"
         raise UserError(f"--ckpt {path}: no such file{hint}")
     if path.suffix == ".safetensors":
         try:
-            with safe_open(path, "pt") as f:
-                ours = "mosaicdit" in (f.metadata() or {})
-            if ours:
-                model, meta = restore_model(path)
-                tensors = {k: v for k, v in model.state_dict().items() if k != "pos_embed"}
-                return Weights(tensors, meta["config"]["base_grid"], meta["config"]["numerics"])
-            tensors = load_file(path)
+            if _is_our_checkpoint(path):
+                return _weights_of_checkpoint(path)
+            content = load_file(path)
         except (SafetensorError, OSError) as e:
-            raise UserError(f"{path}: not a whole safetensors file ({e}); fetch or copy it anew") from None
+            raise UserError(f"{path}: not a complete safetensors file ({e}); "
+                            "download or copy it again") from None
     else:
-        tensors = _load_pickle(path)
-    if isinstance(tensors, dict) and isinstance(tensors.get("ema", tensors.get("model")), dict):
-        tensors = tensors.get("ema", tensors.get("model"))  # a training checkpoint of the original repository
-    tensors = {str(k).removeprefix("module."): v for k, v in tensors.items()} if isinstance(tensors, dict) else {}
-    table = tensors.pop("pos_embed", None)
-    if not all(isinstance(v, torch.Tensor) for v in tensors.values()) or not isinstance(table, torch.Tensor) or table.dim() != 3:
-        raise UserError(f"{path}: not the weights of a DiT (it has no pos_embed); give DiT-XL-2-512x512.pt or the like")
+        content = _load_pickle(path)
+    return _weights_of_state_dict(content, path)
+
+
+def locate(path):
+    """The path, or if nothing is there, the file of that name in weights/ (from download.py)."""
+    path = Path(path)
+    in_weights = WEIGHTS_DIR / path
+    return in_weights if not path.exists() and in_weights.exists() else path
+
+
+def _is_our_checkpoint(path):
+    with safe_open(path, "pt") as f:
+        return "mosaicdit" in (f.metadata() or {})
+
+
+def _weights_of_checkpoint(path):
+    model, metadata = restore_model(path)
+    tensors = {key: value for key, value in model.state_dict().items() if key != POSITION_TABLE}
+    config = metadata["config"]
+    return Weights(tensors, config["base_grid"], config["numerics"])
+
+
+def _weights_of_state_dict(content, path):
+    """Weights from a state dict, or from a training checkpoint of the original repository."""
+    if not isinstance(content, dict):
+        content = {}
+    state_dict = content.get("ema", content.get("model"))
+    if isinstance(state_dict, dict):
+        content = state_dict
+    tensors = {str(key).removeprefix("module."): value for key, value in content.items()}
+    table = tensors.pop(POSITION_TABLE, None)
+    if (not all(isinstance(value, torch.Tensor) for value in tensors.values())
+            or not isinstance(table, torch.Tensor) or table.dim() != 3):
+        raise UserError(f"{path}: not the weights of a DiT (it has no {POSITION_TABLE}); "
+                        "give DiT-XL-2-512x512.pt or the like")
     tokens = table.shape[1]
     return Weights(tensors, round(tokens ** 0.5), "official")
 
 
-def locate(path):
-    """The path, or where download.py put a file of that name: in weights/."""
-    path = Path(path)
-    return path if path.exists() or not (WEIGHTS_DIR / path).exists() else WEIGHTS_DIR / path
-
-
 def _load_pickle(path):
-    """torch.load that never runs code; argparse.Namespace, which the original repository saves, is let through as data."""
+    """torch.load that never runs code.
+
+    argparse.Namespace, which the original repository saves, passes as data.
+    """
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # the format of before torch 1.6 cannot be mapped
+            except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
                 return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(e))
-        raise UserError(f"{path}: refused, its pickle holds {culprit[1] if culprit else 'more than weights'}, which could run "
-                        "code; where you trust it, save its state dict as safetensors and give that") from None
-    except Exception as e:  # a damaged file can end the unpickler in any way
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({shorten(e, 120)}); fetch or copy it anew") from None
+        content = culprit[1] if culprit else "more than weights"
+        raise UserError(f"{path}: refused, its pickle holds {content}, which could run code; if "
+                        "you trust it, save its state dict as safetensors and give that") from None
+    except Exception as e:  # a damaged file can make the unpickler raise anything
+        raise UserError(f"{path}: cannot be read as PyTorch weights ({shorten(e, 120)}); "
+                        "download or copy it again") from None
 
 
-def _from_diffusers(folder):
-    """Reads a DiTTransformer2DModel folder, or a pipeline folder that holds one in transformer/."""
-    folder = folder / "transformer" if (folder / "transformer").is_dir() else folder
+# ------------------------------------------------------------------------------ diffusers folders
+
+# official name of a module of DiTTransformer2DModel
+_DIFFUSERS_MODULES = {
+    "pos_embed.proj": "x_embedder.proj",
+    "proj_out_1": "final_layer.adaLN_modulation.1",
+    "proj_out_2": "final_layer.linear",
+}
+# the same within a block
+_DIFFUSERS_BLOCK_MODULES = {
+    "attn1.to_out.0": "attn.proj",
+    "ff.net.0.proj": "mlp.fc1",
+    "ff.net.2": "mlp.fc2",
+    "norm1.linear": "adaLN_modulation.1",
+}
+# each block has its copy of these, all equal in a converted DiT
+_DIFFUSERS_EMBEDDERS = {
+    "norm1.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "norm1.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "norm1.emb.class_embedder.embedding_table": "y_embedder.embedding_table",
+}
+
+
+def _load_diffusers_folder(path):
+    try:
+        return _weights_of_diffusers(path)
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"--ckpt {path}: a damaged DiTTransformer2DModel folder "
+                        f"({type(e).__name__}: {e}); download it again") from None
+
+
+def _weights_of_diffusers(folder):
+    """Weights of a DiTTransformer2DModel folder, or of a pipeline folder with transformer/."""
+    folder = _transformer_folder(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
         config = {}
     if config.get("_class_name") != "DiTTransformer2DModel":
-        raise UserError(f"--ckpt {folder}: no DiTTransformer2DModel (config.json); give a .pt, .safetensors, or such a folder")
-    file = weights_file(folder)
+        raise UserError(f"--ckpt {folder}: no DiTTransformer2DModel (config.json); "
+                        "give a .pt, a .safetensors, or such a folder")
+    file = _weights_file(folder)
     theirs = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
-    names = {"pos_embed.proj": "x_embedder.proj", "proj_out_1": "final_layer.adaLN_modulation.1", "proj_out_2": "final_layer.linear"}
-    within = {"attn1.to_out.0": "attn.proj", "ff.net.0.proj": "mlp.fc1", "ff.net.2": "mlp.fc2", "norm1.linear": "adaLN_modulation.1"}
-    embedders = {"timestep_embedder.linear_1": "t_embedder.mlp.0", "timestep_embedder.linear_2": "t_embedder.mlp.2",
-                 "class_embedder.embedding_table": "y_embedder.embedding_table"}
-    tensors = {}
-    for key, tensor in theirs.items():
-        module, kind = key.rsplit(".", 1)
-        block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
-        if module in names:
-            tensors[f"{names[module]}.{kind}"] = tensor
-        elif block and block[2].startswith("norm1.emb."):  # one copy a block, all the same in a converted DiT
-            name = f"{embedders[block[2].removeprefix('norm1.emb.')]}.{kind}"
-            if not torch.equal(tensors.setdefault(name, tensor), tensor):
-                raise UserError(f"{file}: its blocks have embedders of their own, which a DiT has not; "
-                                "it was trained further by other code")
-        elif block and block[2].startswith("attn1.to_q"):
-            i = block[1]
-            parts = [theirs[f"transformer_blocks.{i}.attn1.to_{n}.{kind}"] for n in "qkv"]
-            tensors[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(parts)
-        elif block and block[2] in within:
-            tensors[f"blocks.{block[1]}.{within[block[2]]}.{kind}"] = tensor
+    tensors = _rename_diffusers_tensors(theirs, file)
     return Weights(tensors, config["sample_size"] // config["patch_size"], "diffusers")
 
 
-def weights_file(path):
-    """The file that holds the weights: the path itself, or in a diffusers folder its .safetensors or .bin."""
+def _rename_diffusers_tensors(theirs, file):
+    """The tensors of a DiTTransformer2DModel under the official names."""
+    tensors = {}
+    for key, tensor in theirs.items():
+        module, kind = key.rsplit(".", 1)  # kind: weight or bias
+        block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
+        if module in _DIFFUSERS_MODULES:
+            tensors[f"{_DIFFUSERS_MODULES[module]}.{kind}"] = tensor
+        if not block:
+            continue
+        i, module = block.groups()
+        if module.startswith("norm1.emb."):
+            name = f"{_DIFFUSERS_EMBEDDERS[module]}.{kind}"
+            if not torch.equal(tensors.setdefault(name, tensor), tensor):
+                raise UserError(f"{file}: its blocks have embedders of their own, unlike a DiT; "
+                                "it was trained further by other code")
+        elif module.startswith("attn1.to_q"):
+            qkv = [theirs[f"transformer_blocks.{i}.attn1.to_{n}.{kind}"] for n in "qkv"]
+            tensors[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(qkv)
+        elif module in _DIFFUSERS_BLOCK_MODULES:
+            tensors[f"blocks.{i}.{_DIFFUSERS_BLOCK_MODULES[module]}.{kind}"] = tensor
+    return tensors
+
+
+def _transformer_folder(folder):
+    """The folder itself, or transformer/ in the folder of a pipeline."""
+    return folder / "transformer" if (folder / "transformer").is_dir() else folder
+
+
+def _weights_file(path):
+    """The file that holds the weights: the path itself, or in a folder its .safetensors or .bin."""
     path = Path(path)
     if not path.is_dir():
         return path
-    path = path / "transformer" if (path / "transformer").is_dir() else path
-    found = [p for p in (path / "diffusion_pytorch_model.safetensors", path / "diffusion_pytorch_model.bin") if p.is_file()]
-    if not found:
-        raise UserError(f"--ckpt {path}: holds no diffusion_pytorch_model.safetensors")
-    return found[0]
+    folder = _transformer_folder(path)
+    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(f"--ckpt {folder}: holds no diffusion_pytorch_model.safetensors")
 
 
-def sha256_of_weights(path):
-    """SHA-256 of a weights file, in hex."""
-    return sha256_of_file(weights_file(path))
+# ------------------------------------------------------------------------------ weights -> model
 
+def fit_base(weights, config):
+    """Tensors of base weights for a model of this config: class table resized, gammas added.
 
-def fit_base(weights, config, path):
-    """The tensors of a base for a model of this config: class table resized, scale vectors added.
+    With another number of classes every class starts as the base's null class, the one that
+    stands for any image.
 
-    With another number of classes every class begins as the base's null class, the one that stands for any image.
+    :param config: constructor arguments of models.DiT
     """
     tensors = dict(weights.tensors)
-    table = tensors.get("y_embedder.embedding_table.weight")
-    if table is not None and len(table) != config["num_classes"] + 1:
-        tensors["y_embedder.embedding_table.weight"] = table[-1:].repeat(config["num_classes"] + 1, 1)
+    table = tensors.get(CLASS_TABLE)
+    rows = config["num_classes"] + 1
+    if table is not None and len(table) != rows:
+        tensors[CLASS_TABLE] = table[-1:].repeat(rows, 1)
     for i in range(config["gamma_blocks"]):
         for name in (f"blocks.{i}.gamma1", f"blocks.{i}.gamma2"):
             tensors.setdefault(name, torch.ones(config["hidden_size"]))
@@ -191,23 +281,39 @@ def fit_base(weights, config, path):
 def assemble(config, tensors, path):
     """A DiT of this config with these tensors, without holding the weights twice.
 
-    :param tensors: under the official names, without the position table, which is made anew for the grid
-    :raises UserError: naming the first tensor that is missing, superfluous, or of another shape
+    :param config: constructor arguments of models.DiT
+    :param tensors: under the official names, without the position table, which is computed for
+        the grid
+    :param path: where they come from, for error messages
+    :return: DiT on the CPU, fp32, eval mode
+    :raises UserError: names the first tensor that is missing, superfluous, or of another shape
     """
     try:
         with torch.device("meta"):
             model = models.DiT(**config)
     except (TypeError, ValueError, KeyError, AssertionError) as e:
-        raise UserError(f"{path}: its config is no DiT's ({type(e).__name__}: {e})") from None
-    expected = {k: v.shape for k, v in model.state_dict().items() if k != "pos_embed"}
-    for problem, names in (("lacks", expected.keys() - tensors.keys()), ("has also", tensors.keys() - expected.keys())):
-        if names:
-            raise UserError(f"{path}: weights of another model: {problem} {sorted(names)[0]} ({len(names)} in all); "
-                            "see --model and --gamma-blocks")
+        raise UserError(f"{path}: its config is not that of a DiT ({type(e).__name__}: {e})"
+                        ) from None
+    expected = {key: value.shape for key, value in model.state_dict().items()
+                if key != POSITION_TABLE}
+    _check_names(expected, tensors, path)
     for name, shape in expected.items():
         if tensors[name].shape != shape:
-            raise UserError(f"{path}: weights of another model: {name} is {tuple(tensors[name].shape)}, "
-                            f"{tuple(shape)} is needed; see --model, --num-classes and --vae")
-    table = models.pos_embed(config["hidden_size"], model.grid, config["base_grid"] or model.grid)[None]
-    model.load_state_dict({**{k: v.float() for k, v in tensors.items()}, "pos_embed": table}, assign=True)
+            raise UserError(f"{path}: weights of another model: {name} is "
+                            f"{tuple(tensors[name].shape)}, {tuple(shape)} is needed; "
+                            "see --model, --num-classes and --vae")
+    base_grid = config["base_grid"] or model.grid
+    table = models.pos_embed(config["hidden_size"], model.grid, base_grid)[None]
+    state_dict = {key: value.float() for key, value in tensors.items()}
+    state_dict[POSITION_TABLE] = table
+    model.load_state_dict(state_dict, assign=True)
     return model.eval()
+
+
+def _check_names(expected, tensors, path):
+    missing = sorted(expected.keys() - tensors.keys())
+    superfluous = sorted(tensors.keys() - expected.keys())
+    for problem, names in (("lacks", missing), ("also has", superfluous)):
+        if names:
+            raise UserError(f"{path}: weights of another model: it {problem} {names[0]} "
+                            f"({len(names)} in all); see --model and --gamma-blocks")

@@ -1,8 +1,8 @@
-"""A training run's folder: its lock, its logs, and which of its checkpoints are kept and resumed from.
+"""A training run's folder: its lock, its logs, and which checkpoints it keeps and resumes from.
 
     results/000-DiT-XL-2/args.json  log.txt  log.jsonl  TensorBoard events
-    checkpoints/0066000.safetensors          what was trained, to sample from: written every --ckpt-every steps
-    checkpoints/0066000.state.safetensors    all of a run at that step, to go on from: the last of them are kept
+    checkpoints/0066000.safetensors          trained parameters, to sample from
+    checkpoints/0066000.state.safetensors    everything needed to resume; the last few are kept
 """
 import fcntl
 import json
@@ -17,159 +17,251 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from training import checkpoint as checkpoints
+from training import checkpoint
 from utils.errors import UserError
 from utils.files import read_json, umask, write_text
+from utils.flags import flag_of
 
-# What may differ between the command that began a run and the one that goes on with it.
-FREE = ("results_dir", "resume", "max_steps", "epochs", "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every",
-        "sample_every", "skip_nonfinite", "device", "compile", "grad_checkpoint", "keep_activations", "prefetch", "dry_run")
-STATES = 2             # kept at least: when the newest is damaged, there is the one before it
-PATIENCE = 120         # seconds that a job requeued by Slurm waits for its own last processes to end
+# flags that may differ between the command that began a run and the one that resumes it
+FREE_FLAGS = (
+    "results_dir", "resume", "max_steps", "epochs", "max_minutes", "log_every", "ckpt_every",
+    "ckpt_minutes", "keep", "keep_every", "sample_every", "skip_nonfinite", "device", "compile",
+    "grad_checkpoint", "keep_activations", "prefetch", "dry_run")
+MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
+LOCK_PATIENCE = 120   # seconds that a requeued Slurm job waits for its own last processes to end
+STATE_PATTERN = "[0-9]*.state.safetensors"
+CHECKPOINT_PATTERN = "[0-9]*[0-9].safetensors"
+
+
+def identity(flags):
+    """The flags that make a run what it is: those on which a resumed run must agree.
+
+    :param flags: {name: value} of all flags, as `args.json` holds them
+    """
+    fixed = ("max_steps",) if flags.get("lr_schedule") == "cosine" else ()  # its end
+    return {name: value for name, value in flags.items()
+            if name not in FREE_FLAGS or name in fixed}
+
+
+def newest_checkpoint(path):
+    """The newest checkpoint of a run folder, or of the last run of a results folder.
+
+    :raises UserError: there is none
+    """
+    found = sorted(path.glob(f"checkpoints/{CHECKPOINT_PATTERN}"))
+    found = found or sorted(path.glob(f"[0-9][0-9][0-9]-*/checkpoints/{CHECKPOINT_PATTERN}"))
+    if not found:
+        raise UserError(f"--ckpt {path}: holds no checkpoints/STEP.safetensors; name a file, or a "
+                        "run folder that has one")
+    return found[-1]
 
 
 class Run:
-    """A run folder that one job holds. Only process 0 of a job may have one."""
+    """A run folder that this job has locked. Only process 0 of a job may have one.
+
+    :param folder: an existing run folder
+    :param patience: seconds to wait for the lock
+    :raises BlockingIOError: another job holds the lock
+    """
 
     def __init__(self, folder, patience=0):
-        self.folder, self.checkpoints = folder, folder / "checkpoints"
-        self._lock = _locked(folder / ".lock", patience)
+        self.folder = folder
+        self.checkpoints = folder / "checkpoints"
+        self._lock = _lock_file(folder / ".lock", patience)
         self.checkpoints.mkdir(exist_ok=True)
-        # of a job that was killed while it wrote: our temporary files, and those that safetensors itself may write first (.tmpXXXXXX)
-        for leftover in (*self.checkpoints.glob(".*.safetensors"), *self.checkpoints.glob(".tmp*"), *folder.glob(".*.tmp")):
+        self._remove_temporary_files()
+
+    def _remove_temporary_files(self):
+        """Removes what a killed job was writing: our temporary files, and those of safetensors."""
+        for leftover in (*self.checkpoints.glob(".*.safetensors"), *self.checkpoints.glob(".tmp*"),
+                         *self.folder.glob(".*.tmp")):
             leftover.unlink()
 
     @classmethod
-    def new(cls, args):
-        """A folder with the next free number. Whatever starts at the same time, it is whole and locked once it has its name."""
-        args.results_dir.mkdir(parents=True, exist_ok=True)
-        name = args.model.replace("/", "-")
-        number = max([int(p.name[:3]) + 1 for p in args.results_dir.glob("[0-9][0-9][0-9]-*")], default=0)
-        hidden = Path(tempfile.mkdtemp(prefix=".new-", dir=args.results_dir))
+    def create(cls, results_dir, model, flags):
+        """Creates a run folder with the next free number.
+
+        Even if jobs start at the same moment, the folder is complete and locked once it has its
+        name.
+
+        :param model: name of the model, for the folder's name
+        :param flags: {name: value} of all flags, for args.json
+        """
+        results_dir.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(prefix=".new-", dir=results_dir))
         try:
-            run_ = cls(hidden)
-            write_text(hidden / "args.json", json.dumps(identity(args, free=True), indent=1) + "\n")
-            hidden.chmod(0o777 & ~umask)
-            while True:
-                folder = args.results_dir / f"{number:03d}-{name}"
-                try:
-                    hidden.rename(folder)
-                    break
-                except OSError:
-                    if not folder.exists():
-                        raise
-                    number += 1
+            run = cls(hidden)
+            write_text(hidden / "args.json", json.dumps(flags, indent=1) + "\n")
+            hidden.chmod(0o777 & ~umask())
+            folder = _rename_to_next_number(hidden, results_dir, model)
         except BaseException:
             shutil.rmtree(hidden, ignore_errors=True)
             raise
-        run_.folder, run_.checkpoints = folder, folder / "checkpoints"
-        return run_
+        run.folder = folder
+        run.checkpoints = folder / "checkpoints"
+        return run
 
     @classmethod
-    def to_resume(cls, args):
-        """The run that --resume means, or None. Raises UserError where its flags contradict these."""
-        if args.resume == "none":
+    def find(cls, results_dir, model, resume, flags):
+        """The run that --resume means, locked, or None for a new one.
+
+        :param resume: "auto", "none", or the path of a run folder or of a file in its checkpoints/
+        :param flags: {name: value} of all flags
+        :raises UserError: its flags contradict these, another job holds it, or it has no state
+        """
+        if resume == "none":
             return None
-        if args.resume != "auto":
-            folder = Path(args.resume)
-            folder = folder.parent.parent if folder.suffix == ".safetensors" else folder
-            theirs, ours = read_json(folder / "args.json"), identity(args)
-            different = [k for k in ours if theirs.get(k) != ours[k]]
-            if different:
-                k = different[0]
-                raise UserError(f"--{k.replace('_', '-')} {ours[k]}: {folder} was begun with {theirs.get(k)}; give that, or --resume none")
-            try:
-                run_ = cls(folder, _patience(folder))
-            except BlockingIOError:
-                raise UserError(f"--resume {folder}: another job is writing there; wait for it, or --resume none") from None
-            if not run_.states():
-                raise UserError(f"--resume {folder}: holds no state to go on from; give --resume none")
-            return run_
-        folders = args.results_dir.glob(f"[0-9][0-9][0-9]-{args.model.replace('/', '-')}")
-        for folder in sorted(folders, key=lambda f: (any(f.glob("checkpoints/*.safetensors")), f.name), reverse=True):
-            if (folder / "args.json").is_file():
-                theirs = read_json(folder / "args.json")
-                if all(theirs.get(k) == v for k, v in identity(args).items()):
-                    try:
-                        return cls(folder, _patience(folder))
-                    except BlockingIOError:  # the same command runs right now: this is a second run
-                        continue
+        if resume == "auto":
+            return cls._find_with_same_flags(results_dir, model, flags)
+        return cls._open_named(Path(resume), flags)
+
+    @classmethod
+    def _open_named(cls, folder, flags):
+        if folder.suffix == ".safetensors":
+            folder = folder.parent.parent
+        theirs, ours = read_json(folder / "args.json"), identity(flags)
+        for name, value in ours.items():
+            if theirs.get(name) != value:
+                raise UserError(f"{flag_of(name)} {value}: {folder} was begun with "
+                                f"{theirs.get(name)}; give that, or --resume none")
+        try:
+            run = cls(folder, _lock_patience(folder))
+        except BlockingIOError:
+            raise UserError(f"--resume {folder}: another job is writing there; wait for it, "
+                            "or give --resume none") from None
+        if not run.states():
+            raise UserError(f"--resume {folder}: holds no state to resume from; "
+                            "give --resume none")
+        return run
+
+    @classmethod
+    def _find_with_same_flags(cls, results_dir, model, flags):
+        """The newest run that the same flags began and no job holds; those with states first."""
+        folders = results_dir.glob(f"[0-9][0-9][0-9]-{_folder_name(model)}")
+        newest_first = sorted(folders, reverse=True, key=lambda folder: (
+            any(folder.glob("checkpoints/*.safetensors")), folder.name))
+        ours = identity(flags)
+        for folder in newest_first:
+            if not (folder / "args.json").is_file():
+                continue
+            theirs = read_json(folder / "args.json")
+            if all(theirs.get(name) == value for name, value in ours.items()):
+                try:
+                    return cls(folder, _lock_patience(folder))
+                except BlockingIOError:  # the same command is running: this is a second run
+                    continue
         return None
 
-    # ------------------------------------------------------------------------------------------------ checkpoints
+    # --------------------------------------------------------------------------------- states
 
     def states(self):
-        """Files to go on from, the newest first; `last.safetensors` is how versions before this one called theirs."""
-        old = self.checkpoints / "last.safetensors"
-        return sorted(self.checkpoints.glob("[0-9]*.state.safetensors"), reverse=True) + [old] * old.is_file()
+        """Files to resume from, newest first; version 1 called its only one last.safetensors."""
+        found = sorted(self.checkpoints.glob(STATE_PATTERN), reverse=True)
+        version_1 = self.checkpoints / "last.safetensors"
+        return found + ([version_1] if version_1.is_file() else [])
 
     def newest_state(self):
-        """The newest whole state and its metadata, or None where none was written; warns of damaged ones.
+        """The newest intact state and its metadata, or None if there is none.
 
-        :raises UserError: there are some, and not one is whole
+        Damaged states are named in a warning.
+
+        :raises UserError: there are states, and none is intact
         """
         states = self.states()
         for path in states:
             try:
-                return path, checkpoints.verify(path)
+                return path, checkpoint.verify(path)
             except UserError as e:
                 print(f"warning: {e}", file=sys.stderr, flush=True)
         if states:
-            raise UserError(f"{self.folder}: not one of its states to go on from is whole; give --resume none to begin anew")
+            raise UserError(f"{self.folder}: none of its states to resume from is intact; "
+                            "give --resume none to start again")
         return None
 
-    def save_state(self, step, meta, groups, keep=None, keep_every=None):
-        """Writes the state of a step, and removes what need not be kept."""
-        for log in (self._text, self._json):
-            os.fsync(log.fileno())  # never a state whose log is lost
-        checkpoints.save_checkpoint(self.checkpoints / f"{step:07d}.state.safetensors", dict(meta, step=step), **groups)
-        for path in self.states()[max(keep or 0, STATES):]:
-            path.unlink()
-        if keep:
-            for path in sorted(self.checkpoints.glob("[0-9]*[0-9].safetensors"))[:-keep]:
-                if not keep_every or int(path.stem) % keep_every:
-                    path.unlink()
+    def save_state(self, step, metadata, groups, keep=None, keep_every=None):
+        """Writes the state of a step, and removes files that need not be kept.
 
-    # ------------------------------------------------------------------------------------------------------- logs
+        :param groups: {group: {name: tensor}}
+        :param keep: number of last checkpoints to keep, and of states, at least MIN_STATES; None:
+            all checkpoints
+        :param keep_every: with `keep`: also keep checkpoints of every step that this divides
+        """
+        for log in (self._text_log, self._json_log):
+            os.fsync(log.fileno())  # never a state whose log is lost
+        path = self.checkpoints / f"{step:07d}.state.safetensors"
+        checkpoint.save_checkpoint(path, {**metadata, "step": step}, **groups)
+        for old in self.states()[max(keep or 0, MIN_STATES):]:
+            old.unlink()
+        if keep:
+            for old in sorted(self.checkpoints.glob(CHECKPOINT_PATTERN))[:-keep]:
+                if not keep_every or int(old.stem) % keep_every:
+                    old.unlink()
+
+    # ----------------------------------------------------------------------------------- logs
 
     def open_logs(self, step):
-        """Logs that go on after `step`: what an interrupted run wrote beyond it is dropped."""
+        """Opens the logs after `step`; what an interrupted run wrote beyond it is dropped."""
         path = self.folder / "log.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))
-        self._text, self._json = open(self.folder / "log.txt", "a"), open(path, "a")
+        self._text_log = open(self.folder / "log.txt", "a")
+        self._json_log = open(path, "a")
         self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
 
     def say(self, message):
+        """Prints a message with the time, and appends it to log.txt."""
         line = f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {message}"
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
-        print(line, file=self._text, flush=True)
+        print(line, file=self._text_log, flush=True)
 
-    def record(self, entry, images_per_s):
-        """One line of log.jsonl, which is the same whenever and wherever a run is done; its speed goes to TensorBoard alone."""
-        print(json.dumps(entry), file=self._json, flush=True)
-        for key, value in {**entry, "images_per_s": images_per_s}.items():
+    def record(self, entry, images_per_second):
+        """Appends a line to log.jsonl and points to TensorBoard.
+
+        log.jsonl has the same bytes whenever and wherever a run is computed; the speed goes to
+        TensorBoard alone.
+        """
+        print(json.dumps(entry), file=self._json_log, flush=True)
+        for key, value in {**entry, "images_per_s": images_per_second}.items():
             if key != "step" and value is not None:
                 self._board.add_scalar(f"train/{key}", value, entry["step"])
         self._board.flush()
 
 
-def identity(args, free=False):
-    """The flags that make a run what it is, as JSON holds them; with `free`, the others too."""
-    fixed = ("max_steps",) if vars(args).get("lr_schedule") == "cosine" else ()  # the schedule ends there
-    return {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if free or k not in FREE or k in fixed}
+def _folder_name(model):
+    return model.replace("/", "-")
+
+
+def _rename_to_next_number(hidden, results_dir, model):
+    taken = [int(path.name[:3]) for path in results_dir.glob("[0-9][0-9][0-9]-*")]
+    number = max(taken, default=-1) + 1
+    while True:
+        folder = results_dir / f"{number:03d}-{_folder_name(model)}"
+        try:
+            hidden.rename(folder)
+            return folder
+        except OSError:
+            if not folder.exists():
+                raise
+            number += 1  # another job was faster
 
 
 def _step_of(line):
+    """The step of a line of log.jsonl; infinity if it was cut short when the job was killed."""
     try:
         return json.loads(line)["step"]
-    except ValueError:  # cut short when the job was killed
+    except ValueError:
         return math.inf
 
 
-def _locked(path, patience):
-    """The open file, locked while this process lives, and the Slurm job's number in it. Raises BlockingIOError."""
+# ------------------------------------------------------------------------------------------ lock
+
+def _lock_file(path, patience):
+    """Opens a file and locks it while this process lives; it holds the Slurm job's number.
+
+    :raises BlockingIOError: another process holds the lock after `patience` seconds
+    """
     end = time.monotonic() + patience
     file = open(path, "a+")
     while True:
@@ -181,7 +273,8 @@ def _locked(path, patience):
                 raise
             time.sleep(1)
         except OSError as e:  # some network file systems have no locks
-            print(f"warning: {path} cannot be locked ({e.strerror}): see to it that one job alone writes there", file=sys.stderr)
+            print(f"warning: {path} cannot be locked ({e.strerror}): make sure that only one job "
+                  "writes there", file=sys.stderr)
             break
     file.truncate(0)
     file.write(os.environ.get("SLURM_JOB_ID", ""))
@@ -189,10 +282,10 @@ def _locked(path, patience):
     return file
 
 
-def _patience(folder):
-    """Seconds to wait for the lock: a job that Slurm requeued waits for its own last processes, another does not."""
+def _lock_patience(folder):
+    """Seconds to wait for the lock: a requeued Slurm job waits for its own last processes."""
     job = os.environ.get("SLURM_JOB_ID")
     try:
-        return PATIENCE if job and (folder / ".lock").read_text() == job else 0
+        return LOCK_PATIENCE if job and (folder / ".lock").read_text() == job else 0
     except OSError:
         return 0

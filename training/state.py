@@ -1,67 +1,104 @@
-"""."""
+"""What a training run is between two steps: parameters, their average, optimizer, log sums."""
+from typing import NamedTuple
 
 import torch
 
-from training import checkpoint as checkpoints
-from training.step import learning_rate
+from training.checkpoint import load_into
+
+
+class SkippedStep(NamedTuple):
+    """A step whose loss or gradient was not finite."""
+    step: int
+    loss: float
+    in_a_row: int  # consecutive skipped steps, this one included
 
 
 class TrainingState:
-    """What a run is after a step: weights that train, their EMA, the optimizer's moments, and the log's running sums."""
+    """Trainable parameters, their exponential moving average (EMA), AdamW's moments, log sums.
 
-    def __init__(self, trained, args):
-        self.trained, self.args = trained, args
-        self.ema = {k: p.detach().clone() for k, p in trained.items()}
-        self.optimizer = torch.optim.AdamW(trained.values(), args.lr, weight_decay=args.weight_decay, fused=True)
-        for p in trained.values():  # as AdamW itself would at the first step
-            self.optimizer.state[p] = dict(step=torch.zeros((), device=p.device), exp_avg=torch.zeros_like(p),
-                                           exp_avg_sq=torch.zeros_like(p))
-        self.step = self.skipped = self.in_a_row = self.count = 0  # count: steps in the sums of the log line to come
-        self.sums = torch.zeros(3, device=args.device)
+    :param trained: {name: parameter} that trains
+    :param ema_decay: decay of the average per step, 0…1
+    """
+
+    def __init__(self, trained, *, lr, weight_decay=0.0, ema_decay=0.9999, device="cpu"):
+        self.trained = trained
+        self.ema_decay = ema_decay
+        self.ema = {name: p.detach().clone() for name, p in trained.items()}
+        self.optimizer = torch.optim.AdamW(trained.values(), lr, weight_decay=weight_decay,
+                                           fused=True)
+        for p in trained.values():  # as AdamW itself would at the first step, so they can be loaded
+            self.optimizer.state[p] = {
+                "step": torch.zeros((), device=p.device),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p)}
+        self.step = 0
+        self.skipped = 0         # steps left out since the run began
+        self.skipped_in_a_row = 0
+        self.log_count = 0       # steps in `log_sums`
+        self.log_sums = torch.zeros(3, device=device)  # of loss, mse, vb since the last log line
         self._unsettled = []
 
-    def update(self, losses, bad):
-        """One step of AdamW on the compute_gradients, and of the EMA; where `bad` is 1 nothing changes."""
+    def update(self, losses, is_bad, lr):
+        """Applies one step of AdamW to the gradients, and updates the EMA; no-op if `is_bad` is 1.
+
+        :param losses: (3,) loss, mse, vb
+        :param is_bad: () 1 if the step is to be skipped, else 0
+        """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.args, self.step)
-        self.optimizer.found_inf = bad  # as torch.amp.GradScaler tells a fused optimizer
+            group["lr"] = lr
+        self.optimizer.found_inf = is_bad  # how torch.amp.GradScaler tells a fused optimizer
         self.optimizer.step()
-        weight = (1 - self.args.ema_decay) * (1 - bad)
-        for k, p in self.trained.items():
-            self.ema[k].lerp_(p.detach(), weight)
-        self.sums += torch.where(bad > 0, torch.zeros_like(losses), losses)
-        self._unsettled.append(torch.stack([bad, losses[0]]))
+        weight = (1 - self.ema_decay) * (1 - is_bad)
+        for name, p in self.trained.items():
+            self.ema[name].lerp_(p.detach(), weight)
+        self.log_sums += torch.where(is_bad > 0, torch.zeros_like(losses), losses)
+        self._unsettled.append(torch.stack([is_bad, losses[0]]))
 
     def settle(self):
-        """Waits for the device, and returns what it left out since the last call: [(step, loss, how many in a row by then)]."""
-        bad_steps, seen = [], torch.stack(self._unsettled).tolist() if self._unsettled else []
+        """Waits for the device. Returns the steps skipped since the last call, as SkippedSteps."""
+        if not self._unsettled:
+            return []
+        steps = torch.stack(self._unsettled).tolist()
         self._unsettled = []
-        for step, (bad, loss) in enumerate(seen, self.step - len(seen) + 1):
-            self.in_a_row = self.in_a_row + 1 if bad else 0
-            if bad:
-                bad_steps.append((step, loss, self.in_a_row))
-        self.skipped += len(bad_steps)
-        self.count += len(seen) - len(bad_steps)
-        return bad_steps
+        skipped = []
+        for step, (is_bad, loss) in enumerate(steps, self.step - len(steps) + 1):
+            self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_bad else 0
+            if is_bad:
+                skipped.append(SkippedStep(step, loss, self.skipped_in_a_row))
+        self.skipped += len(skipped)
+        self.log_count += len(steps) - len(skipped)
+        return skipped
 
-    def new_log_line(self):
-        self.sums.zero_()
-        self.count = 0
+    def start_log_line(self):
+        """Resets the sums of the log."""
+        self.log_sums.zero_()
+        self.log_count = 0
+
+    # ---------------------------------------------------------------------------- save and load
 
     def weights(self):
-        return dict(ema=self.ema, raw=self.trained)
+        """The groups of a checkpoint: {"ema": {name: tensor}, "raw": {name: tensor}}."""
+        return {"ema": self.ema, "raw": self.trained}
 
     def groups(self):
-        return self.weights() | {m: {k: self.optimizer.state[p][m] for k, p in self.trained.items()} for m in ("exp_avg", "exp_avg_sq")}
+        """The groups of a state to resume from: weights and AdamW's moments."""
+        groups = self.weights()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            groups[moment] = {name: self.optimizer.state[p][moment]
+                              for name, p in self.trained.items()}
+        return groups
 
-    def meta(self):
-        """Of a settled state."""
-        return dict(step=self.step, skipped=self.skipped, log_sums=self.sums.tolist(), log_count=self.count)
+    def metadata(self):
+        """Counts and sums of a settled state, JSON-serializable."""
+        return {"step": self.step, "skipped": self.skipped, "log_sums": self.log_sums.tolist(),
+                "log_count": self.log_count}
 
-    def load(self, path, meta):
-        """The inverse of saving `groups` and `meta`."""
-        checkpoints.load_into(path, **self.groups())
-        self.step, self.skipped, self.count = meta["step"], meta.get("skipped", 0), meta["log_count"]
-        self.sums.copy_(torch.tensor(meta["log_sums"]))
+    def load(self, path, metadata):
+        """Loads a state file, whose metadata is given: the inverse of `groups` and `metadata`."""
+        load_into(path, **self.groups())
+        self.step = metadata["step"]
+        self.skipped = metadata.get("skipped", 0)
+        self.log_count = metadata["log_count"]
+        self.log_sums.copy_(torch.tensor(metadata["log_sums"]))
         for p in self.trained.values():
             self.optimizer.state[p]["step"].fill_(self.step - self.skipped)

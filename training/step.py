@@ -1,77 +1,134 @@
-"""One training step, and all that a run is between two of them.
+"""One training step: its random draws, its batch, its gradients and its learning rate.
 
-Step s draws all it needs from (seed, s) for the whole global batch, and each process takes its part: what a run is after it
-depends on the steps before alone, not on when or by how many processes they were done, up to the rounding of sums.
+Step s draws everything it needs from (seed, s) for the whole global batch, and each process takes
+its share. So the state after a step depends on the steps before it alone, not on when or by how
+many processes they were computed, up to the rounding of sums.
 
-Nothing in a step waits for the device: whether a step's loss and gradient are finite is decided and obeyed there, and the host
-hears of it when it asks (`TrainingState.settle`).
+Nothing in a step waits for the device: whether loss and gradient are finite is decided and acted
+on there; the host learns of it when it asks (`training.state.TrainingState.settle`).
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import torch
 
-from diffusion import gaussian_diffusion as diffusion
-from diffusion import vae as latents
-from utils import distributed, seeding
+from diffusion.gaussian_diffusion import NUM_TIMESTEPS, training_losses
+from diffusion.vae import draw_latents
+from utils import distributed
+from utils.precision import autocast
+from utils.seeding import seeded_generator
+
+LR_SCHEDULES = ("constant", "cosine")
 
 
-def draw_step(seed, step, volumes, batch, latent_shape, label_dropout):
-    """Everything random of one step's global batch, from (seed, step) alone: indices, t, noise, VAE noise, dropped labels."""
-    g = seeding.seeded_generator(seed, step)
-    return (torch.randint(volumes, (batch,), generator=g), torch.randint(diffusion.NUM_TIMESTEPS, (batch,), generator=g),
-            torch.randn(batch, *latent_shape, generator=g), torch.randn(batch, *latent_shape, generator=g),
-            torch.rand(batch, generator=g) < label_dropout)
+class Draws(NamedTuple):
+    """Everything random of one step's global batch of N."""
+    index: torch.Tensor          # (N,) volumes
+    t: torch.Tensor              # (N,) timesteps
+    noise: torch.Tensor          # (N, C, h, w), added to the latents
+    vae_noise: torch.Tensor      # (N, C, h, w), draws the latents from their moments
+    drop_label: torch.Tensor     # (N,) bool
+
+
+def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout):
+    """Draws a step's global batch from (seed, step) alone.
+
+    :param volumes: number of volumes to draw from, with replacement
+    :param latent_shape: (C, h, w)
+    :param label_dropout: probability of the null class
+    """
+    g = seeded_generator(seed, step)
+    # the order of these calls is part of the format: it decides what a resumed run draws
+    return Draws(
+        index=torch.randint(volumes, (batch_size,), generator=g),
+        t=torch.randint(NUM_TIMESTEPS, (batch_size,), generator=g),
+        noise=torch.randn(batch_size, *latent_shape, generator=g),
+        vae_noise=torch.randn(batch_size, *latent_shape, generator=g),
+        drop_label=torch.rand(batch_size, generator=g) < label_dropout)
 
 
 class Batches:
-    """This process's share of every step's batch, on the host. While one is computed a thread prepares the next."""
+    """This process's share of every step's batch, on the host.
 
-    def __init__(self, moments, labels, vae_config, null_class, args):
-        self.moments, self.labels, self.vae_config, self.null_class, self.args = moments, labels, vae_config, null_class, args
-        self._pool, self._ahead = ThreadPoolExecutor(1) if args.prefetch else None, {}
+    While one batch is computed, a thread prepares the next.
+
+    :param moments: (volumes, 2C, h, w) of the VAE's posterior
+    :param labels: (volumes,) class of each
+    :param vae_config: mapping with scaling_factor and perhaps shift_factor
+    :param null_class: label of the unconditional prediction
+    :param seed, global_batch_size, label_dropout: see `draw_step`
+    :param last_step: no batch after it is prepared
+    :param device: where batches will go; for a GPU they lie in page-locked memory
+    :param prefetch: prepare the next batch in a thread
+    """
+
+    def __init__(self, moments, labels, vae_config, null_class, *, seed, global_batch_size,
+                 label_dropout, last_step, device, prefetch=True):
+        self.moments = moments
+        self.labels = labels
+        self.vae_config = vae_config
+        self.null_class = null_class
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.label_dropout = label_dropout
+        self.last_step = last_step
+        self.pin_memory = torch.device(device).type == "cuda"
+        self._pool = ThreadPoolExecutor(1) if prefetch else None
+        self._next = {}
 
     def drawn(self, step):
-        shape = (self.moments.shape[1] // 2, *self.moments.shape[2:])
-        return draw_step(self.args.global_seed, step, len(self.moments), self.args.global_batch_size, shape, self.args.label_dropout)
+        """The draws of a step's global batch."""
+        latent_shape = (self.moments.shape[1] // 2, *self.moments.shape[2:])
+        return draw_step(self.seed, step, len(self.moments), self.global_batch_size, latent_shape,
+                         self.label_dropout)
 
     def prepare(self, step):
-        """x0, t, y, noise."""
-        index, t, noise, vae_noise, drop = (d.chunk(distributed.world_size())[distributed.rank()] for d in self.drawn(step))
-        x0 = latents.draw_latents(self.vae_config, self.moments[index], vae_noise)
-        return x0, t, torch.where(drop, self.null_class, self.labels[index]), noise
+        """This process's share of a step's batch: x0, t, y, noise."""
+        rank, processes = distributed.rank(), distributed.world_size()
+        mine = Draws(*(values.chunk(processes)[rank] for values in self.drawn(step)))
+        x0 = draw_latents(self.vae_config, self.moments[mine.index], mine.vae_noise)
+        y = torch.where(mine.drop_label, self.null_class, self.labels[mine.index])
+        return x0, mine.t, y, mine.noise
 
     def take(self, step):
-        """What `prepare` gives; in page-locked memory where it goes to a GPU, so that no copy waits."""
-        ahead = self._ahead.pop(step, None)
-        batch = ahead.result() if ahead else self.prepare(step)
-        if self._pool and step < self.args.max_steps:
-            self._ahead = {step + 1: self._pool.submit(self.prepare, step + 1)}
-        return tuple(v.pin_memory() for v in batch) if torch.device(self.args.device).type == "cuda" else batch
+        """What `prepare` returns, in page-locked memory if it goes to a GPU, so no copy waits."""
+        prefetched = self._next.pop(step, None)
+        batch = prefetched.result() if prefetched else self.prepare(step)
+        if self._pool and step < self.last_step:
+            self._next = {step + 1: self._pool.submit(self.prepare, step + 1)}
+        return tuple(v.pin_memory() for v in batch) if self.pin_memory else batch
 
 
-def learning_rate(args, step):
-    """Of step 1…max_steps, from the step alone: constant, or half a cosine from --lr to zero."""
-    return args.lr if args.lr_schedule == "constant" else args.lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / args.max_steps))
-
-
-def compute_gradients(model, batch, trained, args):
-    """The gradient of the global batch's mean loss, summed over --accum parts and over processes, each computing its share.
+def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, precision="bf16",
+                      device="cpu"):
+    """The gradient of the global batch's mean loss, summed over --accum parts and processes.
 
     :param batch: this process's share: x0, t, y, noise
-    :return: mean loss, mse and vb of the global batch, (3,); 1 where loss or gradient is not finite, else 0, (); on the device
+    :param parameters: list of the trainable parameters, which receive the gradients
+    :param accum: parts in which this share is computed, to save memory
+    :return: mean loss, mse and vb of the global batch, (3,); 1 if loss or gradient is not finite,
+        else 0, (); both on the device
     """
-    device = torch.device(args.device)
     sums = torch.zeros(3, device=device)
-    for part in zip(*(v.chunk(args.accum) for v in batch)):
-        x0, t, y, noise = (v.to(device, non_blocking=True) for v in part)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            losses = diffusion.training_losses(model, x0, t, y, noise)
-        (losses["loss"].sum() / args.global_batch_size).backward()
-        sums += torch.stack([losses[k].detach().sum() for k in ("loss", "mse", "vb")])
+    for part in zip(*(values.chunk(accum) for values in batch)):
+        x0, t, y, noise = (values.to(device, non_blocking=True) for values in part)
+        with autocast(device, precision):
+            losses = training_losses(model, x0, t, y, noise)
+        (losses["loss"].sum() / global_batch_size).backward()
+        sums += torch.stack([losses[key].detach().sum() for key in ("loss", "mse", "vb")])
     distributed.sum_over_processes(sums)
-    distributed.sum_gradients(trained)
-    largest = torch.nn.utils.get_total_norm([p.grad for p in trained], math.inf)
-    return sums / args.global_batch_size, 1 - (sums.sum() + largest).isfinite().float()
+    distributed.sum_gradients(parameters)
+    largest = torch.nn.utils.get_total_norm([p.grad for p in parameters], math.inf)
+    is_bad = 1 - (sums.sum() + largest).isfinite().float()
+    return sums / global_batch_size, is_bad
 
 
+def learning_rate(step, *, lr, schedule, max_steps):
+    """Learning rate of step 1…max_steps.
+
+    :param schedule: "constant", or "cosine": half a cosine from lr to zero
+    """
+    if schedule == "constant":
+        return lr
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - 1) / max_steps))

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 EXIT_USER_ERROR = 2      # one line on stderr says what to fix
-EXIT_STOPPED = 75        # asked to stop, saved; the same command resumes (EX_TEMPFAIL of sysexits.h)
+EXIT_STOPPED = 75        # asked to stop, saved; the same command resumes (EX_TEMPFAIL)
 EXIT_INTERRUPTED = 130   # Ctrl-C
 EXIT_TERMINATED = 143    # SIGTERM
 

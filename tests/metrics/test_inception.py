@@ -4,8 +4,7 @@ import torch
 from helpers import related
 from scipy import linalg
 
-from metrics import inception
-from metrics import mmd as metrics
+from metrics import inception, mmd
 
 
 def test_view_slices_are_the_three_views_upright():
@@ -13,7 +12,8 @@ def test_view_slices_are_the_three_views_upright():
     volume[0, 4, 4, 7] = 1   # top of the midline
     volume[0, 4, 7, 4] = 2   # front
     volume[0, 7, 4, 4] = 3   # right
-    a, c, s = (inception.view_slices(volume, v)[0, 0] for v in "ACS")
+    a, c, s = (inception.view_slices(volume, view)[0, 0]
+               for view in ("axial", "coronal", "sagittal"))
     assert all(torch.equal(x[0], x[1]) and torch.equal(x[0], x[2]) for x in (a, c, s))
     assert a[0, 0, 4] == 2 and a[0, 3, 7] == 3          # anterior up, right on the right
     assert c[0, 0, 4] == 1 and c[0, 3, 7] == 3          # superior up, right on the right
@@ -21,25 +21,38 @@ def test_view_slices_are_the_three_views_upright():
 
 
 def test_view_slices_around_the_middle():
-    volume = np.broadcast_to(np.arange(8, dtype=np.uint8), (2, 8, 8, 8))  # slice k of the axial view holds k
-    assert inception.view_slices(volume, "A", 3)[1, :, 0, 0, 0].tolist() == [3, 4, 5]
-    assert inception.view_slices(volume, "A", 4)[0, :, 0, 0, 0].tolist() == [2, 3, 4, 5]
-    assert inception.view_slices(volume, "C", 8).shape == (2, 8, 3, 8, 8)
+    # slice k of the axial view holds k
+    volume = np.broadcast_to(np.arange(8, dtype=np.uint8), (2, 8, 8, 8))
+    three = inception.view_slices(volume, "axial", 3)
+    assert three[1, :, 0, 0, 0].tolist() == [3, 4, 5]
+    four = inception.view_slices(volume, "axial", 4)
+    assert four[0, :, 0, 0, 0].tolist() == [2, 3, 4, 5]
+    assert inception.view_slices(volume, "coronal", 8).shape == (2, 8, 3, 8, 8)
     with pytest.raises(ValueError):
-        inception.view_slices(volume, "A", 9)
+        inception.view_slices(volume, "axial", 9)
+
+
+def test_every_slice_of_every_size_is_taken_once():
+    """The slices are found by their depth, which is a rounded number."""
+    for side in (16, 17, 100, 128, 255):
+        volume = np.broadcast_to(np.arange(side, dtype=np.uint8), (1, 2, 2, side))
+        volume = np.moveaxis(np.broadcast_to(volume[:, :1, :1], (1, side, side, side)), 3, 1)
+        found = inception.view_slices(volume, "sagittal", side)[0, :, 0, 0, 0]
+        assert found.tolist() == list(range(side))
 
 
 def test_fid_and_kid_against_torchmetrics_and_the_formula(inception_file):
-    """The whole of torchmetrics, from images, is the oracle for both; the matrix square root's eigenvalues for FID once more."""
+    """The whole of torchmetrics, from images, is the oracle for both; for FID, so are the
+    eigenvalues of the matrix product."""
     from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
     volumes = (related(8, 16) * 255).astype(np.uint8)
-    volumes[4:] = 255 - volumes[4:]  # far away, so that KID stands out of torchmetrics' single precision
+    volumes[4:] = 255 - volumes[4:]  # far away, so that KID exceeds torchmetrics' rounding errors
     net = inception.load_net(inception_file)
     done = []
-    f = inception.features(net, volumes, "C", slices=2, batch=3, callback=done.append)
+    f = inception.features(net, volumes, "coronal", slices=2, batch=3, callback=done.append)
     assert f.shape == (8, 2, 2048) and sum(done) == 8
-    images = inception.view_slices(volumes, "C", 2).flatten(0, 1)
+    images = inception.view_slices(volumes, "coronal", 2).flatten(0, 1)
     assert np.allclose(f.reshape(16, -1), net(images).numpy(), atol=1e-5)
     fid = FrechetInceptionDistance(2048, feature_extractor_weights_path=str(inception_file))
     kid = KernelInceptionDistance(net, subsets=1, subset_size=8)
@@ -51,15 +64,63 @@ def test_fid_and_kid_against_torchmetrics_and_the_formula(inception_file):
     assert expected > 0 and np.isclose(inception.fid(flat[:8], flat[8:]), expected, rtol=1e-3)
     s, t = np.cov(flat[:8], rowvar=False), np.cov(flat[8:], rowvar=False)
     root = np.sqrt(linalg.eigvals(s @ t).astype(complex)).real.sum()
-    direct = ((flat[:8].mean(0) - flat[8:].mean(0)) ** 2).sum() + np.trace(s) + np.trace(t) - 2 * root
-    assert np.isclose(expected, direct, rtol=1e-3)
+    between = ((flat[:8].mean(0) - flat[8:].mean(0)) ** 2).sum()
+    assert np.isclose(expected, between + np.trace(s) + np.trace(t) - 2 * root, rtol=1e-3)
     a = (np.arange(16) < 8)[None] * 1.0
-    centred = flat - flat.mean(0)
-    assert np.isclose(inception.frechet(centred @ centred.T, a, 1 - a)[0], expected, rtol=1e-3)
-    value = metrics.mmd_of_kernel(inception.kid_kernel(flat @ flat.T, 2048), a, 1 - a, unbiased=True)[0]
+    centered = flat - flat.mean(0)
+    found = inception.frechet(centered @ centered.T, a, 1 - a)[0]
+    assert np.isclose(found, expected, rtol=1e-3)
+    kernel = inception.kid_kernel(flat @ flat.T)
+    value = mmd.mmd_of_kernel(kernel, a, 1 - a, unbiased=True)[0]
     assert np.isclose(value, float(kid.compute()[0]), rtol=1e-3)
     same = inception.fid(flat[:8], flat[:8])
     assert abs(same) < 1e-3 * expected
+
+
+@pytest.mark.parametrize("n, m, d", [(6, 9, 40), (30, 20, 5)])
+def test_frechet_is_the_formula(n, m, d):
+    """Fewer vectors than dimensions, and more: against the matrix square root."""
+    rng = np.random.default_rng(n)
+    f = rng.normal(size=(n, d))
+    g = rng.normal(size=(m, d)) @ np.diag(rng.uniform(0.5, 2, d)) + 0.3
+    z = np.concatenate([f, g])
+    z = z - z.mean(0)
+    t = np.cov(g, rowvar=False)
+
+    def formula(first):
+        s = np.cov(first, rowvar=False)
+        root = np.sqrt(np.clip(linalg.eigvals(s @ t).real, 0, None)).sum()
+        between = ((first.mean(0) - g.mean(0)) ** 2).sum()
+        return between + np.trace(s) + np.trace(t) - 2 * root
+
+    a = np.arange(n + m)[None] < n
+    done = []
+    found = inception.frechet(z @ z.T, 1.0 * a, 1.0 - a, done.append)[0]
+    assert np.isclose(found, formula(f), rtol=1e-5) and done == [1]
+    # a replicate is the set with its vectors repeated
+    counts = np.array([2, 1, 0] + [1] * (n - 3))
+    found = inception.frechet(z @ z.T, np.pad(counts, (0, m))[None] * 1.0, 1.0 - a)[0]
+    assert np.isclose(found, formula(np.repeat(f, counts, axis=0)), rtol=1e-5)
+
+
+def test_frechet_infinity_removes_the_bias():
+    """Two samples of one distribution: the distance falls as 1/N; extrapolated, it is about 0."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(800, 6))
+    products, i, j = z @ z.T, np.arange(400), np.arange(400, 800)
+    a = (np.arange(800) < 400)[None] * 1.0
+    found = inception.frechet_infinity(products, i, j, seed=0)
+    plain = inception.frechet(products, a, 1 - a)[0]
+    assert np.isclose(found["fid"][-1], plain) and found["n"][0] == 100 and found["n"][-1] == 400
+    assert abs(found["value"]) < plain / 3 and found["r2"] > 0.9
+    slope, intercept = np.polyfit(1 / np.array(found["n"]), found["fid"], 1)
+    assert np.isclose(found["value"], intercept)
+    assert inception.frechet_infinity(products, i[:7], j, seed=0) is None
+    # each vector twice, as two equal slices of a volume
+    twice = np.repeat(np.repeat(products, 2, axis=0), 2, axis=1)
+    again = inception.frechet_infinity(twice, i, j, seed=0, each=2)
+    assert again["n"] == found["n"]
+    assert again["value"] == pytest.approx(found["value"], abs=plain / 10)
 
 
 def test_refuses_unsafe_and_wrong_weights(tmp_path):
@@ -74,7 +135,7 @@ def test_refuses_unsafe_and_wrong_weights(tmp_path):
 def test_weights_are_looked_for_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     assert inception.find_weights(tmp_path / "weights") is None
-    for folder in (tmp_path / "hub" / "checkpoints", tmp_path / "weights"):  # the later one goes first
+    for folder in (tmp_path / "hub" / "checkpoints", tmp_path / "weights"):  # the second is first
         folder.mkdir(parents=True)
         (folder / inception.WEIGHTS_FILE).touch()
         assert inception.find_weights(tmp_path / "weights") == folder / inception.WEIGHTS_FILE

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 from scipy.stats import beta
 
-from metrics import inception, ms_ssim, uncertainty
-from metrics import mmd as metrics
+from metrics import inception, mmd, ms_ssim, uncertainty
 
 
 def test_bootstrap_draws_subjects_whole():
     subjects = ["a", "a", "b", "c", "c", "c", "d"]
     w = uncertainty.bootstrap_weights(subjects, 500, seed=0)
-    assert w.shape == (500, 7) and np.array_equal(w[:, 0], w[:, 1]) and np.array_equal(w[:, 3], w[:, 5])
+    assert w.shape == (500, 7)
+    assert np.array_equal(w[:, 0], w[:, 1]) and np.array_equal(w[:, 3], w[:, 5])
     drawn = w[:, [0, 2, 3, 6]]
     assert (drawn.sum(1) == 4).all() and ((drawn > 0).sum(1) >= 2).all()
     assert np.allclose(drawn.mean(0), 1, atol=0.1) and set(np.unique(drawn)) == {0, 1, 2, 3}
@@ -18,28 +18,36 @@ def test_bootstrap_draws_subjects_whole():
 
 
 def test_interval_by_hand():
-    replicates = np.concatenate([np.linspace(10, 12, 201), [np.nan]])  # mean 11, 2.5 % at 10.05, 97.5 % at 11.95
+    # mean 11, 2.5% at 10.05, 97.5% at 11.95
+    replicates = np.concatenate([np.linspace(10, 12, 201), [np.nan]])
     assert np.allclose(uncertainty.interval(5, replicates), [5 - 0.95, 5 + 0.95])
-    skewed = np.array([0.0] * 90 + [10.0] * 10)                        # mean 1: reaches 1 up and 9 down from the value
+    # mean 1: reaches 1 up and 9 down from the value
+    skewed = np.array([0.0] * 90 + [10.0] * 10)
     assert np.allclose(uncertainty.interval(5, skewed), [5 - 9, 5 + 1])
-    assert uncertainty.interval(5, skewed, lowest=0) == [0, 6] and uncertainty.interval(-3, skewed, lowest=0) == [0, 0]
-    assert uncertainty.interval(5, np.array([np.nan, 1])) is None and uncertainty.interval(np.nan, skewed) is None
+    assert uncertainty.interval(5, skewed, lowest=0) == [0, 6]
+    assert uncertainty.interval(-3, skewed, lowest=0) == [0, 0]
+    assert uncertainty.interval(5, np.array([np.nan, 1])) is None
+    assert uncertainty.interval(np.nan, skewed) is None
 
 
 def test_share_interval():
-    """With one threshold it is Jeffreys' interval, the quantiles of Beta(k + 1/2, n - k + 1/2); none of 32 still has a width."""
+    """With one threshold it is Jeffreys' interval, the quantiles of Beta(k + 1/2, n - k + 1/2);
+    0 of 32 still has a width."""
     for count in (0, 7):
         expected = beta(count + 0.5, 32 - count + 0.5).ppf([0.025, 0.975])
-        assert np.allclose(uncertainty.share_interval(np.full(4000, count / 32), 32, seed=0), expected, atol=3e-3)
+        found = uncertainty.share_interval(np.full(4000, count / 32), 32, seed=0)
+        assert np.allclose(found, expected, atol=3e-3)
     wide = uncertainty.share_interval(np.array([0, 10 / 32] * 500), 32, seed=0)
     assert wide[0] < 0.01 and wide[1] > 10 / 32
 
 
-def test_halves_part_subjects():
+def test_halves_are_split_by_subject():
     first, second = uncertainty.halves(["a", "a", "b", "c", "d"], 50, seed=0)
-    assert np.array_equal(first + second, np.ones((50, 5))) and np.array_equal(first[:, 0], first[:, 1])
-    assert (first[:, [0, 2, 3, 4]].sum(1) == 2).all() and len(np.unique(first, axis=0)) == 6  # all ways to halve four
-    for few in (["a", "a"], ["a", "b", "c", "c"]):  # nothing can be said on how such a set varies
+    assert np.array_equal(first + second, np.ones((50, 5)))
+    assert np.array_equal(first[:, 0], first[:, 1])
+    assert (first[:, [0, 2, 3, 4]].sum(1) == 2).all()
+    assert len(np.unique(first, axis=0)) == 6  # all ways to halve four
+    for few in (["a", "a"], ["a", "b", "c", "c"]):  # too few to say how such a set varies
         with pytest.raises(ValueError):
             uncertainty.halves(few, 1, seed=0)
         with pytest.raises(ValueError):
@@ -47,44 +55,56 @@ def test_halves_part_subjects():
 
 
 def test_intervals_do_not_depend_on_the_origin():
-    """A constant added to all volumes changes neither an unbiased MMD nor how far it scatters from replicate to replicate."""
+    """A constant added to all volumes changes neither an unbiased MMD nor its replicates."""
     rng = np.random.default_rng(0)
     z = np.concatenate([rng.normal(size=(16, 20)), rng.normal(size=(16, 20)) + 0.3])
-    a, b = (np.pad(uncertainty.bootstrap_weights(range(16), 100, k), ((0, 0), (16 * k, 16 - 16 * k))) for k in (0, 1))
-    near, far = (metrics.mmd_of_kernel(x @ x.T, a, b, unbiased=True) for x in (z, z + 7))
+    a, b = replicates_of_two(16, 100, [0, 1])
+    near, far = (mmd.mmd_of_kernel(x @ x.T, a, b, unbiased=True) for x in (z, z + 7))
     assert np.allclose(near, far) and near.std() > 0.1
+
+
+def replicates_of_two(n, replicates, seeds):
+    """Weights of two sets of n volumes, each its own subject, over the pool of both."""
+    return [np.pad(uncertainty.bootstrap_weights(range(n), replicates, seed),
+                   ((0, 0), (k * n, n - k * n))) for k, seed in enumerate(seeds)]
 
 
 @pytest.mark.slow
 def test_intervals_cover():
-    """Sets of 16 drawn again and again: how often the 95 % interval holds what one gets on average with 16.
+    """Sets of 16 drawn again and again: how often the 95% interval holds what one gets on average
+    with 16.
 
-    The percentile interval, which takes replicates as they come, does not: repeated volumes raise a distance.
+    The percentile interval, which takes replicates as they are, does not: repeated volumes raise
+    a distance.
     """
     rng = np.random.default_rng(0)
     n, d, trials = 16, 60, 300
     scale = 1 / np.arange(1, d + 1) ** 0.7
     one = (np.arange(2 * n) < n)[None] * 1.0
     found, held, plain = {}, {}, {}
-    for t in range(trials):
+    for trial in range(trials):
         z = rng.normal(size=(2 * n, d)) * scale
         z[n:] = z[n:] * 1.15 + 0.1
-        products, pairs = z @ z.T, ms_ssim.all_pairs(2 * n)
-        similarity = np.exp(-metrics.squared_distances(products) / 5)[tuple(pairs.T)]
-        of = {"frechet": lambda a, b, p=products: inception.frechet(p, a, b),
-              "linear": lambda a, b, p=products: metrics.mmd_of_kernel(p, a, b, False),
-              "unbiased": lambda a, b, p=products: metrics.mmd_of_kernel(p, a, b, True),
-              "pairs": lambda a, b, s=similarity, p=pairs: ms_ssim.mean_of_pairs(s, p, b)}
-        a, b = (np.pad(uncertainty.bootstrap_weights(range(n), 200, [t, k]), ((0, 0), (k * n, n - k * n))) for k in (0, 1))
-        for name, f in of.items():
+        a, b = replicates_of_two(n, 200, [[trial, 0], [trial, 1]])
+        for name, f in distances_of(z @ z.T).items():
             value, replicates = f(one, 1 - one)[0], f(a, b)
             found.setdefault(name, []).append(value)
             held.setdefault(name, []).append(uncertainty.interval(value, replicates))
             plain.setdefault(name, []).append(np.percentile(replicates, [2.5, 97.5]))
 
     def coverage(intervals, expected):
-        return np.mean([lo <= expected <= hi for lo, hi in intervals])
+        return np.mean([low <= expected <= high for low, high in intervals])
 
     for name, values in found.items():
         assert 0.88 <= coverage(held[name], np.mean(values)) <= 1, name
     assert coverage(plain["frechet"], np.mean(found["frechet"])) < 0.75
+
+
+def distances_of(products):
+    """{name: function of two weighted sets}, from inner products."""
+    pairs = ms_ssim.all_pairs(len(products))
+    similarity = np.exp(-mmd.squared_distances(products) / 5)[tuple(pairs.T)]
+    return {"frechet": lambda a, b: inception.frechet(products, a, b),
+            "linear": lambda a, b: mmd.mmd_of_kernel(products, a, b, False),
+            "unbiased": lambda a, b: mmd.mmd_of_kernel(products, a, b, True),
+            "pairs": lambda a, b: ms_ssim.mean_of_pairs(similarity, pairs, b)}

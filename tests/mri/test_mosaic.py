@@ -1,3 +1,4 @@
+"""Tiling against its definition, one pixel block at a time."""
 import numpy as np
 import pytest
 
@@ -5,7 +6,7 @@ from mri import mosaic
 
 
 def tile_by_definition(volume, layout):
-    """DESIGN's words, one pixel block at a time."""
+    """The definition in the README, slice by slice."""
     d = len(volume)
     per_tile = {"rgb": 3, "gray": 1}[layout]
     tiles = -(-d // per_tile)
@@ -39,14 +40,16 @@ def test_paper_size(dtype, layout):
     assert mosaic.grid_size(128, layout) == {"rgb": 7, "gray": 12}[layout]
     used = {"rgb": 43, "gray": 128}[layout]
     g = mosaic.grid_size(128, layout)
-    for i in range(used + (layout == "rgb"), g * g):  # tile 42 holds slices 126 and 127 and an empty channel
-        assert not sheet[i // g * 128:i // g * 128 + 128, i % g * 128:i % g * 128 + 128].any()
+    # in rgb, tile 42 holds slices 126 and 127 and an empty channel
+    for i in range(used + (layout == "rgb"), g * g):
+        row, column = i // g * 128, i % g * 128
+        assert not sheet[row:row + 128, column:column + 128].any()
     back = mosaic.untile(sheet, 128, layout)
     assert back.dtype == dtype and np.array_equal(back, volume)
 
 
 def test_directions():
-    """Anterior up, left on the left: a voxel that is right, anterior and in slice 4 lies where a reader looks for it."""
+    """Anterior up, left on the left: a voxel on the right, anterior, in slice 4."""
     volume = np.zeros((6, 6, 6))
     volume[5, 4, 4] = 1  # far right, second from the front
     sheet = mosaic.tile(volume, "rgb")

@@ -1,0 +1,135 @@
+"""The same seeds of a trained model by each sampler: time, and how far the results differ."""
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from diffusion import samplers, vae
+from metrics import mmd, ms_ssim
+from metrics.volume_sets import find_set
+from mri import geometry, manifest, mosaic
+from reporting import figures
+from training import acceleration, pretrained
+from utils.files import atomic_folder, write_text
+from utils.precision import autocast
+from utils.seeding import seeded_generator
+
+WAYS = (("ddpm", 250), ("ddim", 250), ("dpm++", 50), ("dpm++", 25), ("unipc", 25))  # sampler, steps
+SLOWEST = WAYS[0]           # times are compared with it
+REFERENCE = ("ddim", 250)   # results are compared with it: dpm++ and unipc approximate its path
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finetuned model, ready to sample, and what its latents mean."""
+    network: torch.nn.Module
+    autoencoder: torch.nn.Module
+    config: dict            # constructor arguments of the network, from its checkpoint
+    header: dict            # of the manifest that it was trained on
+    device: str
+    precision: str          # compute dtype of the network
+    message: str | None     # what to tell the user about compilation
+
+
+def load(checkpoint, *, base, vae_name, device, precision, compiled):
+    """Restores a checkpoint of train.py, and the VAE that decodes its latents.
+
+    :param base: file of base weights; None: where train.py read them
+    :param vae_name: as diffusion.vae.load_decoder takes it
+    :param compiled: as training.acceleration.compile_blocks takes it
+    :return: TrainedModel
+    :raises UserError: something is missing, damaged, or does not fit
+    """
+    network, metadata = pretrained.restore_model(checkpoint, base=base)
+    header = manifest.check_header(metadata["header"], checkpoint)
+    autoencoder = vae.load_decoder(metadata, vae_name, device, checkpoint)
+    message = acceleration.prepare_for_sampling(network, device, precision, compiled)
+    return TrainedModel(network, autoencoder, metadata["config"], header, device, precision,
+                        message)
+
+
+def read_volumes(folder):
+    """Volumes of the test split of a data folder, (N, D, D, D) uint8."""
+    found = find_set(folder, None, "--real")
+    return np.stack([found.read(i) for i in range(len(found))])
+
+
+def draw(trained, sampler, steps, num_samples, seed):
+    """Samples volumes; sample i depends on (seed, i) alone.
+
+    :param trained: TrainedModel
+    :param sampler: key of diffusion.samplers.SAMPLERS
+    :param steps: sampling steps
+    :return: (N, D, D, D) uint8
+    """
+    config = trained.config
+    shape = (config["in_channels"], config["input_size"], config["input_size"])
+    labels = torch.zeros(num_samples, dtype=torch.long)
+    generators = [seeded_generator(seed, i) for i in range(num_samples)]
+    with autocast(trained.device, trained.precision):
+        z = samplers.sample(
+            trained.network, shape, labels, config["num_classes"], generators, sampler=sampler,
+            num_steps=steps, device=trained.device)
+    mosaics = vae.decode(trained.autoencoder, z)
+    header = trained.header
+    return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in mosaics])
+
+
+def measure(trained, num_samples, seed, turns):
+    """Samples the same seeds by all WAYS, alternating.
+
+    :param turns: how often each is timed
+    :return: {way: median seconds}, {way: (N, D, D, D) uint8 volumes}
+    """
+    draw(trained, "dpm++", 3, num_samples, seed)  # to warm up
+    times = {way: [] for way in WAYS}
+    drawn = {}
+    for _ in range(turns):
+        for sampler, steps in WAYS:
+            start = time.perf_counter()
+            drawn[sampler, steps] = draw(trained, sampler, steps, num_samples, seed)
+            times[sampler, steps].append(time.perf_counter() - start)
+    return {way: float(np.median(seconds)) for way, seconds in times.items()}, drawn
+
+
+def table(seconds, drawn, real, device):
+    """Lines of a Markdown table of what `measure` returned.
+
+    :param real: (M, D, D, D) uint8 real volumes for MMD, or None
+    """
+    count = len(drawn[REFERENCE])
+    headings = ["sampler, steps", f"s for {count}", "times faster", "gray levels from ddim 250",
+                "MS-SSIM"]
+    if real is not None:
+        headings.append("linear MMD")
+    lines = [_markdown_row(headings), "|---" * len(headings) + "|"]
+    for sampler, steps in WAYS:
+        volumes = drawn[sampler, steps]
+        cells = [
+            f"{sampler} {steps}",
+            f"{seconds[sampler, steps]:.3g}",
+            f"{seconds[SLOWEST] / seconds[sampler, steps]:.1f}",
+            f"{_rms_difference(volumes, drawn[REFERENCE]):.1f}",
+            f"{ms_ssim.ms_ssim_pairs(volumes, device=device).mean():.4f}",
+        ]
+        if real is not None:
+            cells.append(f"{mmd.mmd_linear(real, volumes, device=device):.1f}")
+        lines.append(_markdown_row(cells))
+    return lines
+
+
+def _markdown_row(cells):
+    return "| " + " | ".join(cells) + " |"
+
+
+def _rms_difference(a, b):
+    return np.sqrt(np.mean((a.astype(np.float32) - b) ** 2))
+
+
+def write(folder, lines, drawn, header):
+    """Writes samplers.md, the table, and samplers.png, volumes of the same seeds side by side."""
+    groups = {f"{sampler} {steps}": drawn[sampler, steps] for sampler, steps in WAYS}
+    with atomic_folder(folder) as temporary:
+        write_text(temporary / "samplers.md", "\n".join(lines) + "\n")
+        figures.gallery(temporary / "samplers.png", groups, geometry.voxel_sizes(header["affine"]))

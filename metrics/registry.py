@@ -1,0 +1,73 @@
+"""The metrics that evaluate.py computes, in the order of the report.
+
+To add one: a file with its mathematics and a function (pool, options) -> list of Statistic, and
+one entry here. The choices of --metrics, their help, the checks and the report follow.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from metrics import inception, intensity, memorization, mmd, ms_ssim, smoothness
+from metrics.options import NotComputed
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, or several that are computed together."""
+    titles: dict                    # {name that --metrics takes: name in reports}
+    help: str                       # what it measures
+    statistics: Callable            # (Pool, MetricOptions) -> Statistics, in order
+    check: Callable | None = None   # (Pool, MetricOptions), before any volume is read:
+                                    #   raises NotComputed or UserError
+    flags: tuple = ()               # arguments of evaluate.py that have no effect without it
+
+    def chosen(self, names):
+        """Those of its names that are among `names`."""
+        return [name for name in self.titles if name in names]
+
+
+METRICS = (
+    Metric({"ms-ssim": "MS-SSIM"}, "similarity within each set, which shows its diversity",
+           ms_ssim.similarity_statistics, check=ms_ssim.check_size),
+    Metric({"mmd": "MMD"}, "distance of the sets' voxels",
+           mmd.mmd_statistics, flags=("mmd_batch",)),
+    Metric({"fid": "FID", "kid": "KID"}, "distance of Inception features of slices",
+           inception.inception_statistics, check=inception.check_weights,
+           flags=("inception_weights",)),
+    Metric({"smoothness": "smoothness"}, "roughness along each axis relative to the real set",
+           smoothness.smoothness_statistics),
+    Metric({"histogram": "histogram"}, "distance of the intensity histograms",
+           intensity.histogram_statistics),
+    Metric({"memorization": "memorization"}, "closeness to the training set; needs --train",
+           memorization.memorization_statistics, check=memorization.check_training_set),
+)
+NAMES = tuple(name for metric in METRICS for name in metric.titles)
+FORMER_NAMES = {"memorisation": "memorization"}  # still accepted
+
+
+def metric_name(text):
+    """A flag's type: the name of a metric; former names are translated."""
+    return FORMER_NAMES.get(text, text)
+
+
+def help_text():
+    """All metrics with what they measure, as a phrase."""
+    return ", ".join(f"{' and '.join(metric.titles)} ({metric.help})" for metric in METRICS)
+
+
+def checked(names, pool, options):
+    """Metrics of these names that can be computed here, before any volume is read.
+
+    :return: list of Metric, {title: why it is not computed}
+    :raises UserError: a file that a metric needs cannot be used
+    """
+    computable, skipped = [], {}
+    for metric in METRICS:
+        if not metric.chosen(names):
+            continue
+        try:
+            if metric.check:
+                metric.check(pool, options)
+            computable.append(metric)
+        except NotComputed as e:
+            skipped.update({metric.titles[name]: str(e) for name in metric.chosen(names)})
+    return computable, skipped

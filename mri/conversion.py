@@ -1,0 +1,186 @@
+"""One scan -> mosaic on disk, and a cube back onto its scan's grid; many scans in processes."""
+import contextlib
+import ctypes
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mri import (
+    geometry,
+    intensity,
+    manifest,
+    mosaic,
+    mosaic_files,
+    nifti,
+    preparation,
+    quality_control,
+    scan_formats,
+)
+from utils.errors import UserError
+from utils.progress import progress
+
+M_TRIM_THRESHOLD = -1           # of <malloc.h>
+M_MMAP_MAX = -4
+KEPT_HEAP_BYTES = 2 ** 28       # that a worker keeps for the next scan
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How scans become mosaics; the flags of preprocess.py with these names."""
+    size: int                     # side of the cube, voxels
+    layout: str                   # of the mosaic
+    fit: str                      # of the field of view into the cube
+    window: tuple                 # two percentiles, 0…100
+    volume: int | None = None     # of files that have several
+    affine: np.ndarray | None = None  # (4, 4), mm; for files without one
+    mask: str | None = None       # pattern of the masks' paths
+    n4: bool = False
+    crop_to_brain: bool = False
+    crop_margin: float = 0.0      # mm
+
+
+@dataclass(frozen=True)
+class PreparedScan:
+    """A scan whose mosaic is on disk."""
+    entry: dict                   # of the manifest, without class and split
+    summary: quality_control.ScanSummary
+
+
+@dataclass(frozen=True)
+class SkippedScan:
+    """A scan that could not be used."""
+    reason: str                   # names the file, and what to do
+
+
+def prepare_scan(scan, folder, settings):
+    """Converts a scan, and writes its mosaic, and its bias field if asked for, into a folder.
+
+    What is undone again by `restore`.
+
+    :param scan: Scan
+    :param folder: with subfolders mosaics, and bias for N4
+    :param settings: Settings
+    :return: PreparedScan or SkippedScan
+    """
+    try:
+        source = scan_formats.read_scan(scan.path, settings.volume, settings.affine)
+        ras, affine = geometry.to_ras(source.array, source.affine)
+        masked = quality_control.is_masked(ras)
+        entry = _source_entry(scan, source, settings.volume)
+        ras, affine = _prepare(ras, affine, scan, entry, folder, settings)
+        window = intensity.intensity_window(ras, settings.window)
+        entry["window"] = list(window)
+        cube = geometry.to_cube(ras, affine, settings.size, settings.fit, outside=window[0])
+        cube = intensity.to_uint8(cube, window)
+    except UserError as e:
+        return SkippedScan(str(e) if str(scan.path) in str(e) else f"{scan.path}: {e}")
+    except ValueError as e:
+        return SkippedScan(f"{scan.path}: {e}; widen --window, or take it out")
+    mosaic_files.write_mosaic(mosaic_files.mosaic_path(folder, scan.id),
+                              mosaic.tile(cube, settings.layout))
+    cube_affine = geometry.cube_affine(ras.shape, affine, settings.size, settings.fit)
+    summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked)
+    return PreparedScan(entry, summary)
+
+
+def restore(cube, entry, fit, bias=None):
+    """Puts a cube back onto its scan's grid, axis order and intensities; undoes `prepare_scan`.
+
+    :param cube: (D, D, D) uint8, RAS
+    :param entry: of the manifest
+    :param fit: of the manifest's header
+    :param bias: logarithm of the bias field that was removed
+    :return: (X, Y, Z) float32
+    """
+    affine = np.array(entry["affine"], float)
+    ras = intensity.from_uint8(cube, entry["window"])
+    ras = geometry.from_cube(ras, *preparation.prepared_grid(entry), fit)
+    if entry.get("crop"):
+        shape, _ = geometry.ras_grid(entry["shape"], affine)
+        outside = entry.get("outside", entry["window"][0])
+        ras = preparation.uncrop(ras, entry["crop"], shape, outside)
+    if bias is not None:
+        ras = preparation.multiply_bias(ras, bias)
+    return geometry.from_ras(ras, affine)
+
+
+def _source_entry(scan, source, volume):
+    """What the manifest says of a scan as it was."""
+    entry = {"id": scan.id, "subject": scan.subject, "source": str(scan.path.resolve()),
+             "shape": list(source.array.shape), "affine": source.affine.tolist(), "window": None}
+    if source.volumes > 1:
+        entry["volume"] = volume
+    if source.codes != (1, 1):
+        entry["codes"] = list(source.codes)
+    if source.warnings:
+        entry["warnings"] = list(source.warnings)
+    return entry
+
+
+def _prepare(ras, affine, scan, entry, folder, settings):
+    """Bias correction, mask and crop, as asked for; recorded in the entry.
+
+    :return: the prepared array and its affine
+    """
+    voxel_sizes = geometry.voxel_sizes(affine)
+    mask = None
+    if settings.mask:
+        path = preparation.mask_path(settings.mask, scan)
+        mask = preparation.read_mask(path, ras.shape, affine)
+        entry["mask"] = str(path.resolve())
+    if settings.n4:
+        bias = preparation.bias_field(ras, voxel_sizes, mask, threads=1)
+        ras = preparation.divide_bias(ras, bias)
+        entry["n4"] = True
+        nifti.write_nifti(manifest.bias_path(folder, scan.id), bias,
+                          geometry.grid_over(ras.shape, affine, bias.shape))
+    if mask is not None:
+        ras = preparation.apply_mask(ras, mask)
+    if settings.crop_to_brain:
+        entry["crop"] = preparation.brain_box(ras, voxel_sizes, settings.crop_margin, mask)
+        entry["outside"] = preparation.border(ras)[0]
+        ras = preparation.crop(ras, entry["crop"])
+        affine = preparation.prepared_grid(entry)[1]
+    return ras, affine
+
+
+# -------------------------------------------------------------------------------------- processes
+
+def prepare_scans(scans, folder, settings, workers):
+    """Runs `prepare_scan` over scans, with progress.
+
+    :param workers: number of processes, of one thread each
+    :return: list of PreparedScan and SkippedScan in the order of the scans
+    :raises UserError: a process was killed
+    """
+    if workers == 1:
+        _start_worker()
+        return [prepare_scan(scan, folder, settings) for scan in progress(scans, "scans")]
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+        try:
+            jobs = [pool.submit(prepare_scan, scan, folder, settings) for scan in scans]
+            return [job.result() for job in progress(jobs, "scans")]
+        except BrokenProcessPool:
+            raise UserError("--workers: a worker was killed, likely out of memory; "
+                            "use fewer workers") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start_worker():
+    """One thread per process, and freed arrays kept for the next scan.
+
+    glibc would give each freed array back to the system, and fault its pages in again for the next,
+    which takes a fifth of a scan's time.
+    """
+    torch.set_num_threads(1)
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        libc = ctypes.CDLL(None)
+        if libc.mallopt(M_MMAP_MAX, 0):
+            libc.mallopt(M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)

@@ -1,0 +1,121 @@
+"""The parts of a report, each as Markdown and as HTML, so that both say the same.
+
+In texts, `code`, *italic* and **bold** are marked as in Markdown.
+"""
+import base64
+import html
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
+table{border-collapse:collapse;font-size:13px;margin:1rem 0;display:block;overflow-x:auto}
+th,td{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-align:top}
+th{border-bottom:2px solid #888}
+figure{margin:1.5rem 0}
+figcaption{font-size:13px;color:#555}
+img{max-width:100%}
+code{background:#f3f3f3;padding:0 .2em}
+""".strip()
+
+
+@dataclass(frozen=True)
+class Heading:
+    level: int          # 1: of the page
+    text: str
+
+    def markdown(self):
+        return "#" * self.level + " " + self.text
+
+    def html(self, figures):
+        return f"<h{self.level}>{_inline_html(self.text)}</h{self.level}>"
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    text: str
+
+    def markdown(self):
+        return self.text
+
+    def html(self, figures):
+        return f"<p>{_inline_html(self.text)}</p>"
+
+
+@dataclass(frozen=True)
+class Bullets:
+    items: list
+
+    def markdown(self):
+        return "\n".join(f"- {item}" for item in self.items)
+
+    def html(self, figures):
+        return "<ul>" + "".join(f"<li>{_inline_html(item)}</li>" for item in self.items) + "</ul>"
+
+
+@dataclass(frozen=True)
+class Table:
+    head: list
+    rows: list          # of lists, as long as the head
+
+    def markdown(self):
+        lines = [self._markdown_row(row) for row in (self.head, *self.rows)]
+        return "\n".join([lines[0], "|" + "---|" * len(self.head), *lines[1:]])
+
+    def html(self, figures):
+        head = self._html_row(self.head, "th")
+        body = "".join(self._html_row(row, "td") for row in self.rows)
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+
+    @staticmethod
+    def _markdown_row(row):
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+
+    @staticmethod
+    def _html_row(row, tag):
+        return "<tr>" + "".join(f"<{tag}>{_inline_html(cell)}</{tag}>" for cell in row) + "</tr>"
+
+
+@dataclass(frozen=True)
+class Picture:
+    file: str           # in the folder figures/
+    caption: str
+
+    def markdown(self):
+        return f"![{self.caption}](figures/{self.file})\n\n*{self.caption}*"
+
+    def html(self, figures):
+        data = base64.b64encode((Path(figures) / self.file).read_bytes()).decode()
+        caption = html.escape(self.caption)
+        return (f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
+                f"<figcaption>{caption}</figcaption></figure>")
+
+
+def markdown_page(blocks):
+    """Blocks -> a Markdown file whose pictures are files in figures/."""
+    return "\n\n".join(block.markdown() for block in blocks) + "\n"
+
+
+def html_page(blocks, figures, title):
+    """Blocks -> one HTML file that needs no other: its pictures are embedded.
+
+    :param figures: folder of the pictures
+    """
+    body = "\n".join(block.html(figures) for block in blocks)
+    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>\n"
+            f"{body}\n</body></html>\n")
+
+
+def _inline_html(text):
+    """Escapes a text; `code` stays as it is, *italic* and **bold** become tags."""
+    pieces = re.split(r"`([^`]+)`", html.escape(text, quote=False))
+    for k, piece in enumerate(pieces):
+        if k % 2:  # re.split puts what was between backticks at the odd places
+            pieces[k] = f"<code>{piece}</code>"
+        else:
+            bold = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", piece)
+            pieces[k] = re.sub(r"\*([^*]+)\*", r"<i>\1</i>", bold)
+    return "".join(pieces)

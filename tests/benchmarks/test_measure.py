@@ -1,0 +1,58 @@
+"""How cost is measured."""
+import os
+import signal
+
+import pytest
+
+from benchmarks import measure
+from benchmarks.measure import StepCost
+from utils.errors import UserError
+
+
+def _kill_this_process(code):
+    os.kill(os.getpid(), code)
+
+
+def _refuse(words):
+    raise UserError(words)
+
+
+def test_a_killed_process_ran_out_of_memory():
+    assert measure.alone(_kill_this_process, signal.SIGKILL) is None
+    with pytest.raises(UserError, match="what is wrong"):
+        measure.alone(_refuse, "what is wrong")
+    with pytest.raises(UserError, match="ended with code -15"):
+        measure.alone(_kill_this_process, signal.SIGTERM)
+
+
+def test_errors_that_mean_out_of_memory():
+    assert measure._is_out_of_memory(MemoryError())
+    for words in ("CUDA out of memory. Tried", "DefaultCPUAllocator: can't allocate memory",
+                  "CUBLAS_STATUS_ALLOC_FAILED"):
+        assert measure._is_out_of_memory(RuntimeError(words))
+    assert not measure._is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_turns_are_merged():
+    first = StepCost(step_seconds=[1], peak_gb=2, message="a")
+    second = StepCost(step_seconds=[4], peak_gb=1, message="b")
+    assert measure.merge([first, second]) == StepCost(
+        step_seconds=[1, 4], peak_gb=2, message="a")
+    assert measure.merge([first, None]) is None
+
+
+def test_ways_alternate():
+    calls = []
+
+    def baseline():
+        calls.append("baseline")
+        return 1
+
+    def optimized():
+        calls.append("optimized")
+        return 2
+
+    ways = {"baseline": baseline, "optimized": optimized}
+    seconds, results = measure.alternate(ways, repeats=2)
+    assert calls == ["baseline", "optimized"] * 3  # once to warm up
+    assert results == {"baseline": 1, "optimized": 2} and min(seconds.values()) >= 0

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from metrics import registry, statistic
+from metrics.options import MetricOptions, NotComputed
+from metrics.registry import Metric
+from metrics.volume_sets import VolumeSet
+from utils.errors import UserError
+
+
+def a_pool(side=16, train=None):
+    ids = ["a", "b"]
+    found = VolumeSet("--real", "folder", None, ids, ids, side, np.ones(3), read=None)
+    return statistic.Pool(found, found, train and found)
+
+
+def test_names_and_help_follow_from_the_registry():
+    assert registry.NAMES == (
+        "ms-ssim", "mmd", "fid", "kid", "smoothness", "histogram", "memorization")
+    text = registry.help_text()
+    for metric in registry.METRICS:
+        assert metric.help in text and all(name in text for name in metric.titles)
+    former = "memorization".replace("z", "s")
+    assert registry.metric_name(former) == "memorization"
+    assert registry.metric_name("fid") == "fid" and registry.metric_name("x") == "x"
+
+
+def test_checks_come_before_any_volume_is_read(monkeypatch):
+    monkeypatch.setattr("metrics.inception.find_weights", lambda folder: None)
+    names = ("ms-ssim", "kid", "histogram", "memorization")
+    found, skipped = registry.checked(names, a_pool(side=8), MetricOptions(names=names))
+    assert [list(metric.titles) for metric in found] == [["histogram"]]
+    assert list(skipped) == ["MS-SSIM", "KID", "memorization"]
+    assert "volumes of 8 voxels a side are too small" in skipped["MS-SSIM"]
+    assert "download.py inception" in skipped["KID"] and "--train" in skipped["memorization"]
+    found, skipped = registry.checked(registry.NAMES, a_pool(train=True), MetricOptions())
+    assert list(skipped) == ["FID", "KID"]
+    assert [name for metric in found for name in metric.titles] == [
+        "ms-ssim", "mmd", "smoothness", "histogram", "memorization"]
+
+
+def test_damaged_weights_are_an_error(tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"junk")
+    options = MetricOptions(names=("fid",), inception_weights=tmp_path / "w.pth")
+    with pytest.raises(UserError, match="--inception-weights .*w.pth: not a file of weights"):
+        registry.checked(options.names, a_pool(), options)
+
+
+def test_a_metric_is_one_entry(monkeypatch):
+    def refuse(pool, options):
+        raise NotComputed("no luck")
+
+    added = Metric({"sharpness": "sharpness"}, "sharpness of edges", statistics=None, check=refuse)
+    monkeypatch.setattr(registry, "METRICS", (*registry.METRICS, added))
+    assert registry.help_text().endswith("sharpness (sharpness of edges)")
+    found, skipped = registry.checked(("sharpness",), a_pool(), MetricOptions())
+    assert found == [] and skipped == {"sharpness": "no luck"}

@@ -1,0 +1,116 @@
+"""Pool, resamples and summarize, on sets whose volumes are numbers."""
+import numpy as np
+import pytest
+
+from metrics import statistic
+from metrics.volume_sets import VolumeSet
+
+
+def a_set(flag, values, subjects=None):
+    """A set of 2 x 2 x 2 cubes; cube i is values[i], but for one voxel that is one more."""
+    def read(i):
+        cube = np.full((2, 2, 2), values[i], np.uint8)
+        cube[1, 1, 1] += 1
+        return cube
+
+    ids = [f"v{i}" for i in range(len(values))]
+    return VolumeSet(flag, "folder", None, ids, subjects or ids, 2, np.ones(3), read)
+
+
+@pytest.fixture
+def pool(tmp_path):
+    made = statistic.Pool(
+        a_set("--real", [10, 20, 30, 40, 50], ["a", "a", "b", "c", "d"]),
+        a_set("--synthetic", [11, 22, 33, 44, 55, 66]), a_set("--train", [1, 2]), ["rgb"])
+    made.load(memory_gb=4, folder=tmp_path)
+    made.part("vae rgb")[:] = made.part("real") + 1
+    return made
+
+
+def mean_of(pool, weights):
+    return weights @ pool.compared[:, 0, 0, 0] / weights.sum(1)
+
+
+def difference(pool):
+    return lambda real, other: mean_of(pool, other) - mean_of(pool, real)
+
+
+def test_pool_holds_the_sets_one_after_another(pool):
+    assert list(pool.sets) == ["real", "synthetic", "vae rgb"] and pool.size == 16
+    assert pool.volumes[:, 0, 0, 0].tolist() == [
+        10, 20, 30, 40, 50, 11, 22, 33, 44, 55, 66, 11, 21, 31, 41, 51, 1, 2]
+    assert pool.index("synthetic").tolist() == [5, 6, 7, 8, 9, 10]
+    assert pool.index("train").tolist() == [16, 17] and pool.part("train")[1, 0, 0, 0] == 2
+    assert len(pool.compared) == 16
+    weights = pool.weights("synthetic", np.array([[2, 0, 0, 1, 0, 0]]))
+    assert weights.tolist() == [[0] * 5 + [2, 0, 0, 1, 0, 0] + [0] * 5]
+    assert pool.weights("real").tolist() == [[1] * 5 + [0] * 11]
+    # one group per subject of a set: two of one subject only in the real set and its copy
+    assert pool.groups[0] == pool.groups[1] and pool.groups[11] == pool.groups[12]
+    assert len(set(pool.groups)) == 4 + 6 + 4
+
+
+def test_summary_by_hand(pool):
+    resampled = statistic.resamples(pool, replicates=50, seed=0)
+    entry = statistic.summarize(
+        statistic.Statistic("d", "difference", "of means", "0", difference(pool),
+                            details={"unit": "gray levels"}), pool, resampled)
+    assert list(entry) == ["name", "aim", "how", "value", "unit", "interval", "floor",
+                           "at_floor_n", "vae"]
+    assert entry["name"] == "difference" and entry["how"] == "of means" and entry["aim"] == "0"
+    assert entry["value"] == pytest.approx(38.5 - 30) and entry["unit"] == "gray levels"
+    assert entry["interval"][0] < entry["value"] < entry["interval"][1]
+    first, second = resampled.halves
+    halves = mean_of(pool, second) - mean_of(pool, first)
+    assert entry["floor"] == pytest.approx(
+        {"mean": halves.mean(), "low": halves.min(), "high": halves.max()})
+    assert entry["vae"] == {"rgb": pytest.approx(1)}
+
+
+def test_halves_are_of_subjects_and_matched_in_size(pool):
+    resampled = statistic.resamples(pool, replicates=0, seed=0)
+    assert resampled.bootstrap is None and resampled.missing == {}
+    first, second = resampled.halves
+    assert len(first) == statistic.SPLITS and np.array_equal(first[:, 0], first[:, 1])
+    assert np.array_equal(first + second, np.repeat(pool.weights("real"), len(first), axis=0))
+    assert np.array_equal(resampled.matched[0], first)
+    assert np.array_equal(resampled.matched[1].sum(1), second.sum(1))
+    assert (resampled.matched[1][:, :5] == 0).all() and resampled.matched[1].max() == 1
+
+
+def test_targets_and_limits(pool):
+    resampled = statistic.resamples(pool, replicates=20, seed=0)
+
+    def summary(target, compute, **fields):
+        return statistic.summarize(
+            statistic.Statistic("k", "n", "d", target, compute, **fields), pool, resampled)
+
+    low = summary("low", lambda real, other: difference(pool)(real, other) - 9)
+    assert low["value"] == 0 and low["interval"][0] == 0  # not below 0, as a distance
+    real = summary("real", lambda real, other: mean_of(pool, other))
+    assert real["value"] == pytest.approx(38.5) and real["target"]["value"] == pytest.approx(30)
+    assert real["target"]["interval"][0] < 30 < real["target"]["interval"][1]
+    share = summary("0.1", lambda real, other: np.zeros(len(other)), is_share=True,
+                    has_ceiling=False)
+    assert share["interval"][0] == 0 < share["interval"][1] < 0.5 and "vae" not in share
+    given = summary("0", None, value=7.0)
+    assert list(given) == ["name", "aim", "how", "value"] and given["value"] == 7
+    undefined = summary("0", lambda real, other: np.full(len(real), np.nan))
+    assert undefined["value"] is None and "floor" not in undefined
+
+
+def test_too_few_subjects(tmp_path):
+    def missing(real, synthetic, replicates=10):
+        pool = statistic.Pool(a_set("--real", *real), a_set("--synthetic", *synthetic))
+        resampled = statistic.resamples(pool, replicates, seed=0)
+        assert (resampled.bootstrap is None) == (replicates == 0 or len(resampled.missing) > 0)
+        assert (resampled.halves is None) == ("the floor" in resampled.missing)
+        return resampled.missing
+
+    many, few = ([1, 2, 3, 4],), ([1, 2, 3, 4], ["a", "a", "b", "b"])
+    assert missing(many, many) == {}
+    assert missing(many, few) == {"intervals": "--synthetic has 2 subjects; at least 4 are needed"}
+    why = "--real has 2 subjects; at least 4 are needed"
+    assert missing(few, many) == missing(few, few) == {"intervals": why, "the floor": why}
+    assert missing(few, many, replicates=0) == {"the floor": why}
+    assert missing(([1, 2], ["a", "a"]), many)["the floor"].startswith("--real has 1 subject;")

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from metrics import volume_sets
+from mri import geometry, nifti
+from utils.errors import UserError
+
+AFFINE = np.array([[0, 3.0, 0, 0], [-2, 0, 0, 8], [0, 0, 2.5, 0], [0, 0, 0, 1]])  # axes P, R, S
+
+
+def cubes(folder, volumes):
+    """Writes (N, D, D, D) uint8 or float as NIfTIs."""
+    folder.mkdir()
+    for i, volume in enumerate(volumes):
+        nifti.write_nifti(folder / f"v{i}.nii.gz", volume, AFFINE)
+    return folder
+
+
+def test_nifti_cubes_are_read_in_ras(tmp_path):
+    volumes = np.random.default_rng(0).integers(0, 256, (3, 6, 6, 6)).astype(np.uint8)
+    found = volume_sets.find_set(cubes(tmp_path / "n", volumes), None, "--real")
+    assert found.ids == ["v0", "v1", "v2"] and len(found) == 3 and found.side == 6
+    assert np.allclose(found.voxel_sizes, [3, 2, 2.5])  # right, anterior, superior
+    assert np.array_equal(found.read(1), geometry.to_ras(volumes[1], AFFINE)[0])
+
+
+def test_data_folder_and_its_splits(data):
+    real = volume_sets.find_set(data, None, "--real")
+    assert real.split == "test" and real.side == 16 and real.read(0).shape == (16, 16, 16)
+    train = volume_sets.find_set(data, "train", "--train")
+    everything = volume_sets.find_set(data, "all", "--real")
+    assert sorted(everything.ids) == sorted(real.ids + train.ids)
+    assert not set(real.subjects) & set(train.subjects)
+
+
+def test_room_in_memory_or_in_a_file(tmp_path):
+    small = volume_sets.allocate(4, 8, memory_gb=1, folder=tmp_path)
+    assert type(small) is np.ndarray and small.shape == (4, 8, 8, 8) and small.dtype == np.uint8
+    large = volume_sets.allocate(4, 8, memory_gb=1e-6, folder=tmp_path)
+    assert isinstance(large, np.memmap) and large.shape == small.shape
+    assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_refusals(tmp_path):
+    cube = np.linspace(0, 1, 4 ** 3, dtype=np.float32).reshape(4, 4, 4)
+    with pytest.raises(UserError, match="--real .*: no such folder"):
+        volume_sets.find_set(tmp_path / "none", None, "--real")
+    one = cubes(tmp_path / "one", [cube])
+    with pytest.raises(UserError, match="holds 1 volumes; at least 2"):
+        volume_sets.find_set(one, None, "--real")
+    with pytest.raises(UserError, match="not a data folder and has no splits"):
+        volume_sets.find_set(one, "test", "--real")
+    for wrong in (cube + 0.5, cube - 0.5, cube[:3]):
+        folder = cubes(tmp_path / f"wrong{len(list(tmp_path.iterdir()))}", [wrong] * 2)
+        with pytest.raises(UserError, match=r"not a cube in \[0, 1\]; run preprocess.py"):
+            volume_sets.find_set(folder, None, "--real")
+
+
+def test_volumes_of_another_size_and_constant_ones_are_refused():
+    cube = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
+    for second, words in ((np.zeros((8, 8, 8), np.uint8), r"v1 is .8, 8, 8., v0 is .4, 4, 4."),
+                          (np.full((4, 4, 4), 7, np.uint8), "v1 is constant, 7; remove it")):
+        ids = ["v0", "v1"]
+        found = volume_sets.VolumeSet(
+            "--real", "folder", None, ids, ids, 4, np.ones(3), read=[cube, second].__getitem__)
+        with pytest.raises(UserError, match=f"--real folder: {words}"):
+            volume_sets.load(found, np.empty((2, 4, 4, 4), np.uint8))
+
+
+def test_digests_tell_volumes_by_their_voxels():
+    volumes = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 4)).astype(np.uint8)
+    volumes[2] = volumes[0]
+    a, b, c = volume_sets.digests(volumes)
+    assert a == c != b and volume_sets.digests(volumes[:, ::-1, ::-1, ::-1])[0] != a

@@ -1,0 +1,121 @@
+"""Axis orders, cubes and resampling: world points stay in place, and SciPy as the oracle."""
+import nibabel as nib
+import numpy as np
+import pytest
+from example_scans import ORIENTATIONS, blob, centroid, oblique, turned
+from helpers import AFFINE, brain
+from nibabel.affines import apply_affine
+from scipy import ndimage
+
+from mri import geometry
+
+
+@pytest.mark.parametrize("fit", geometry.FITS)
+@pytest.mark.parametrize("order, flips", ORIENTATIONS)
+def test_a_world_point_stays_in_place(order, flips, fit):
+    base = oblique(AFFINE)
+    point = apply_affine(base, [8, 14, 10])
+    array, affine = turned(blob((20, 26, 22), base, point), base, order, flips)
+    ras, ras_affine = geometry.to_ras(array, affine)
+    assert nib.aff2axcodes(ras_affine) == ("R", "A", "S")
+    grid_shape, grid_affine = geometry.ras_grid(array.shape, affine)
+    assert np.allclose(grid_affine, ras_affine) and grid_shape == ras.shape
+    cube = geometry.to_cube(ras, ras_affine, 24, fit)
+    cube_affine = geometry.cube_affine(ras.shape, ras_affine, 24, fit)
+    half_voxel = geometry.voxel_sizes(cube_affine).min() / 2
+    assert np.linalg.norm(centroid(cube, cube_affine) - point) < half_voxel / 5
+    back = geometry.from_ras(geometry.from_cube(cube, ras.shape, ras_affine, fit), affine)
+    assert back.shape == array.shape
+    assert np.linalg.norm(centroid(back, affine) - point) < half_voxel / 5
+    assert np.corrcoef(back.ravel(), array.ravel())[0, 1] > 0.99
+
+
+def test_axis_order_is_undone_exactly():
+    array = brain()
+    for order, flips in ORIENTATIONS:
+        there, affine = turned(array, AFFINE, order, flips)
+        ras, ras_affine = geometry.to_ras(there, affine)
+        assert np.array_equal(ras, array) and np.allclose(ras_affine, AFFINE)
+        assert np.array_equal(geometry.from_ras(ras, affine), there)
+
+
+@pytest.mark.parametrize("shape, size", [((144, 176, 144), 128), ((20, 26, 22), 33)])
+def test_stretch_is_scipys_zoom_with_aligned_edges(shape, size):
+    array = np.random.default_rng(0).random(shape, dtype=np.float32)
+    theirs = ndimage.zoom(array, np.array([size] * 3) / shape, order=1, mode="nearest",
+                          grid_mode=True)
+    assert np.abs(geometry.to_cube(array, np.eye(4), size, "stretch") - theirs).max() < 1e-5
+    affine = geometry.cube_affine(shape, np.eye(4), size, "stretch")
+    assert np.allclose(geometry.voxel_sizes(affine), np.array(shape) / size)
+    # first and last edges meet
+    assert np.allclose(apply_affine(affine, [-0.5] * 3), -0.5)
+    assert np.allclose(apply_affine(affine, [size - 0.5] * 3), np.array(shape) - 0.5)
+
+
+def test_the_papers_voxels():
+    affine = geometry.cube_affine((144, 176, 144), np.eye(4), 128, "stretch")
+    assert np.allclose(geometry.voxel_sizes(affine), [1.125, 1.375, 1.125])
+
+
+def test_pad_keeps_voxels_cubic_and_equals_an_affine_resampling():
+    array = brain()
+    affine = geometry.cube_affine(array.shape, AFFINE, 30, "pad")
+    # the longest edge: 22 voxels of 2 mm
+    assert np.allclose(geometry.voxel_sizes(affine), 44 / 30)
+    to_scan = np.linalg.inv(AFFINE) @ affine
+    theirs = ndimage.affine_transform(array, to_scan[:3, :3], to_scan[:3, 3], (30, 30, 30),
+                                      order=1, mode="grid-constant")
+    # of 900: float32 positions
+    assert np.abs(geometry.to_cube(array, AFFINE, 30, "pad") - theirs).max() < 0.05
+
+
+def test_beyond_a_padded_scan_is_the_intensity_asked_for():
+    cube = geometry.to_cube(np.ones((4, 8, 8), np.float32) * 5, np.eye(4), 8, "pad", outside=-1)
+    assert cube[0, 4, 4] == -1 and cube[4, 4, 4] == 5
+
+
+def test_arrays_are_the_same_in_any_memory_order():
+    array = np.random.default_rng(0).random((20, 26, 22), dtype=np.float32)
+    target = (16, 12, 14)
+    variants = ((), ((1.2, 1, 0.8), "border"))
+    whole = [geometry.resample(array, target, *args) for args in variants]
+    for order, flips in ORIENTATIONS:
+        flipped = [axis for axis in range(3) if flips[axis] < 0]
+        stored = np.flip(array, flipped).transpose(order).copy()
+        view = np.flip(stored.transpose(np.argsort(order)), flipped)
+        assert np.array_equal(view, array)
+        flat, axes, reverse = geometry.in_memory_order(view)
+        assert flat.flags.c_contiguous and np.shares_memory(flat, view)
+        assert np.array_equal(np.flip(flat, reverse).transpose(np.argsort(axes)), array)
+        for theirs, args in zip(whole, variants):
+            assert np.abs(geometry.resample(view, target, *args) - theirs).max() < 1e-5
+
+
+def test_cohort_grid_is_the_median_about_the_median_center():
+    shapes = [(10, 10, 10), (20, 20, 20), (20, 20, 40)]
+    affines = [np.diag([1, 1, 1, 1.0]), np.diag([2, 2, 2, 1.0]), np.diag([2, 2, 2, 1.0])]
+    cube, shape, affine = geometry.cohort_grid(shapes, affines, 10, "stretch")
+    assert shape == (20, 20, 20)
+    assert np.allclose(geometry.voxel_sizes(affine), 2)
+    assert np.allclose(geometry.voxel_sizes(cube), 4)
+    assert np.allclose(apply_affine(cube, [4.5] * 3), 19)
+    assert np.allclose(apply_affine(affine, [9.5] * 3), 19)
+
+
+def test_corner_distance():
+    moved = AFFINE.copy()
+    moved[:3, 3] += [3, 0, 4]
+    assert geometry.max_corner_distance((20, 26, 22), AFFINE, moved) == 5
+    mirrored = np.diag([-1, 1, 1, 1]) @ AFFINE          # x = -14…14.5 mm becomes 14…-14.5
+    assert geometry.max_corner_distance((20, 26, 22), AFFINE, mirrored) == 29
+
+
+def test_views_show_left_on_the_left_and_anterior_or_superior_up():
+    assert list(geometry.VIEWS) == ["axial", "coronal", "sagittal"]
+    volume = np.zeros((4, 5, 6))
+    volume[1, 3, 4] = 1                                  # left, anterior, superior
+    for view, depth, place in (("axial", 0.7, (1, 1)), ("coronal", 0.6, (1, 1)),
+                               ("sagittal", 0.3, (1, 3))):
+        image = geometry.view_slice(volume, view, depth)
+        assert np.argwhere(image).tolist() == [list(place)], view
+    assert geometry.view_slice(volume, "axial", 1.0).shape == (5, 4)

@@ -1,0 +1,48 @@
+"""Progress: plain lines when stderr is a file, errors in one line, exit codes."""
+import pytest
+
+from utils import errors, progress
+
+
+def test_plain_lines_count_and_say_the_end(capsys):
+    assert list(progress.progress(range(3), "things")) == [0, 1, 2]
+    assert capsys.readouterr().err.startswith("things: 3/3 in ")
+    with progress.counter("things", 5, initial=2, seconds=0) as update:
+        update()
+        update(2)
+    first, last = capsys.readouterr().err.splitlines()
+    assert first.startswith("things: 3/5, ") and first.endswith(" s left")
+    assert last.startswith("things: 5/5 in ")
+    with progress.counter("things", 5):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error, code, words", [
+    (errors.UserError("--flag 3: is\n wrong"), 2, "error: --flag 3: is wrong\n"),
+    (FileNotFoundError(2, "No such file", "a/b"), 2, "error: a/b: No such file\n"),
+    (MemoryError(), 2, "out of memory (host); use a smaller batch"),
+    (RuntimeError("CUDA out of memory. Tried"), 2, "out of memory (CUDA out of memory"),
+    (KeyboardInterrupt(), 130, ": interrupted\n"),
+])
+def test_errors_end_in_one_line_and_a_code(error, code, words, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as exit_:
+        errors.run_script(main)
+    printed = capsys.readouterr().err
+    assert exit_.value.code == code and words in printed and printed.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback_and_success_its_code():
+    def bug():
+        raise RuntimeError("index out of range")
+
+    with pytest.raises(RuntimeError):
+        errors.run_script(bug)
+    for result, code in ((None, None), (1, 1)):
+        with pytest.raises(SystemExit) as exit_:
+            errors.run_script(lambda result=result: result)
+        assert exit_.value.code == code
+    assert errors.shorten("a\n  b", 3) == "a b"

@@ -1,0 +1,88 @@
+"""What a run writes about itself: log lines, skipped steps, checkpoints, preview mosaics."""
+import torch
+
+from diffusion import samplers
+from diffusion import vae as vae_module
+from mri.mosaic_files import write_mosaic
+from training.checkpoint import save_checkpoint
+from utils.errors import UserError
+from utils.precision import autocast
+from utils.seeding import seeded_generator
+
+MAX_SKIPPED_IN_A_ROW = 20  # after that the weights are to blame, not a batch
+PREVIEW_SAMPLER, PREVIEW_STEPS = "dpm++", 25
+
+
+def log_means(run, state, *, max_steps, lr, steps_per_second, batch_size):
+    """Writes the mean losses since the last log line to the logs."""
+    loss = mse = vb = None
+    figures = "no finite loss"
+    if state.log_count:
+        loss, mse, vb = (state.log_sums / state.log_count).tolist()
+        figures = f"loss {loss:.4f} (mse {mse:.4f}, vb {vb:.5f})"
+    entry = dict(step=state.step, loss=loss, mse=mse, vb=vb, lr=lr, skipped=state.skipped)
+    run.record(entry, round(steps_per_second * batch_size, 4))
+    skipped = f", {state.skipped} steps skipped" if state.skipped else ""
+    hours = (max_steps - state.step) / steps_per_second / 3600
+    run.say(f"step {state.step}/{max_steps}: {figures}, {steps_per_second:.3g} steps/s, "
+            f"{hours:.2f} h left{skipped}")
+
+
+def report_skipped_steps(run, state, batches, entries, *, lr, tolerate):
+    """Asks the device which steps were not finite, and names their volumes.
+
+    :param run: the Run, or None in a process that does not write
+    :param batches: Batches, to draw the volumes of a step again
+    :param entries: manifest entries, for the names of the volumes
+    :param tolerate: log such steps and continue, unless there are too many in a row
+    :raises UserError: there were some, and they are not tolerated
+    """
+    for skipped in state.settle():
+        volumes = ", ".join(entries[i]["id"] for i in batches.drawn(skipped.step).index.tolist())
+        what = (f"loss {skipped.loss:g} at step {skipped.step}, or a gradient that is not finite, "
+                f"on the volumes {volumes}")
+        if not tolerate or skipped.in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            count = f" ({skipped.in_a_row} steps in a row were skipped)" if tolerate else ""
+            raise UserError(f"--lr {lr:g}: {what}; use a lower one, look at these volumes, or "
+                            f"give --skip-nonfinite. Earlier checkpoints are intact{count}")
+        if run:
+            run.say(f"skipped: {what}")
+
+
+def save(run, state, metadata, *, with_checkpoint, keep, keep_every, lr):
+    """Writes the state to resume from and, before it, a checkpoint to sample from if one is due.
+
+    :param keep, keep_every: see `Run.save_state`
+    :raises UserError: weights are not finite
+    """
+    tensors = [tensor for named in state.weights().values() for tensor in named.values()]
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise UserError(f"--lr {lr:g}: the weights are no longer finite at step {state.step}; "
+                        "use a lower one. Earlier checkpoints are intact")
+    if with_checkpoint:
+        path = run.checkpoints / f"{state.step:07d}.safetensors"
+        save_checkpoint(path, dict(metadata, step=state.step), **state.weights())
+    run.save_state(state.step, metadata | state.metadata(), state.groups(), keep, keep_every)
+
+
+def sample_preview(path, model, state, config, *, vae, seed, precision, device):
+    """Writes one mosaic sampled from the EMA weights, to look at while training continues.
+
+    :param config: constructor arguments of the model
+    :param vae: name or folder of the VAE
+    """
+    raw = {name: p.detach().clone() for name, p in state.trained.items()}
+    _copy_parameters(state.trained, state.ema)
+    shape = (config["in_channels"], config["input_size"], config["input_size"])
+    with autocast(device, precision):
+        latents = samplers.sample(
+            model, shape, torch.zeros(1, dtype=torch.long), model.num_classes,
+            [seeded_generator(seed, 0)], PREVIEW_SAMPLER, PREVIEW_STEPS, device=device)
+    _copy_parameters(state.trained, raw)
+    path.parent.mkdir(exist_ok=True)
+    write_mosaic(path, vae_module.decode(vae_module.load_vae(vae, device), latents)[0])
+
+
+def _copy_parameters(target, source):
+    for name, p in target.items():
+        p.data.copy_(source[name])

@@ -16,6 +16,9 @@ much of it a step reaches. A ratio of times is baseline / optimized, above 1 whe
 faster; a ratio of memory is optimized / baseline. Times are medians. Weights are random, except
 for `samplers`: they cost what trained ones cost. BENCHMARKS.md has what was measured.
 """
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 from pathlib import Path
 
 import torch
@@ -33,7 +36,6 @@ from benchmarks import (
 )
 from metrics import ms_ssim
 from utils import flags
-from utils.errors import UserError, run_script
 from utils.files import require_new_folder
 
 FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too

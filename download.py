@@ -13,6 +13,9 @@ addresses that the error names. HF_ENDPOINT=https://... replaces https://hugging
 sd-vae-ft-* are; MOSAICDIT_MIRROR=https://... is a folder with the other files, under the same
 names. Only https is accepted, and http on this machine itself (localhost).
 """
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 import fcntl
 import json
 import os
@@ -26,7 +29,6 @@ from pathlib import Path
 
 import requests
 
-from utils.errors import UserError, run_script
 from utils.files import WEIGHTS_DIR, sha256_of_file
 from utils.flags import make_parser
 from utils.progress import progress

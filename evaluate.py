@@ -9,6 +9,9 @@ cubes in [0, 1], such as postprocess.py writes. All are read by the same loader.
 synthetic volumes are also searched for copies of training volumes. With --vae, every number is
 also given for real volumes that went through the VAE: the best that samples can reach.
 """
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 import json
 import platform
 from importlib.metadata import version
@@ -23,7 +26,6 @@ from metrics.options import MetricOptions, NotComputed
 from metrics.overlap import overlap_warnings
 from mri.mosaic import SLICES_PER_TILE
 from reporting import charts, figures, report
-from utils.errors import UserError, run_script
 from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
 from utils.version import __version__

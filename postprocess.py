@@ -10,12 +10,14 @@ intensities of their source scans: a crop is put back into its place, and a bias
 removed is put back. What a mask removed is gone. A mosaic without a source scan, such as a sample,
 gets the cohort's median geometry.
 """
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
 
 from mri import conversion, geometry, manifest, mosaic, mosaic_files, nifti, preparation
-from utils.errors import UserError, run_script
 from utils.files import atomic_folder
 from utils.flags import make_parser
 from utils.progress import progress

@@ -14,6 +14,9 @@ window between two percentiles of its intensities to 8 bits, and laid out as a m
 cannot be used is skipped; a line names it and what to fix. The others are converted, and the exit
 code is then 1. Contact sheets and a table of what is odd about each scan are in qc/: look at them.
 """
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +34,6 @@ from mri import (
 )
 from mri.job_array import JobArray
 from mri.mosaic_files import MAX_PIXELS
-from utils.errors import UserError, run_script
 from utils.files import atomic_folder
 from utils.flags import CPU_CORES, make_parser, non_negative, shard, whole_number
 

@@ -9,6 +9,9 @@ holds the samples from b times --batch-size on, no matter which process computes
 torchrun and jobs with a --shard each write into one folder; on a CPU the result is bitwise
 identical to that of one process. The same command again computes only the samples that are missing.
 """
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 import json
 import math
 import sys
@@ -26,7 +29,6 @@ from mri import manifest, mosaic, mosaic_files, nifti
 from training import acceleration, checkpoint, pretrained
 from training.run_folder import newest_checkpoint
 from utils import distributed
-from utils.errors import UserError, run_script
 from utils.files import read_json, write_text
 from utils.flags import (
     add_compile_flag,

@@ -9,6 +9,9 @@ Run the same command again to resume: it continues from the newest intact state 
 had never stopped (bitwise identical on a CPU). SIGTERM, SIGINT, SIGUSR1 or --max-minutes end the
 step, save, and exit with code 75; a second signal exits at once.
 """
+from utils.errors import EXIT_STOPPED, UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 import argparse
 import hashlib
 import math
@@ -27,7 +30,6 @@ from training.resume import open_run
 from training.state import TrainingState
 from training.stopping import StopWatch
 from utils import distributed
-from utils.errors import EXIT_STOPPED, UserError, run_script
 from utils.flags import (
     add_compile_flag,
     add_device_flag,

@@ -10,6 +10,9 @@ tiny` is a small VAE of factor 4 with 8 channels, for CPUs. At the end, the PSNR
 after the round trip volume, mosaic, latent, mosaic, volume is written with a figure of them: what
 the VAE loses, no DiT can restore.
 """
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+
+# isort: split
 import json
 import time
 from dataclasses import dataclass
@@ -26,7 +29,6 @@ from mri.geometry import VIEWS, voxel_sizes
 from mri.manifest import read_manifest, select_split
 from mri.mosaic_files import read_mosaics
 from reporting import figures
-from utils.errors import UserError, run_script
 from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, add_precision_flag, make_parser, positive, whole_number
 from utils.precision import autocast

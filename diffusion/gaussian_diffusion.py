@@ -30,13 +30,16 @@ _TABLES = {
 
 @functools.cache
 def _table_on(device, name):
-    """A table on a device, copied there once: every copy would make the host wait."""
-    return torch.from_numpy(_TABLES[name]).to(device)
+    """A table on a device, copied there once: every copy would make the host wait.
+
+    As float32, to which its entries are rounded anyway: Apple GPUs have no float64.
+    """
+    return torch.from_numpy(_TABLES[name]).float().to(device)
 
 
 def _at(name, t):
     """Entries t of a table, (N,) -> (N, 1, 1, 1) float32."""
-    return _table_on(t.device, name)[t].float().view(-1, 1, 1, 1)
+    return _table_on(t.device, name)[t].view(-1, 1, 1, 1)
 
 
 # --------------------------------------------------------------------------------------- training

@@ -21,10 +21,12 @@ class Sampler:
     :param make_scheduler: num_steps -> diffusers scheduler whose timesteps are set, and the
         timesteps of the full process, an array: entry i is what the network gets at timestep i
     :param help: phrase for --help
+    :param default_steps: steps if the user names no number
     :param learned_variance: the scheduler takes the predicted variance, and draws noise per step
     """
     make_scheduler: Callable[[int], tuple[Any, np.ndarray]]
     help: str
+    default_steps: int = 25
     min_steps: int = 2
     max_steps: int = NUM_TIMESTEPS
     learned_variance: bool = False
@@ -85,8 +87,8 @@ def _make_unipc(num_steps):
 
 SAMPLERS = {
     "ddpm": Sampler(_make_ddpm, "as in the DiT paper, with fresh noise at every step; 250 steps",
-                    learned_variance=True),
-    "ddim": Sampler(_make_ddim, "deterministic; 50 to 250 steps"),
+                    default_steps=250, learned_variance=True),
+    "ddim": Sampler(_make_ddim, "deterministic; 50 to 250 steps", default_steps=250),
     "dpm++": Sampler(_make_dpm_solver, "DPM-Solver++, deterministic; 20 to 50 steps",
                      max_steps=NUM_TIMESTEPS - 1),
     "unipc": Sampler(_make_unipc, "UniPC, deterministic; 10 to 50 steps",
@@ -99,8 +101,13 @@ def describe_samplers():
     return "; ".join(f"{name}: {sampler.help}" for name, sampler in SAMPLERS.items())
 
 
+def describe_default_steps():
+    """The default steps of all samplers, for --help."""
+    return ", ".join(f"{name} {sampler.default_steps}" for name, sampler in SAMPLERS.items())
+
+
 @torch.no_grad()
-def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=250, cfg_scale=1.0,
+def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=None, cfg_scale=1.0,
            guided_channels=None, device="cpu", callback=None):
     """Draws latents from noise.
 
@@ -110,7 +117,8 @@ def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=25
     :param null_class: label of the unconditional prediction
     :param generators: one CPU generator per sample, see `utils.seeding.seeded_generator`
     :param sampler: name in SAMPLERS
-    :param num_steps: network evaluations per sample (twice the batch each, with guidance)
+    :param num_steps: network evaluations per sample (twice the batch each, with guidance); None:
+        the sampler's default_steps
     :param cfg_scale, guided_channels: see `gaussian_diffusion.guided`
     :param callback: called after each step
     :return: (N, C, H, W) float32, in the DiT's scale
@@ -119,6 +127,7 @@ def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=25
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r}: must be one of {', '.join(SAMPLERS)}")
     learned_variance = SAMPLERS[sampler].learned_variance
+    num_steps = SAMPLERS[sampler].default_steps if num_steps is None else num_steps
     scheduler, full_timesteps = SAMPLERS[sampler].make_scheduler(num_steps)
     y = y.to(device)
     x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)

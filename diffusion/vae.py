@@ -4,16 +4,23 @@ The VAE's downsampling factor, latent channels and scaling factor are read from 
 """
 import hashlib
 import json
+import os
+import socket
+import threading
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from utils.errors import UserError, shorten
-from utils.files import WEIGHTS_DIR
+from utils.files import WEIGHTS_DIR, find_moved, weights_path
 from utils.precision import autocast
 
 PUBLIC_VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
+CONNECT_SECONDS = 2     # without internet, the client of the Hugging Face Hub would retry for 23 s
+WEIGHTS_NAME = "diffusion_pytorch_model"
 
 
 # ---------------------------------------------------------------------------------------- loading
@@ -21,27 +28,82 @@ PUBLIC_VAES = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft
 def load_vae(name, device="cpu", flag="--vae"):
     """Loads an AutoencoderKL in eval mode, frozen, fp32.
 
-    :param name: "ema" or "mse" (stabilityai/sd-vae-ft-*; looked for in weights/, then in the
-        Hugging Face cache, then online), or a folder in diffusers' format with safetensors weights
+    :param name: "ema" or "mse" (stabilityai/sd-vae-ft-*; looked for in weights/ of the current
+        folder and beside the scripts, then in the Hugging Face cache, then online), or a folder in
+        diffusers' format with safetensors weights: of a VAE, or of a pipeline that has one in vae/
     :param flag: the flag that named it, for error messages
     :raises UserError: not found, not an AutoencoderKL, damaged, or only pickled weights
     """
-    folder = WEIGHTS_DIR / f"sd-vae-ft-{name}" if name in PUBLIC_VAES else Path(name)
+    folder = weights_path(f"sd-vae-ft-{name}") if name in PUBLIC_VAES else Path(name)
     if folder.is_dir():
-        vae = _load_first([(folder, {})], f"{flag} {folder}: cannot be loaded as an AutoencoderKL "
-                          "with safetensors weights ({error})")
+        folder = vae_folder(folder)
+        vae = _load_first([(folder, _variant(folder))], f"{flag} {folder}: cannot be loaded as an "
+                          "AutoencoderKL with safetensors weights ({error})")
     elif name in PUBLIC_VAES:
-        repository = PUBLIC_VAES[name]
-        vae = _load_first(
-            [(repository, {"local_files_only": True}), (repository, {})],
-            f"{flag} {name}: neither in {folder} nor available from the internet; run `python "
-            f"download.py sd-vae-ft-{name}` on a machine with internet and copy {WEIGHTS_DIR}/ "
-            "here")
+        vae = _load_public(name, folder, flag)
     else:
         raise UserError(f"{flag} {name}: no such folder; give {' or '.join(PUBLIC_VAES)}, "
                         "or a folder that train_vae.py wrote")
     vae.requires_grad_(False).eval()
     return vae.to(device, memory_format=torch.channels_last)
+
+
+def vae_folder(folder):
+    """The folder itself, or vae/ in the folder of a pipeline."""
+    folder = Path(folder)
+    if not (folder / "config.json").is_file() and (folder / "vae" / "config.json").is_file():
+        return folder / "vae"
+    return folder
+
+
+def _variant(folder):
+    """Options to load weights that are there as a variant only, such as WEIGHTS_NAME.fp16.*."""
+    if any((folder / (WEIGHTS_NAME + ending)).is_file()
+           for ending in (".safetensors", ".safetensors.index.json")):
+        return {}
+    names = [path.name for path in folder.glob(f"{WEIGHTS_NAME}.*.safetensors")]
+    variants = sorted(name.split(".")[1] for name in names if name.count(".") == 2)
+    return {"variant": variants[0]} if variants else {}
+
+
+def _load_public(name, folder, flag):
+    """A public VAE from the Hugging Face cache, or else from the internet."""
+    repository = PUBLIC_VAES[name]
+    sources = [(repository, {"local_files_only": True})]
+    if _is_hub_reachable():
+        sources.append((repository, {}))
+    return _load_first(
+        sources,
+        f"{flag} {name}: neither in {folder} nor available from the internet; run `python "
+        f"download.py sd-vae-ft-{name}` on a machine with internet and copy {WEIGHTS_DIR}/ here")
+
+
+def _is_hub_reachable():
+    """Whether the Hugging Face Hub, or the proxy before it, accepts a connection at once."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        return False
+    url = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    proxy = urllib.request.getproxies().get(url.scheme)
+    if proxy and not urllib.request.proxy_bypass(url.hostname or ""):
+        url = urllib.parse.urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    try:
+        port = url.port or (80 if url.scheme == "http" else 443)
+    except ValueError:
+        return False
+    answers = []
+
+    def connect():
+        try:
+            socket.create_connection((url.hostname, port), CONNECT_SECONDS).close()
+            answers.append(True)
+        except OSError:
+            pass
+
+    # in a thread, as looking up the address takes as long as it takes
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    return bool(answers)
 
 
 def _load_first(sources, message):
@@ -82,7 +144,7 @@ def load_decoder(metadata, name, device, checkpoint):
     :raises UserError: it has another shape, or without a name other weights, than in training
     """
     recorded = metadata["vae"]
-    vae = load_vae(name or recorded["path"] or recorded["name"], device)
+    vae = load_vae(name or _recorded_place(recorded, checkpoint), device)
     if not name and fingerprint(vae) != recorded["sha256"]:
         raise UserError(f"--vae {recorded['path'] or recorded['name']}: changed since {checkpoint} "
                         "was trained; name the VAE it was trained with")
@@ -95,6 +157,15 @@ def load_decoder(metadata, name, device, checkpoint):
             f"{pixels} pixels with {channels} channels; the model was trained for "
             f"{metadata['image_size']} pixels with {config['in_channels']} channels")
     return vae
+
+
+def _recorded_place(recorded, checkpoint):
+    """The VAE that a checkpoint names: where it was, or where it is if both were moved."""
+    place = recorded["path"] or recorded["name"]
+    if recorded["path"] and not Path(place).exists():
+        found = [path for path in find_moved(place, checkpoint) if path.is_dir()]
+        return found[0] if found else place
+    return place
 
 
 def downsampling_factor(vae):

@@ -21,6 +21,7 @@ MAX_TRAILING_BYTES = 2 ** 20   # after the voxels
 BLOCK_BYTES = 2 ** 20          # of decompressed data read at a time
 MAX_DEFLATE_RATIO = 1032       # bytes that one byte of gzip can stand for
 GZIP_LEVEL = 2                 # of written files
+MAX_DESCRIPTION_BYTES = 79     # the header has 80, the last one zero
 
 
 def read_nifti(path):
@@ -73,7 +74,7 @@ def read_affine(path):
     return placement.affine, placement.warnings
 
 
-def write_nifti(path, volume, affine, codes=(1, 1)):
+def write_nifti(path, volume, affine, codes=(1, 1), description=""):
     """Writes a volume as .nii.gz, atomically, the same bytes every time; units are mm.
 
     A qform cannot hold a sheared affine: then it holds the nearest unsheared one, and its code is 0
@@ -82,7 +83,8 @@ def write_nifti(path, volume, affine, codes=(1, 1)):
     :param volume: (X, Y, Z); uint8 is written as it is with slope 1/255, so that readers see
         [0, 1]; anything else as float32
     :param affine: (4, 4) voxel -> world, mm
-    :param codes: of sform and qform; 1 is "scanner"
+    :param codes: of sform and qform; 1 is "scanner", 2 "aligned"
+    :param description: for the header's descrip: what made the volume; cut to 79 bytes
     """
     volume = np.asarray(volume)
     stored = volume if volume.dtype == np.uint8 else volume.astype(np.float32)
@@ -93,6 +95,7 @@ def write_nifti(path, volume, affine, codes=(1, 1)):
     if shift > geometry.voxel_sizes(affine).min() / 2:
         image.set_qform(affine, code=0)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description.encode("ascii", "replace")[:MAX_DESCRIPTION_BYTES]
     raw = bytearray(image.to_bytes())
     if volume.dtype == np.uint8:
         # nibabel would rescale the voxels if the header had a slope before it writes them

@@ -5,12 +5,14 @@ from matplotlib.figure import Figure
 from mri.geometry import VIEWS, view_slice
 from utils.files import atomic_file
 
+DPI = 130  # pixels per inch of a figure
+
 # --------------------------------------------------------------------------------------- helpers
 
-def save_figure(fig, path, dpi=130):
+def save_figure(fig, path):
     """Writes a figure as PNG, atomically."""
     with atomic_file(path) as temporary:
-        fig.savefig(temporary, dpi=dpi, facecolor=fig.get_facecolor())
+        fig.savefig(temporary, dpi=DPI, facecolor=fig.get_facecolor())
 
 
 def short_name(name, limit=28):

@@ -20,7 +20,8 @@ from helpers import (
 
 # Long files, the longest first. Under `--dist loadfile` each test process takes the next file when
 # it has finished one; with the long ones first, all processes finish at about the same time.
-LONG_FILES = ()
+LONG_FILES = ("test_evaluate.py", "test_cluster.py", "test_scripts.py", "test_bench.py",
+              "test_train.py", "test_older_versions.py", "test_inception.py")
 
 
 def pytest_addoption(parser):

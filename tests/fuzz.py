@@ -178,6 +178,7 @@ class Cases:
         self.keep.mkdir()
         self.array = brain(CUBE).astype(np.int16)
         self.scans = dict(self._write_scans())
+        np.save(self.keep / "x.npy", self.array)
         self._write_cohort()
         self.vae = random_vae(self.keep / "vae", blocks=(8, 8), channels=2)
         self._write_checkpoint()
@@ -268,6 +269,12 @@ class Cases:
         (work / f"x{suffix}").write_bytes(raw)
         return work / f"x{suffix}"
 
+    def npy(self, rng, work):
+        raw = (self.keep / "x.npy").read_bytes()
+        n = 128 if rng and rng.integers(2) else len(raw)  # the header, or all of it
+        (work / "x.npy").write_bytes(mutate_bytes(raw[:n], rng) + raw[n:])
+        return self.preprocess(work / "x.npy", work / "d", "--affine", "identity")
+
     def mask(self, rng, work):
         raw = gzip.decompress((self.keep / "mask.nii.gz").read_bytes())
         raw = mutate_header(raw, nib.Nifti1Header, rng)
@@ -326,7 +333,7 @@ class Cases:
 
 
 # the kinds, and how many of the cases are of each
-KINDS = dict(scan=0.5, manifest=0.14, png=0.08, mask=0.06, table=0.08, checkpoint=0.08,
+KINDS = dict(scan=0.44, npy=0.06, manifest=0.14, png=0.08, mask=0.06, table=0.08, checkpoint=0.08,
              weights=0.06)
 
 

@@ -9,7 +9,7 @@ import pytest
 from helpers import ROOT
 
 ENDS = ("used", "skipped", "refused")
-KINDS = ["checkpoint", "manifest", "mask", "png", "scan", "table", "weights"]
+KINDS = ["checkpoint", "manifest", "mask", "npy", "png", "scan", "table", "weights"]
 
 
 def run_fuzz(cases):

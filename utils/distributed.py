@@ -5,8 +5,10 @@ parameters alone, so that a resumed run adds them in the same order as an uninte
 DistributedDataParallel rearranges its buckets after the first step.
 """
 import contextlib
+import functools
 import json
 import os
+import sys
 from datetime import timedelta
 
 import torch
@@ -15,16 +17,35 @@ import torch.distributed as dist
 from utils.errors import UserError, shorten
 
 BUCKET_VALUES = 8 * 2 ** 20  # gradients summed in one call: 32 MB
+LAUNCHER_VARIABLES = ("MASTER_ADDR", "TORCHELASTIC_RUN_ID")  # torchrun sets both
 
 
 def rank():
     """Number of this process, 0…world_size() - 1."""
-    return int(os.environ.get("RANK", 0))
+    return int(os.environ.get("RANK", 0)) if _is_launched() else 0
 
 
 def world_size():
     """Number of processes, over all nodes."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("WORLD_SIZE", 1)) if _is_launched() else 1
+
+
+def _is_launched():
+    """Whether RANK and WORLD_SIZE come from torchrun, and not from a line left in the shell."""
+    if any(name in os.environ for name in LAUNCHER_VARIABLES):
+        return True
+    leftover = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE")
+                if name in os.environ]
+    if leftover:
+        _warn_once(f"{' '.join(leftover)} in the environment, but not "
+                   f"{' or '.join(LAUNCHER_VARIABLES)}: not started by torchrun, so this is a "
+                   f"single process; `unset RANK WORLD_SIZE` ends this warning")
+    return False
+
+
+@functools.cache
+def _warn_once(message):
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def is_main():

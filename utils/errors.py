@@ -1,12 +1,20 @@
-"""Errors a user can fix, how a script reports them, and its exit codes."""
+"""Errors a user can fix, how a script reports them, and its exit codes.
+
+The scripts import this module before any other: from then on, Ctrl-C during the seconds in which
+they import PyTorch ends in one line.
+"""
+import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 EXIT_USER_ERROR = 2      # one line on stderr says what to fix
 EXIT_STOPPED = 75        # asked to stop, saved; the same command resumes (EX_TEMPFAIL)
 EXIT_INTERRUPTED = 130   # Ctrl-C
 EXIT_TERMINATED = 143    # SIGTERM
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 class UserError(Exception):
@@ -25,6 +33,8 @@ def run_script(main):
     ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    if signal.getsignal(signal.SIGINT) is _exit_during_imports:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = main()
     except UserError as e:
@@ -64,3 +74,23 @@ def _is_out_of_memory(error):
 def _exit_on_sigterm(*_):
     """Turns SIGTERM into an exception, so that temporary files are removed on the way out."""
     raise SystemExit(EXIT_TERMINATED)
+
+
+# --------------------------------------------------------------------- Ctrl-C while a script starts
+
+def _exit_during_imports(*_):
+    """Ends the process at once: nothing has been written yet that would have to be removed."""
+    os.write(2, f"{_script_name()}: interrupted\n".encode())
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _is_script_starting():
+    """Whether this process runs one of our scripts, and not a notebook, a test or a worker."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if file is None or threading.current_thread() is not threading.main_thread():
+        return False
+    return Path(file).resolve().parent in (_ROOT, _ROOT / "demo")
+
+
+if _is_script_starting() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _exit_during_imports)

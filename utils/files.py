@@ -12,6 +12,8 @@ from pathlib import Path
 from utils.errors import UserError
 
 WEIGHTS_DIR = Path("weights")    # where download.py puts public weights, and other scripts look
+SCRIPTS_DIR = Path(__file__).resolve().parent.parent    # other scripts look in its weights/, too
+MAX_PATH_PARTS = 64              # of a recorded path that is looked for elsewhere
 MAX_JSON_BYTES = 2 ** 28         # a manifest needs about 1.3 kB per volume
 MAX_JSON_VALUES = 10_000_000     # commas and brackets; bounds the memory that the content takes
 
@@ -140,6 +142,32 @@ def sha256_of_file(path):
     """SHA-256 of a file in hex, without holding the file in memory."""
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def weights_path(name):
+    """A file or folder in weights/: of the current folder, or if not there, beside the scripts.
+
+    :return: the first of the two that exists; if neither does, that of the current folder
+    """
+    here = WEIGHTS_DIR / name
+    beside_scripts = SCRIPTS_DIR / WEIGHTS_DIR / name
+    return beside_scripts if not here.exists() and beside_scripts.exists() else here
+
+
+def find_moved(recorded, beside):
+    """Where a recorded path may be now, if the folder that holds it and `beside` was moved.
+
+    :param recorded: a path as it was
+    :param beside: path of the file that records it, as it is
+    :return: existing paths, the most alike first, for the caller to compare with the recorded
+        checksum
+    """
+    parts = Path(recorded).parts
+    if len(parts) > MAX_PATH_PARTS:
+        return []
+    parents = Path(beside).resolve().parents
+    candidates = (parent.joinpath(*parts[i:]) for i in range(1, len(parts)) for parent in parents)
+    return [path for path in candidates if os.path.exists(path)]
 
 
 def is_safe_name(text):

@@ -4,7 +4,7 @@ import pytest
 from metrics.psnr import psnr, slice_psnr
 
 
-def test_psnr_is_capped_nowhere_and_symmetric():
+def test_psnr_is_symmetric_and_has_no_cap():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 4, 5, 6)).astype(np.uint8)
     direct = -10 * np.log10(np.mean((a / 255 - b / 255) ** 2))

@@ -4,33 +4,43 @@
     python evaluate.py --real data/adni --synthetic samples/adni --train data/adni \\
         --output evaluation/adni
 
-Each side is a data folder (by default its test split), a samples folder, or a folder of NIfTI
-cubes in [0, 1], such as postprocess.py writes. All are read by the same loader. With --train, the
-synthetic volumes are also searched for copies of training volumes. With --vae, every number is
-also given for real volumes that went through the VAE: the best that samples can reach.
+Each side is a data folder (of --real, by default the test split), a samples folder, or a folder of
+NIfTI cubes, such as postprocess.py or another generator writes. All are read by the same loader.
+With --train, the synthetic volumes are also searched for copies of training volumes. With --vae,
+every number is also given for real volumes that went through the VAE: the best that samples can
+reach.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
 import json
-import platform
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from diffusion.vae import load_vae
-from metrics import ceiling, inception, ms_ssim, registry, statistic, volume_sets
-from metrics.options import MetricOptions, NotComputed
-from metrics.overlap import overlap_warnings
+from metrics import (
+    by_class,
+    ceiling,
+    evaluation,
+    inception,
+    ms_ssim,
+    nifti_cubes,
+    registry,
+    statistic,
+    volume_sets,
+)
+from metrics.options import MetricOptions
+from mri import axis_orders, manifest
 from mri.mosaic import SLICES_PER_TILE
-from reporting import charts, figures, report
+from reporting import evaluation_figures, report
 from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
+from utils.provenance import git_commit, now, versions
 from utils.version import __version__
 
-SPLITS = ("train", "test", "all")
+SPLITS = (*manifest.SPLITS, "all")
 DEFAULTS = MetricOptions()
 
 
@@ -53,8 +63,10 @@ def parse_args():
     g = p.add_argument_group("computation")
     g.add_argument("--bootstrap", type=int, default=1000, metavar="N",
                    help="bootstrap replicates for the 95%% intervals; 0: no intervals")
+    g.add_argument("--permutations", type=int, default=999, metavar="N",
+                   help="permutations of the subjects for the p of every number; 0: no p")
     g.add_argument("--seed", type=whole_number, default=DEFAULTS.seed,
-                   help="seed of random pairs, bootstrap replicates and halves")
+                   help="seed of random pairs, bootstrap replicates, permutations and halves")
     g.add_argument("--memory-gb", type=positive, default=DEFAULTS.memory_gb, metavar="GB",
                    help="RAM to use, in GB; sets that need more than half of it are kept in a "
                    "temporary file next to --output")
@@ -75,16 +87,29 @@ def add_volume_flags(g):
                    help="split of the data folder --real to use; default: test, or all volumes if "
                    "it has no test split")
     g.add_argument("--synthetic-split", choices=SPLITS,
-                   help="split of --synthetic to use if it is a data folder, to compare real "
-                   "volumes with real ones; default: as for --real-split")
+                   help="split of --synthetic to use if it is a data folder; default: all volumes")
+    g.add_argument("--real-range", nargs=2, type=float, metavar=("LO", "HI"),
+                   help="intensities that mean black and white in --real and --train, if these are "
+                   "NIfTI cubes; default: 0 1")
+    g.add_argument("--synthetic-range", nargs=2, type=float, metavar=("LO", "HI"),
+                   help="intensities that mean black and white in --synthetic, if these are NIfTI "
+                   "cubes, such as -1 1 or 0 255; default: 0 1")
+    g.add_argument("--synthetic-axes", metavar="ORDER",
+                   help="where the axes of the arrays in --synthetic run, whatever their affines "
+                   "say: zyx for (z, y, x), or letters of R L A P S I; default: as the affines say")
+    g.add_argument("--by-class", action="store_true",
+                   help="give every number for each class, too; by default for the whole sets only")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
                    help="new folder for metrics.json, report.md, report.html and figures/")
+    g.add_argument("--update", action="store_true",
+                   help="keep an evaluation in --output if it is of the same volumes, recipe and "
+                   "settings, and replace it otherwise; by default --output must be new")
 
 
 def add_metric_flags(g):
     g.add_argument("--metrics", nargs="+", type=registry.metric_name, choices=registry.NAMES,
-                   default=list(registry.NAMES), metavar="NAME",
-                   help=f"metrics to compute: {registry.help_text()}")
+                   metavar="NAME",
+                   help=f"metrics to compute: {registry.help_text()}; default: all")
     g.add_argument("--protocol", choices=tuple(ms_ssim.PROTOCOLS), default=DEFAULTS.protocol,
                    help="published protocol that MS-SSIM follows")
     g.add_argument("--pairs", type=int, metavar="N",
@@ -96,6 +121,10 @@ def add_metric_flags(g):
     g.add_argument("--mmd-batch", type=int, metavar="B",
                    help="number of volumes per batch that the linear MMD is averaged over; "
                    "default: whole sets at once")
+    g.add_argument("--mmd-range", nargs=2, type=float, metavar=("LOWEST", "HIGHEST"),
+                   help="intensities that black and white voxels stand for in MMD: -1 1 is the "
+                   "range of 3dbraingen, whose linear MMD is 4 times that of 0 1; default: 0 1, "
+                   "but the row of this evaluation among the published numbers is always for -1 1")
     g.add_argument("--slices", type=int, default=DEFAULTS.slices, metavar="K",
                    help="number of middle slices of each view for FID and KID")
     g.add_argument("--inception-weights", type=Path, metavar="FILE",
@@ -105,13 +134,14 @@ def add_metric_flags(g):
 
 def check_flags(args):
     """:raises UserError: a value out of range, a flag without effect, an --output that exists"""
-    require_new_folder(args.output)
+    if not (args.update and evaluation.is_evaluation(args.output)):
+        require_new_folder(args.output)
     for name in ("vae_layouts", "precision"):
         if getattr(args, name) is not None and not args.vae:
             raise UserError(f"{flag_of(name)} is of no use without --vae")
     for metric in registry.METRICS:
         for name in metric.flags:
-            if getattr(args, name) is not None and not metric.chosen(args.metrics):
+            if getattr(args, name) is not None and not metric.chosen(chosen_metrics(args)):
                 raise UserError(f"{flag_of(name)} is of no use without "
                                 f"{' or '.join(metric.titles)} among --metrics")
     for name in ("mmd_batch", "pairs", "shortlist", "slices"):
@@ -120,6 +150,20 @@ def check_flags(args):
             raise UserError(f"{flag_of(name)} {value}: must be at least 1")
     if args.bootstrap < 0 or args.bootstrap == 1:
         raise UserError(f"--bootstrap {args.bootstrap}: must be 0, or at least 2")
+    if args.permutations < 0 or 0 < args.permutations < 19:
+        raise UserError(f"--permutations {args.permutations}: must be 0, or at least 19, with "
+                        "which p can be as small as 0.05")
+    if args.mmd_range and not -np.inf < args.mmd_range[0] < args.mmd_range[1] < np.inf:
+        raise UserError(f"--mmd-range {args.mmd_range[0]:g} {args.mmd_range[1]:g}: the first must "
+                        "be smaller than the second")
+    for name in ("real_range", "synthetic_range"):
+        if getattr(args, name):
+            nifti_cubes.check_range(getattr(args, name), flag_of(name))
+    if args.synthetic_axes:
+        try:
+            axis_orders.parse_codes(args.synthetic_axes)
+        except ValueError as e:
+            raise UserError(f"--synthetic-axes {e}") from None
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file; "
                         "`python download.py inception` fetches it")
@@ -132,12 +176,19 @@ def find_sets(args):
 
     :raises UserError: sets of two volume sizes, or too small for --mmd-batch or --slices
     """
-    real = volume_sets.find_set(args.real, args.real_split, "--real")
-    synthetic = volume_sets.find_set(args.synthetic, args.synthetic_split, "--synthetic")
+    real = volume_sets.find_set(args.real, args.real_split, "--real",
+                                value_range=args.real_range)
+    synthetic = volume_sets.find_set(
+        args.synthetic, args.synthetic_split, "--synthetic", default_split="all",
+        value_range=args.synthetic_range, axes=args.synthetic_axes, like=real)
     train = None
     if args.train:
-        split = "train" if (Path(args.train) / "manifest.json").is_file() else None
-        train = volume_sets.find_set(args.train, split, "--train")
+        is_data_folder = (Path(args.train) / "manifest.json").is_file()
+        train = volume_sets.find_set(
+            args.train, "train" if is_data_folder else None, "--train", like=real,
+            value_range=None if is_data_folder else args.real_range)
+    for found in filter(None, (real, synthetic, train)):
+        print(evaluation.summary_of_set(found), flush=True)
     for found in (synthetic, train):
         if found and found.side != real.side:
             raise UserError(f"{found.flag} {found.path}: volumes of {found.side} voxels a side, "
@@ -150,6 +201,11 @@ def find_sets(args):
     return real, synthetic, train
 
 
+def chosen_metrics(args):
+    """Names of --metrics, or all of them."""
+    return args.metrics or list(registry.NAMES)
+
+
 def chosen_layouts(args):
     """Layouts of --vae-layouts, or all of them, each once."""
     return list(dict.fromkeys(args.vae_layouts or SLICES_PER_TILE))
@@ -157,119 +213,100 @@ def chosen_layouts(args):
 
 # --------------------------------------------------------------------------------------- numbers
 
-def measure(metrics, pool, options, replicates):
-    """Computes all numbers.
+def options_of(args):
+    """The options of the metrics, from the flags."""
+    return MetricOptions(
+        names=tuple(chosen_metrics(args)), protocol=args.protocol, pairs=args.pairs,
+        shortlist=args.shortlist, mmd_batch=args.mmd_batch,
+        mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
+        inception_weights=args.inception_weights, seed=args.seed, memory_gb=args.memory_gb,
+        device=args.device)
 
-    :return: {key: entry of metrics.json}, {title: why it was not computed}, {key: for each
-        synthetic volume, the index of the nearest training volume}
+
+def computable_metrics(args, sets, options):
+    """The metrics that can be computed, before any volume is read and the VAE is loaded.
+
+    :return: list of registry.Metric, {title: why it is not computed}
+    :raises UserError: nothing that --metrics names can be computed
     """
-    resampled = statistic.resamples(pool, replicates, options.seed)
-    entries, skipped, nearest = {}, dict(resampled.missing), {}
-    for metric in metrics:
-        try:
-            for found in metric.statistics(pool, options):
-                entries[found.key] = statistic.summarize(found, pool, resampled)
-                if found.nearest is not None:
-                    nearest[found.key] = found.nearest
-        except NotComputed as e:
-            skipped.update({metric.titles[name]: str(e) for name in metric.chosen(options.names)})
-    return entries, skipped, nearest
+    metrics, skipped = registry.checked(options.names, statistic.Pool(*sets), options)
+    evaluation.require_some(args.metrics, metrics, skipped)
+    for title, reason in skipped.items():
+        print(f"{title}: will not be computed, {reason}", flush=True)
+    return metrics, skipped
 
 
-def describe_set(found):
-    """A set as metrics.json holds it."""
-    return {"path": found.path, "split": found.split, "n": len(found),
-            "subjects": len(set(found.subjects)), "ids": found.ids,
-            "voxel_mm": [round(float(size), 4) for size in found.voxel_sizes]}
+def is_there_already(args, descriptions):
+    """Whether --output holds this very evaluation; says so, or what has changed."""
+    if not (args.update and evaluation.is_evaluation(args.output)):
+        return False
+    changes = evaluation.differences(args.output, descriptions, settings_of(args))
+    if changes:
+        print(f"{args.output}: is replaced, as it is of other volumes or settings: "
+              f"{'; '.join(changes)}", flush=True)
+    else:
+        print(f"{args.output}: is there already, of the same volumes, recipe and settings")
+    return not changes
 
 
 def settings_of(args):
     """The flags as metrics.json holds them, with the layouts that were chosen."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {**settings, "vae_layouts": chosen_layouts(args)}
-
-
-def versions():
-    packages = ("torch", "torchmetrics", "numpy", "nibabel")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-# -------------------------------------------------------------------------------------- pictures
-
-def draw(folder, pool, entries, nearest):
-    """Writes all figures."""
-    folder.mkdir()
-    real, synthetic = pool.sets["real"], pool.sets["synthetic"]
-    middle = len(synthetic) // 2
-    figures.montage(
-        folder / "montage.png",
-        [(f"real ({figures.short_name(real.ids[0])})", pool.part("real")[0]),
-         (f"synthetic ({figures.short_name(synthetic.ids[middle])})",
-          pool.part("synthetic")[middle])],
-        real.voxel_sizes)
-    groups = {"real": pool.part("real"), "synthetic": pool.part("synthetic")}
-    for layout in pool.layouts:
-        groups[f"real after VAE, {layout}"] = pool.part(f"vae {layout}")
-    figures.gallery(folder / "gallery.png", groups, real.voxel_sizes)
-    charts.draw_all(folder, entries)
-    if nearest:
-        key = "nearest_ms_ssim" if "nearest_ms_ssim" in nearest else "nearest_correlation"
-        draw_nearest(folder / "nearest.png", pool, entries[key], nearest[key])
-
-
-def draw_nearest(path, pool, entry, index):
-    """The synthetic volumes closest to a training volume.
-
-    :param entry: of metrics.json, with the similarity of each volume
-    :param index: (N,) nearest training volume of each synthetic one
-    """
-    similarity = np.array(entry["of_volumes"]["synthetic"])
-    synthetic, training = pool.part("synthetic"), pool.part("train")
-    rows = [(pool.sets["synthetic"].ids[i], pool.train.ids[index[i]], similarity[i], synthetic[i],
-             training[index[i]]) for i in np.argsort(-similarity, kind="stable")[:4]]
-    measure_name = entry["name"].split(", ")[-1]
-    figures.nearest_neighbors(path, rows, pool.sets["real"].voxel_sizes, measure_name)
+    return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args)}
 
 
 # ------------------------------------------------------------------------------------------ main
 
+def evaluate(args, pool, metrics, vae, folder):
+    """Reads the volumes and computes everything.
+
+    :param folder: for temporary files
+    :return: part of the content of metrics.json; evaluation.Numbers
+    """
+    pool.load(args.memory_gb, folder)
+    warnings = evaluation.warnings_of(pool)
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)
+    psnr = {layout: ceiling.through_vae(pool.part("real"), pool.part(f"vae {layout}"), layout, vae)
+            for layout in pool.layouts}
+    how = (metrics, pool, options_of(args), args.bootstrap, args.permutations)
+    found = evaluation.measure(*how)
+    evaluation.require_some(args.metrics, found.entries, found.skipped)
+    content = {"vae_psnr_db": psnr, "warnings": warnings, "skipped": found.skipped,
+               "metrics": found.entries}
+    if args.by_class:
+        names = by_class.class_names(pool.sets["real"], pool.sets["synthetic"])
+        content["by_class"] = evaluation.measure_classes(names, *how, folder)
+    return content, found
+
+
 def main():
     args = parse_args()
-    real, synthetic, train = find_sets(args)
+    real, synthetic, train = sets = find_sets(args)
+    if args.by_class:
+        by_class.class_names(real, synthetic)
+    descriptions = {found.flag[2:]: evaluation.describe_set(found) for found in sets if found}
+    metrics, skipped = computable_metrics(args, sets, options_of(args))
+    if is_there_already(args, descriptions):
+        return
     vae, layouts, skipped_layouts = None, [], {}
     if args.vae:
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
         vae = load_vae(args.vae, args.device).to(dtype)
         layouts, skipped_layouts = ceiling.usable_layouts(vae, chosen_layouts(args), real.side)
     pool = statistic.Pool(real, synthetic, train, layouts)
-    options = MetricOptions(
-        names=tuple(args.metrics), protocol=args.protocol, pairs=args.pairs,
-        shortlist=args.shortlist, mmd_batch=args.mmd_batch, slices=args.slices,
-        inception_weights=args.inception_weights, seed=args.seed, memory_gb=args.memory_gb,
-        device=args.device)
-    metrics, skipped = registry.checked(options.names, pool, options)
-    with atomic_folder(args.output) as folder:
-        pool.load(args.memory_gb, folder)
-        warnings = overlap_warnings(pool)
-        for warning in warnings:
-            print(f"warning: {warning}", flush=True)
-        psnr = {}
-        for layout in layouts:
-            psnr[layout] = ceiling.through_vae(
-                pool.part("real"), pool.part(f"vae {layout}"), layout, vae)
-        del vae
-        entries, skipped_later, nearest = measure(metrics, pool, options, args.bootstrap)
+    replace = evaluation.is_evaluation if args.update else None
+    with atomic_folder(args.output, replace) as folder:
+        computed, numbers = evaluate(args, pool, metrics, vae, folder)
         content = {
-            "format": "mosaicdit-evaluation", "version": 1, "mosaicdit_version": __version__,
-            "size": pool.side,
-            "sets": {found.flag[2:]: describe_set(found)
-                     for found in (real, synthetic, train) if found},
-            "settings": settings_of(args), "vae_psnr_db": psnr, "warnings": warnings,
-            "skipped": {**skipped_later, **skipped, **skipped_layouts}, "metrics": entries,
-            "versions": versions()}
+            "format": evaluation.FORMAT, "version": evaluation.FORMAT_VERSION,
+            "mosaicdit_version": __version__, "git_commit": git_commit(), "date": now(),
+            "size": pool.side, "sets": descriptions, "settings": settings_of(args), **computed,
+            "skipped": {**computed["skipped"], **skipped, **skipped_layouts},
+            "versions": versions("torch", "torchmetrics", "numpy", "nibabel")}
         write_text(folder / "metrics.json",
                    json.dumps(content, indent=1, allow_nan=False) + "\n")
-        draw(folder / "figures", pool, entries, nearest)
+        evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
         report.write_report(folder, content)
     for line in report.terminal_lines(content):
         print(line)

@@ -8,19 +8,23 @@
 Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and
 intensities of their source scans: a crop is put back into its place, and a bias field that --n4
 removed is put back. What a mask removed is gone. A mosaic without a source scan, such as a sample,
-gets the cohort's median geometry.
+gets the cohort's median geometry. source.json takes along how samples were made, and the class and
+subject of each volume.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from mri import conversion, geometry, manifest, mosaic, mosaic_files, nifti, preparation
+from mri import conversion, geometry, manifest, mosaic, mosaic_files, nifti, origin, preparation
 from utils.files import atomic_folder
 from utils.flags import make_parser
 from utils.progress import progress
+
+PRINTED_IDS = 5     # of mosaics that are not in the manifest
 
 
 def parse_args():
@@ -29,7 +33,7 @@ def parse_args():
     g.add_argument("--input", type=Path, required=True, metavar="DIR",
                    help="data folder, samples folder, or folder of PNG mosaics")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
-                   help="folder to create, for ID.nii.gz")
+                   help="folder to create, for ID.nii.gz and source.json")
     g.add_argument("--manifest", type=Path, metavar="FILE",
                    help="manifest.json or samples.json that describes the mosaics, or its folder; "
                    "by default that of --input")
@@ -70,7 +74,9 @@ def main():
     header, entries = manifest.read_manifest(manifest_path)
     entry_of = {entry["id"]: entry for entry in entries}
     cohort_entry = {"shape": header["source_shape"], "affine": header["source_affine"],
-                    "window": (0.0, 1.0)}
+                    "window": (0.0, 1.0), "codes": nifti.SYNTHETIC_CODES}
+    source = origin.read_origin(manifest_path)
+    description = str(source.made_by.get("description", ""))
     size, layout, fit = header["size"], header["layout"], header["fit"]
     paths = find_mosaics(args.input)
     with atomic_folder(args.output) as folder:
@@ -85,8 +91,16 @@ def main():
                 grid = preparation.prepared_grid(entry)
                 volume, affine = cube, geometry.cube_affine(*grid, size, fit)
             nifti.write_nifti(folder / f"{path.stem}.nii.gz", volume, affine,
-                              entry.get("codes", (1, 1)))
+                              entry.get("codes", (1, 1)),
+                              description if entry is cohort_entry else "")
+        origin.write_origin(folder, source, [path.stem for path in paths])
     print(f"{args.output}: {len(paths)} NIfTI volumes")
+    unknown = [path.stem for path in paths if path.stem not in entry_of]
+    if unknown and entries:
+        more = ", …" if len(unknown) > PRINTED_IDS else ""
+        print(f"warning: {len(unknown)} of {len(paths)} mosaics are not in the manifest and got "
+              f"the cohort's median geometry: {', '.join(unknown[:PRINTED_IDS])}{more}",
+              file=sys.stderr)
 
 
 if __name__ == "__main__":

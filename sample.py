@@ -17,6 +17,7 @@ import math
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,27 +27,29 @@ from tqdm import tqdm
 from diffusion import samplers
 from diffusion import vae as vae_module
 from mri import manifest, mosaic, mosaic_files, nifti
-from training import acceleration, checkpoint, pretrained
-from training.run_folder import newest_checkpoint
-from utils import distributed
+from training import acceleration, checkpoint, checkpoint_choice, pretrained
+from training.class_choice import COHORT, ClassChoice, choose_class
+from utils import distributed, flags
 from utils.files import read_json, write_text
-from utils.flags import (
-    add_compile_flag,
-    add_device_flag,
-    add_precision_flag,
-    make_parser,
-    shard,
-    whole_number,
-)
-from utils.precision import autocast
+from utils.flags import make_parser, shard, whole_number
+from utils.precision import autocast, resolve_precision
 from utils.progress import progress
 from utils.seeding import seeded_generator
 
-# flags that decide what a sample looks like, recorded in samples.json
-RECIPE_FLAGS = ("seed", "sampler", "num_sampling_steps", "cfg_scale", "cfg_channels", "class_label",
-                "weights", "precision", "vae_precision")
-# what recipes of earlier versions did not record
-RECIPE_DEFAULTS = {"vae_precision": "fp32"}
+# flags that decide what a sample looks like, recorded in samples.json beside those of the Plan
+RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "weights", "vae_precision")
+RECIPE_DEFAULTS = {"vae_precision": "fp32"}  # what earlier versions did not record
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What flags and checkpoint decide together."""
+    header: dict            # of the checkpoint's data folder
+    config: dict            # of its model
+    num_steps: int          # sampling steps
+    precision: str          # compute dtype of the transformer
+    classes: ClassChoice
+    description: str        # for the NIfTI headers
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -60,9 +63,9 @@ def parse_args():
     args = p.parse_args()
     if min(args.num_samples, args.batch_size) < 1:
         raise UserError("--num-samples and --batch-size must be at least 1")
-    sampler = samplers.SAMPLERS[args.sampler]
-    if not sampler.min_steps <= args.num_sampling_steps <= sampler.max_steps:
-        raise UserError(f"--num-sampling-steps {args.num_sampling_steps}: {args.sampler} takes "
+    sampler, steps = samplers.SAMPLERS[args.sampler], args.num_sampling_steps
+    if steps is not None and not sampler.min_steps <= steps <= sampler.max_steps:
+        raise UserError(f"--num-sampling-steps {steps}: {args.sampler} takes "
                         f"{sampler.min_steps} to {sampler.max_steps}")
     if not math.isfinite(args.cfg_scale):
         raise UserError(f"--cfg-scale {args.cfg_scale}: must be a finite number")
@@ -72,8 +75,9 @@ def parse_args():
 def add_model_and_output_flags(p):
     g = p.add_argument_group("model")
     g.add_argument("--ckpt", type=Path, required=True, metavar="FILE|DIR",
-                   help="checkpoint of train.py; for a run folder its newest checkpoint, for a "
-                   "results folder that of its last run")
+                   help="checkpoint of train.py; for a run folder its newest checkpoint, or if it "
+                   "was interrupted before the first, its state; for a results folder that of the "
+                   "last run that has one")
     g.add_argument("--base", metavar="FILE",
                    help="base weights; default: where train.py read them, or weights/")
     g.add_argument("--weights", choices=("ema", "raw"), default="ema",
@@ -92,15 +96,16 @@ def add_sampling_flags(p):
                    help="random seed; the same seed gives the same volumes")
     g.add_argument("--sampler", choices=samplers.SAMPLERS, default="ddpm",
                    help="sampling method. " + samplers.describe_samplers())
-    g.add_argument("--num-sampling-steps", type=int, default=250, metavar="N",
-                   help="denoising steps")
+    g.add_argument("--num-sampling-steps", type=int, metavar="N",
+                   help="denoising steps; default: " + samplers.describe_default_steps())
     g.add_argument("--cfg-scale", type=float, default=1.0,
                    help="scale of classifier-free guidance; 1: none, at half the cost")
     g.add_argument("--cfg-channels", type=int, metavar="N",
                    help="number of latent channels that are guided; 3: as in the published DiT "
                    "code; default: all")
-    g.add_argument("--class-label", type=int, default=0, metavar="INDEX",
-                   help="class to sample, by its index in the manifest")
+    g.add_argument("--class-label", default="0", metavar=f"INDEX|NAME|{COHORT}",
+                   help="class to sample, by its index or name in the manifest; cohort: each "
+                   "sample's class is drawn, as frequent as among the training volumes")
 
 
 def add_speed_flags(p):
@@ -109,11 +114,12 @@ def add_speed_flags(p):
     g.add_argument("--shard", type=shard, metavar="I/N",
                    help="compute part I of N, counted from 1, such as one task of a job array; "
                    "default: everything")
-    add_precision_flag(g)
-    add_precision_flag(g, "the VAE; bf16 is twice as fast and changed the gray levels of the "
-                       "demo's VAE by 0.3 of 255 (rms)", "--vae-precision", "fp32")
-    add_compile_flag(g)
-    add_device_flag(g)
+    flags.add_precision_flag(g, default=None)
+    flags.add_precision_flag(
+        g, "the VAE; bf16 is twice as fast and changed the gray levels of the demo's VAE by 0.3 of "
+        "255 (rms)", "--vae-precision", "fp32")
+    flags.add_compile_flag(g)
+    flags.add_device_flag(g)
 
 
 # --------------------------------------------------------------------------------- samples folder
@@ -143,18 +149,23 @@ def planned_count(output, num_samples, recipe):
     return count
 
 
-def begin_folder(output, header, recipe, count, class_label):
+def begin_folder(output, plan, recipe, count, provenance):
     """Creates the samples folder, or continues it.
 
-    Every process and job that writes there writes the same samples.json, so none waits for
-    another.
+    Every process and job there writes the same samples.json, so none waits for another. What a
+    folder records of its beginning stays.
     """
     output.mkdir(parents=True, exist_ok=True)
-    samples = [{"id": f"{i:06d}", "index": i, "class": class_label} for i in range(count)]
+    path = output / "samples.json"
+    begun = read_json(path) if path.is_file() else {}
+    samples = [{"id": f"{i:06d}", "index": i, "class": plan.classes.of_sample(recipe["seed"], i)}
+               for i in range(count)]
     content = {"format": "mosaicdit-samples", "version": manifest.FORMAT_VERSION,
-               **{key: header[key] for key in manifest.HEADER_KEYS},
+               **{key: plan.header[key] for key in manifest.HEADER_KEYS},
+               "provenance": begun.get("provenance", provenance),
+               "description": begun.get("description", plan.description),
                "recipe": recipe, "samples": samples}
-    write_text(output / "samples.json", json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
     for name in ("mosaics", "nifti"):
         (output / name).mkdir(exist_ok=True)
 
@@ -180,9 +191,8 @@ class Writer:
     At most `max_waiting` samples wait. An error in the thread ends the main thread, too.
     """
 
-    def __init__(self, output, header, max_waiting):
-        self.output, self.header, self.max_waiting = output, header, max_waiting
-        self.affine = np.array(header["affine"])
+    def __init__(self, output, plan, max_waiting):
+        self.output, self.plan, self.max_waiting = output, plan, max_waiting
         self._pool = ThreadPoolExecutor(1)
         self._jobs = deque()
 
@@ -194,8 +204,10 @@ class Writer:
 
     def _write(self, i, pixels):
         mosaic_files.write_mosaic(mosaic_files.mosaic_path(self.output, f"{i:06d}"), pixels)
-        volume = mosaic.untile(pixels, self.header["size"], self.header["layout"])
-        nifti.write_nifti(nifti_path(self.output, i), volume, self.affine)
+        header = self.plan.header
+        volume = mosaic.untile(pixels, header["size"], header["layout"])
+        nifti.write_nifti(nifti_path(self.output, i), volume, np.array(header["affine"]),
+                          nifti.SYNTHETIC_CODES, self.plan.description)
 
     def __enter__(self):
         return self
@@ -208,41 +220,47 @@ class Writer:
 
 # --------------------------------------------------------------------------------------- sampling
 
-def check_flags_of_model(args, header, config):
-    """Refuses flags that do not fit the checkpoint's model."""
-    if not 0 <= args.class_label < len(header["classes"]):
-        known = ", ".join(f"{i} ({name})" for i, name in enumerate(header["classes"]))
-        raise UserError(f"--class-label {args.class_label}: the model was trained on {known}")
+def make_plan(args, ckpt, metadata, sha256, device):
+    """What the flags mean for this checkpoint. Raises UserError if they do not fit it."""
+    header = manifest.check_header(metadata["header"], ckpt)
+    config = metadata["config"]
     channels = config["in_channels"]
     if args.cfg_channels is not None and not 1 <= args.cfg_channels <= channels:
         raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {channels}")
+    steps = args.num_sampling_steps
+    return Plan(
+        header=header, config=config,
+        num_steps=samplers.SAMPLERS[args.sampler].default_steps if steps is None else steps,
+        precision=resolve_precision(args.precision, device),
+        classes=choose_class(args.class_label, metadata, header["classes"], ckpt),
+        description=checkpoint_choice.nifti_description(metadata, sha256))
 
 
-def sample_batch(args, model, config, batch, device):
+def sample_batch(args, model, plan, batch, device):
     """Latents (N, C, h, w) of a batch of samples."""
+    config = plan.config
     shape = (config["in_channels"], config["input_size"], config["input_size"])
-    y = torch.full((len(batch),), args.class_label)
+    y = torch.tensor([plan.classes.of_sample(args.seed, i) for i in batch])
     generators = [seeded_generator(args.seed, i) for i in batch]
-    bar = tqdm(total=args.num_sampling_steps, desc="steps", leave=False,
-               disable=not sys.stderr.isatty())
-    with bar, autocast(device, args.precision):
+    bar = tqdm(total=plan.num_steps, desc="steps", leave=False, disable=not sys.stderr.isatty())
+    with bar, autocast(device, plan.precision):
         latents = samplers.sample(
             model, shape, y, config["num_classes"], generators, args.sampler,
-            args.num_sampling_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
+            plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
     if not latents.isfinite().all():
         raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are "
                         "not finite; use a lower scale, --precision fp32, or an earlier checkpoint")
     return latents
 
 
-def write_batches(args, model, config, vae, header, batches, device):
+def write_batches(args, model, plan, vae, batches, device):
     """Samples the batches and writes what is missing. Returns the number of samples written."""
     written = 0
-    with Writer(args.output, header, args.batch_size) as writer:
+    with Writer(args.output, plan, args.batch_size) as writer:
         for batch in progress(batches, f"batches of {args.batch_size}"):
             # a batch is computed as a whole even if only one sample of it is missing: the bits of
             # a sample depend on its batch
-            for i, latent in zip(batch, sample_batch(args, model, config, batch, device)):
+            for i, latent in zip(batch, sample_batch(args, model, plan, batch, device)):
                 if not nifti_path(args.output, i).is_file():
                     writer.write(i, vae_module.decode(vae, latent[None], args.vae_precision)[0])
                     written += 1
@@ -257,33 +275,45 @@ def worker_name(args):
     return name
 
 
+def announce(who, chosen, metadata, plan, weights):
+    """Prints which checkpoint is sampled, and warnings about it."""
+    run, classes = checkpoint_choice.run_of(chosen.path), plan.header["classes"]
+    print(f"{who}{chosen.path}: run {run or 'not recorded'}, step {metadata['step']}, "
+          f"{plan.classes.describe(classes)}", flush=True)
+    average = checkpoint_choice.warn_of_average(metadata, weights)
+    for note in filter(None, (*chosen.notes, average)):
+        print(f"{who}note: {note}", file=sys.stderr, flush=True)
+
+
 def main():
     args = parse_args()
     device = distributed.own_device(args.device)
-    ckpt = newest_checkpoint(args.ckpt) if args.ckpt.is_dir() else args.ckpt
+    chosen = checkpoint_choice.choose_checkpoint(args.ckpt)
+    ckpt = chosen.path
     metadata = checkpoint.read_metadata(ckpt)
-    header = manifest.check_header(metadata["header"], ckpt)
-    config = metadata["config"]
-    check_flags_of_model(args, header, config)
+    sha256 = pretrained.sha256_of_weights(ckpt)
+    plan = make_plan(args, ckpt, metadata, sha256, device)
+    who = worker_name(args)
+    announce(who, chosen, metadata, plan, args.weights)
     vae = vae_module.load_decoder(metadata, args.vae, device, ckpt)
-    recipe = dict(ckpt_sha256=pretrained.sha256_of_weights(ckpt),
-                  vae_sha256=vae_module.fingerprint(vae),
+    recipe = dict(ckpt_sha256=sha256, vae_sha256=vae_module.fingerprint(vae),
+                  num_sampling_steps=plan.num_steps, class_label=plan.classes.label,
+                  precision=plan.precision,
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
     count = planned_count(args.output, args.num_samples, recipe)
     batches = missing_batches(args)
-    who = worker_name(args)
     if not batches:
         part = "its part of" if who else "all of"
         print(f"{who}{args.output} already has {part} the {args.num_samples} samples")
         return
     model, _ = pretrained.restore_model(ckpt, args.weights, args.base)
-    compile_message = acceleration.prepare_for_sampling(model, device, args.precision, args.compile)
+    compile_message = acceleration.prepare_for_sampling(model, device, plan.precision, args.compile)
     if compile_message:
         print(f"{who}{compile_message}", file=sys.stderr, flush=True)
-    begin_folder(args.output, header, recipe, count, args.class_label)
-    written = write_batches(args, model, config, vae, header, batches, device)
+    begin_folder(args.output, plan, recipe, count, checkpoint_choice.provenance(ckpt, metadata))
+    written = write_batches(args, model, plan, vae, batches, device)
     print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {metadata['step']}, "
-          f"{args.sampler} {args.num_sampling_steps} steps")
+          f"{args.sampler} {plan.num_steps} steps")
 
 
 if __name__ == "__main__":

@@ -9,23 +9,22 @@ Run the same command again to resume: it continues from the newest intact state 
 had never stopped (bitwise identical on a CPU). SIGTERM, SIGINT, SIGUSR1 or --max-minutes end the
 step, save, and exit with code 75; a second signal exits at once.
 """
-from utils.errors import EXIT_STOPPED, UserError, run_script  # first: Ctrl-C during imports
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
 import argparse
 import hashlib
 import math
-import sys
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import models
 from diffusion import vae as vae_module
 from mri import manifest
-from training import acceleration, bookkeeping, dry_run, finetuning, latent_cache, setup, step
+from training import acceleration, dry_run, finetuning, latent_cache, loop, setup, step
+from training.loss_scaling import LossScaler
 from training.resume import open_run
 from training.state import TrainingState
 from training.stopping import StopWatch
@@ -38,6 +37,7 @@ from utils.flags import (
     positive,
     whole_number,
 )
+from utils.precision import has_fast_bf16, resolve_precision
 from utils.signals import StopSignals
 
 # ------------------------------------------------------------------------------------------ flags
@@ -59,7 +59,8 @@ def add_data_and_model_flags(p):
     g.add_argument("--data-path", type=Path, required=True, metavar="DIR",
                    help="data folder written by preprocess.py; its train split is trained on")
     g.add_argument("--vae", default="ema", metavar="ema|mse|DIR",
-                   help="VAE whose latents are trained on: a public one or a folder")
+                   help="VAE whose latents are trained on: a public one, a folder, or the folder "
+                   "of a pipeline that has one in vae/")
     g.add_argument("--image-size", type=int, metavar="PIXELS",
                    help="expected side of the mosaics, in pixels; default: no check, the data "
                    "folder knows it")
@@ -69,6 +70,9 @@ def add_data_and_model_flags(p):
     g.add_argument("--ckpt", default="DiT-XL-2-512x512.pt", metavar="FILE|none",
                    help="pretrained weights: official .pt, training checkpoint of the original "
                    "repository, diffusers folder, .safetensors, or none for random weights")
+    g.add_argument("--base", metavar="FILE",
+                   help="base weights of --ckpt, if that is a checkpoint of train.py; default: "
+                   "where it found them, or weights/")
     g.add_argument("--num-classes", type=int, default=1000,
                    help="number of classes; keep 1000 for the public weights")
     g.add_argument("--pos-embed", choices=("interpolate", "extrapolate"), default="interpolate",
@@ -100,7 +104,8 @@ def add_optimization_flags(p):
     g.add_argument("--global-batch-size", type=int, default=4,
                    help="volumes per step, over all processes")
     g.add_argument("--ema-decay", type=float, default=0.9999,
-                   help="decay per step of the moving average (EMA) of the trainable parameters")
+                   help="decay per step of the moving average (EMA) of the trainable parameters; "
+                   "at step s at most (1 + s) / (10 + s)")
     g.add_argument("--global-seed", type=whole_number, default=0,
                    help="random seed; the same seed trains the same model")
     g.add_argument("--skip-nonfinite", action="store_true",
@@ -110,7 +115,7 @@ def add_optimization_flags(p):
 
 def add_memory_flags(p):
     g = p.add_argument_group("speed and memory")
-    add_precision_flag(g, "the transformer; trainable parameters stay fp32")
+    add_precision_flag(g, "the transformer; trainable parameters stay fp32", default=None)
     g.add_argument("--accum", type=int, default=1, metavar="N",
                    help="gradient accumulation: compute the batch in N smaller ones, to save "
                    "memory")
@@ -144,13 +149,13 @@ def add_logging_flags(p):
                    help="sample a mosaic into the run folder every N steps; 0: never")
     g = p.add_argument_group("resuming")
     g.add_argument("--resume", default="auto", metavar="auto|PATH|none",
-                   help="auto: resume the newest run that the same flags began, or start one; "
-                   "PATH: resume that run folder; none: start a new run")
+                   help="auto: resume the newest run of the same flags and data, wherever the data "
+                   "is, or start one; PATH: resume that run folder; none: start a new run")
     g.add_argument("--max-minutes", type=positive, metavar="MIN",
                    help="stop after MIN minutes: end the step, save, exit with code 75; default: "
                    "no limit")
     g.add_argument("--dry-run", action="store_true",
-                   help="print what would train and the memory it needs, then exit")
+                   help="check --ckpt, print what would train and the memory it needs, then exit")
 
 
 def check_flags(args):
@@ -188,123 +193,64 @@ def check_flags(args):
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {depth} blocks")
 
 
-def check_data(args, header, entries, vae):
-    """Refuses flags that do not fit the data. Returns the side of the latents."""
-    pixels = header["grid"] * header["size"]
-    factor = vae_module.downsampling_factor(vae)
-    patch = models.config_of(args.model)["patch_size"]
-    if args.image_size not in (None, pixels):
-        raise UserError(f"--image-size {args.image_size}: {args.data_path} holds mosaics of "
-                        f"{pixels} pixels; leave the flag out, or preprocess again")
-    if pixels % (factor * patch):
-        raise UserError(f"--model {args.model}: mosaics of {pixels} pixels are not a multiple of "
-                        f"VAE factor {factor} x patch size {patch}; use another patch size, or "
-                        "preprocess with another --size")
-    classes = max(entry["class"] for entry in entries) + 1
-    if classes > args.num_classes:
-        raise UserError(f"--num-classes {args.num_classes}: the data has {classes} classes")
-    return pixels // factor
-
-
 # --------------------------------------------------------------------------------------- training
 
-def train(args, *, model, config, state, batches, run, entries, metadata, max_steps, device,
-          stop_watch):
-    """Trains up to `max_steps`, or until asked to stop.
-
-    :param run: the Run in process 0, which alone writes; None in the others
-    :return: exit code
-    """
-    parameters = list(state.trained.values())
-    show_bar = run is not None and sys.stderr.isatty()
-    bar = tqdm(total=max_steps, initial=state.step, desc="steps", disable=not show_bar,
-               dynamic_ncols=True)
-    clock, clock_step = time.monotonic(), state.step
-    stop = end = False
-    while not (stop or end):
-        state.step += 1
-        lr = step.learning_rate(state.step, lr=args.lr, schedule=args.lr_schedule,
-                                max_steps=max_steps)
-        losses, is_bad = step.compute_gradients(
-            model, batches.take(state.step), parameters, accum=args.accum, device=device,
-            global_batch_size=args.global_batch_size, precision=args.precision)
-        state.update(losses, is_bad, lr)
-        state.optimizer.zero_grad(set_to_none=True)
-        bar.update()
-
-        end = state.step == max_steps
-        stop, overdue = stop_watch.decide()
-        checkpoint_due = end or state.step % args.ckpt_every == 0
-        save_due = checkpoint_due or stop or overdue
-        log_due = end or state.step % args.log_every == 0
-        if log_due or save_due:
-            bookkeeping.report_skipped_steps(run, state, batches, entries, lr=args.lr,
-                                             tolerate=args.skip_nonfinite)
-        if log_due:
-            speed = (state.step - clock_step) / (time.monotonic() - clock)
-            if run:
-                bookkeeping.log_means(run, state, max_steps=max_steps, lr=lr,
-                                      steps_per_second=speed, batch_size=args.global_batch_size)
-            state.start_log_line()
-            clock, clock_step = time.monotonic(), state.step
-        if run and save_due:
-            bookkeeping.save(run, state, metadata, with_checkpoint=checkpoint_due, lr=args.lr,
-                             keep=args.keep, keep_every=args.keep_every)
-            stop_watch.saved()
-        if run and args.sample_every and state.step % args.sample_every == 0:
-            path = run.folder / "samples" / f"{state.step:07d}.png"
-            bookkeeping.sample_preview(path, model, state, config, vae=args.vae, device=device,
-                                       seed=args.global_seed, precision=args.precision)
-    bar.close()
-    if run and end:
-        run.say(f"done: {run.checkpoints / f'{state.step:07d}.safetensors'}")
-    elif run:
-        run.say(f"stopped by {stop_watch.reason()} after step {state.step}/{max_steps}, saved; "
-                "the same command resumes")
-    # until process 0 has saved: torchrun ends the others as soon as one has ended
-    distributed.barrier()
-    return 0 if end else EXIT_STOPPED
-
-
-def announce(run, args, model, state, entries, device, compile_message):
+def announce(run, args, model, state, options, volumes, notes):
     """Opens the logs and says what is about to happen."""
     run.open_logs(state.step)
     n = sum(p.numel() for p in state.trained.values())
-    message = (f"{run.folder}: {args.model} on {len(entries)} mosaics, --tune {args.tune}: "
-               f"{n:,} trainable values, {model.grid ** 2} tokens, {args.precision} on {device}")
+    message = (f"{run.folder}: {args.model} on {volumes} mosaics, --tune {args.tune}: "
+               f"{n:,} trainable values, {model.grid ** 2} tokens, {options.precision} on "
+               f"{options.device}")
     if distributed.world_size() > 1:
         message += f", {distributed.world_size()} processes, {4 * n / 1e6:.1f} MB reduced per step"
     if state.step:
         message += f"; resumes at step {state.step}"
-    run.say(message)
-    if compile_message:
-        run.say(compile_message)
+    for line in (message, *filter(None, notes)):
+        run.say(line)
 
 
-def build(args, side, channels, device):
-    """The model on its device, ready to train; its trainable parameters; a message, or None."""
-    start = setup.build_model(
-        args.model, latent_side=side, channels=channels, num_classes=args.num_classes,
-        gamma_blocks=args.gamma_blocks, weights_path=args.ckpt, pos_embed=args.pos_embed,
+def model_options(args):
+    return setup.ModelOptions(
+        name=args.model, num_classes=args.num_classes, gamma_blocks=args.gamma_blocks,
+        weights_path=args.ckpt, base_path=args.base, pos_embed=args.pos_embed,
         base_grid=args.base_grid, seed=args.global_seed)
+
+
+def loop_options(args, max_steps, precision, device):
+    return loop.LoopOptions(
+        lr=args.lr, lr_schedule=args.lr_schedule, max_steps=max_steps,
+        global_batch_size=args.global_batch_size, accum=args.accum, precision=precision,
+        device=device, seed=args.global_seed, vae=args.vae, skip_nonfinite=args.skip_nonfinite,
+        log_every=args.log_every, ckpt_every=args.ckpt_every, keep=args.keep,
+        keep_every=args.keep_every, sample_every=args.sample_every)
+
+
+def build(args, side, channels, precision, device):
+    """The model on its device, ready to train; its trainable parameters; a message, or None."""
+    start = setup.build_model(model_options(args), side, channels)
     trained = finetuning.set_trainable(start.model, args.tune)
-    if args.precision == "bf16":
-        acceleration.matrices_to_bf16(start.model)
+    acceleration.narrow_matrices(start.model, precision)
     start.model.to(device).train()
     start.model.save_memory(not args.keep_activations, args.grad_checkpoint)
-    return start, trained, acceleration.compile_blocks(start.model, device, args.compile)
+    message = acceleration.compile_blocks(start.model, device, args.compile, precision)
+    return start, trained, message
 
 
-def print_dry_run(args, side, channels, volumes):
-    """Prints what would train, from process 0."""
+def print_dry_run(args, side, vae, volumes, precision, device):
+    """Prints what would train, and checks --ckpt; from process 0."""
     if not distributed.is_main():
         return
+    channels = vae.config.latent_channels
     config = dict(models.config_of(args.model), input_size=side, in_channels=channels,
                   num_classes=args.num_classes, gamma_blocks=args.gamma_blocks)
     micro_batch = args.global_batch_size // args.accum // distributed.world_size()
-    options = dry_run.MemoryOptions(micro_batch, args.precision, args.grad_checkpoint,
-                                    args.keep_activations)
-    dry_run.print_dry_run(args.model, config, args.tune, volumes, options)
+    options = dry_run.MemoryOptions(micro_batch, precision, args.grad_checkpoint,
+                                    args.keep_activations, has_fast_bf16(device))
+    dry_run.print_dry_run(args.model, config, args.tune, volumes, options,
+                          vae if args.sample_every else None)
+    for note in setup.check_model(model_options(args), side, channels):
+        print(note)
 
 
 def main():
@@ -313,49 +259,58 @@ def main():
     header, entries = manifest.read_manifest(args.data_path)
     entries = manifest.select_split(entries, "train", args.data_path)
     device = distributed.own_device(args.device)
+    precision = resolve_precision(args.precision, device)
     vae = vae_module.load_vae(args.vae, device)
-    side, channels = check_data(args, header, entries, vae), vae.config.latent_channels
+    side, channels = setup.latent_side(
+        header, entries, vae, data_path=args.data_path, model=args.model,
+        num_classes=args.num_classes, image_size=args.image_size), vae.config.latent_channels
     if args.dry_run:
-        return print_dry_run(args, side, channels, len(entries))
+        return print_dry_run(args, side, vae, len(entries), precision, device)
     max_steps = args.max_steps
     if args.epochs:
         max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
     with distributed.process_group(device):
         with distributed.main_process_first():
             moments = latent_cache.cached_moments(args.data_path, header, entries, vae,
-                                                  Path(args.vae).name)
+                                                  Path(args.vae).name or Path.cwd().name)
         vae_config = setup.describe_vae(args.vae, vae)
         del vae
         labels = torch.tensor([entry["class"] for entry in entries])
-        start, trained, compile_message = build(args, side, channels, device)
+        start, trained, compile_message = build(args, side, channels, precision, device)
         data = moments.numpy().tobytes() + labels.numpy().tobytes()
         metadata = dict(
             model=args.model, config=start.config, tune=args.tune,
             base=start.base if args.tune != "full" else None, header=header,
             begun_from=start.base, vae=vae_config, image_size=header["grid"] * header["size"],
-            data_key=hashlib.sha256(data).hexdigest())
+            data_key=hashlib.sha256(data).hexdigest(),
+            class_counts=labels.bincount(minlength=len(header["classes"])).tolist())
+        scaler = LossScaler(device) if precision == "fp16" else None
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
-                              ema_decay=args.ema_decay, device=device)
+                              ema_decay=args.ema_decay, device=device, loss_scaler=scaler)
+        resolved = {"max_steps": max_steps, "device": device, "precision": precision}
         flags = {name: str(value) if isinstance(value, Path) else value for name, value
-                 in {**vars(args), "max_steps": max_steps, "device": device}.items()}
-        run = open_run(state, metadata, results_dir=args.results_dir, model=args.model,
-                       resume=args.resume, flags=flags)
+                 in {**vars(args), **resolved}.items()}
+        opened = open_run(state, metadata, results_dir=args.results_dir, model=args.model,
+                          resume=args.resume, flags=flags)
+        run = opened.run
         if state.step >= max_steps:
             if run:
                 print(f"{run.folder} has its {state.step} steps already; give --resume none for "
                       "another run, or a higher --max-steps to continue this one")
             return 0
+        options = loop_options(args, max_steps, precision, device)
         if run:
-            announce(run, args, start.model, state, entries, device, compile_message)
+            announce(run, args, start.model, state, options, len(entries),
+                     (*start.notes, *opened.notes, compile_message))
         batches = step.Batches(
             moments, labels, vae_config, start.model.num_classes, seed=args.global_seed,
             global_batch_size=args.global_batch_size, label_dropout=args.label_dropout,
             last_step=max_steps, device=device, prefetch=args.prefetch)
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
-        return train(args, model=start.model, config=start.config, state=state, batches=batches,
-                     run=run, entries=entries, metadata=metadata, max_steps=max_steps,
-                     device=device, stop_watch=watch)
+        return loop.train(options, model=start.model, config=start.config, state=state,
+                          batches=batches, run=run, entries=entries, metadata=metadata,
+                          stop_watch=watch)
 
 
 if __name__ == "__main__":

@@ -281,17 +281,18 @@ def main():
           f"{vae.config.latent_channels} channels; {sum(p.numel() for p in parameters):,} of "
           f"{sum(p.numel() for p in vae.parameters()):,} parameters train")
 
-    history = train(vae, to_pixels(mosaics), parameters, crop, args)
-    if args.tune == "all":
-        set_scaling_factor(vae, mosaics[:SCALING_MOSAICS])
-    rows, columns = evaluate(vae, folders)
-    means = {key: float(np.mean([row[key] for row in rows])) for key in ("volume", *VIEWS)}
-    report = dict(unit="dB", mean=means, volumes=rows, steps=history, args=vars(args))
-    with atomic_folder(args.output) as folder:
+    with atomic_folder(args.output) as folder:  # before training, so that it can be created
+        history = train(vae, to_pixels(mosaics), parameters, crop, args)
+        if args.tune == "all":
+            set_scaling_factor(vae, mosaics[:SCALING_MOSAICS])
+        rows, columns = evaluate(vae, folders)
+        means = {key: float(np.mean([row[key] for row in rows])) for key in ("volume", *VIEWS)}
+        report = dict(unit="dB", mean=means, volumes=rows, steps=history, args=vars(args))
         vae.save_pretrained(folder)
         write_text(folder / "psnr.json", json.dumps(report, indent=1, default=str) + "\n")
         figures.montage(folder / "reconstruction.png", columns,
-                        voxel_sizes(folders[0].header["affine"]))
+                        voxel_sizes(folders[0].header["affine"]),
+                        affine=folders[0].header["affine"])
     views = ", ".join(f"{view} {means[view]:.2f}" for view in VIEWS)
     print(f"PSNR of {len(rows)} volumes: {means['volume']:.2f} dB; mean over slices: {views}")
     print(f"{args.output}: VAE, psnr.json, reconstruction.png; "

@@ -44,10 +44,11 @@ def histogram_statistics(pool, options):
     return [
         Statistic(
             key="histogram", name="intensity histogram",
-            definition=f"{definition}, all voxels", target="low",
-            compute=partial(histogram_distance, histograms)),
+            definition=f"{definition}, all voxels", target="low", has_interval=False,
+            test="upper", compute=partial(histogram_distance, histograms)),
         Statistic(
             key="histogram_foreground", name="intensity histogram, foreground",
             definition=f"{definition}, voxels above {100 * FOREGROUND:g}% of the range",
-            target="low", compute=partial(histogram_distance, histograms, above=FOREGROUND)),
+            target="low", has_interval=False, test="upper",
+            compute=partial(histogram_distance, histograms, above=FOREGROUND)),
     ]

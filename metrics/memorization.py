@@ -4,13 +4,14 @@ from functools import partial
 
 import numpy as np
 
-from metrics import ms_ssim
+from metrics import copy_search, ms_ssim
 from metrics.mmd import gram
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
 from utils.progress import counter
 
 CLOSE_SHARE = 0.05  # share of real volumes that are closer to the training set than the threshold
+PLANTED = 8         # copies that are made to see whether the search finds them
 
 
 # ----------------------------------------------------------------------- similarity and distance
@@ -100,7 +101,7 @@ def memorization_statistics(pool, options):
     statistics = []
     for nearest in found:
         statistics += [_similarity_statistic(pool, nearest), _copied_statistic(pool, nearest)]
-    return statistics
+    return statistics + [_copies_statistic(pool, options)]
 
 
 def _nearest_by_ms_ssim(pool, correlation, options):
@@ -151,6 +152,68 @@ def _copied_statistic(pool, nearest):
                    "to the real ones have",
         target=f"{max(CLOSE_SHARE, 1 / (n + 1)):.3g}",
         compute=partial(share_closer, distance, distance), has_ceiling=False, is_share=True)
+
+
+def _copies_statistic(pool, options):
+    """Synthetic volumes that are copies of single training volumes, mirrored or moved, too."""
+    search = copy_search.CopySearch(pool.part("train"), pool.train.subjects, options.device)
+    planted = _planted_copies(pool.part("train"), options.seed)
+    matches = {}
+    count = len(pool.sets["real"]) + len(pool.sets["synthetic"]) + len(planted)
+    with counter("search for copies", count) as update:
+        for name, volumes in (("real", pool.part("real")), ("synthetic", pool.part("synthetic")),
+                              ("planted", planted)):
+            matches[name] = []
+            for volume in volumes:
+                matches[name].append(search.best_match(volume))
+                update(1)
+    ratios = {name: np.array([match.ratio if match else 1.0 for match in found])
+              for name, found in matches.items()}
+    threshold = copy_search.threshold(ratios["real"])
+    ratio = _over_pool(pool, np.concatenate([ratios["real"], ratios["synthetic"]]))
+    found = int((ratios["planted"] < threshold).sum())
+    return Statistic(
+        key="copies", name="copies of a training volume, share flagged",
+        definition="share of volumes that are far closer to one training volume than to any of "
+                   "another subject: the ratio of the two distances (1 − correlation, at the best "
+                   f"of mirror images and shifts of up to {copy_search.MAX_SHIFT} voxels, whatever "
+                   f"the contrast) is below {threshold:.3g}, which is 0.8 times the least ratio of "
+                   f"the {len(ratios['real'])} real volumes, but at most "
+                   f"{copy_search.HIGHEST_FLAGGED}. Power: of "
+                   f"{len(planted)} training volumes that were mirrored, shifted, given 0.8 times "
+                   f"the contrast and 5% noise, the same search flagged {found}",
+        target="0", compute=partial(_share_flagged, ratio), has_ceiling=False, has_interval=False,
+        test=None, details={
+            "threshold": float(threshold), "planted": len(planted), "planted_found": found,
+            "ratios": {name: ratios[name].tolist() for name in ("real", "synthetic")},
+            "flagged": _flagged(pool, matches["synthetic"], threshold)})
+
+
+def _planted_copies(volumes, seed):
+    """Copies of random training volumes, which the search should find."""
+    rng = np.random.default_rng([seed, 7])
+    chosen = rng.choice(len(volumes), min(PLANTED, len(volumes)), replace=False)
+    return [copy_search.planted_copy(volumes[i], rng) for i in np.sort(chosen)]
+
+
+def _flagged(pool, matches, threshold):
+    """The flagged synthetic volumes beside their sources, the clearest copy first."""
+    flagged = [(match.ratio, i) for i, match in enumerate(matches)
+               if match and match.ratio < threshold]
+    out = []
+    for _, i in sorted(flagged):
+        match = matches[i]
+        out.append({
+            "volume": pool.sets["synthetic"].ids[i], "source": pool.train.ids[match.index],
+            "ratio": match.ratio, "distance": match.distance, "mirrored": match.flip,
+            "shift": list(match.shift)})
+    return out
+
+
+def _share_flagged(ratio, a, b):
+    """Share of set b whose ratio lies below the threshold that set a gives, (R,)."""
+    thresholds = copy_search.threshold(np.where(a > 0, ratio, np.inf))
+    return (b * (ratio < thresholds[:, None])).sum(1) / b.sum(1)
 
 
 def _over_pool(pool, values):

@@ -97,8 +97,9 @@ def mmd_of_kernel(kernel, a, b, unbiased, groups=None):
 
     :param kernel: (N, N), symmetric, of the pool
     :param a, b: (R, N) weights of the two sets
-    :param unbiased: within a set, leave out the kernel of volumes that are not independent; the
-        value can then be negative
+    :param unbiased: within a set, leave out the kernel of volumes that are not independent (a
+        U-statistic, whose expectation does not depend on the number of volumes); the value can
+        then be negative
     :param groups: (N,) group of each volume, such as its subject: two of one group are not
         independent; None: each volume is its own group
     :return: (R,); NaN where a set has no two groups; 0 where the value is below the rounding error
@@ -114,15 +115,22 @@ def mmd_of_kernel(kernel, a, b, unbiased, groups=None):
 
 
 def _unbiased_mmd(kernel, a, b, groups):
-    """The kernel is taken relative to the middle of the two means, point m:
-    k(x, y) - k(x, m) - k(m, y) + k(m, m). Otherwise, where volumes repeat, as in replicates, the
-    pairs left out would count by their distance from an origin that has no meaning.
+    """Of sets, the plain U-statistic over pairs of two groups, in which each group counts once:
+    unbiased however many volumes a group has, and independent of the origin.
+
+    Of replicates, in which volumes repeat, the kernel is taken relative to the middle of the two
+    means, point m: k(x, y) - k(x, m) - k(m, y) + k(m, m). Otherwise the pairs left out would count
+    by their distance from an origin that has no meaning. For sets this would add a bias where the
+    groups have unequal sizes, as m depends on the volumes.
     """
+    dependent = (groups[:, None] == groups).astype(float)                  # (N, N)
+    repeats = (np.maximum(a, b) > 1).any(1)                                # (R,)
+    a, b = (_each_group_once(weights, dependent, repeats) for weights in (a, b))
     size_a, size_b = a.sum(1, keepdims=True), b.sum(1, keepdims=True)
     middle = (a / size_a + b / size_b) / 2
+    middle[~repeats] = 0
     to_middle = middle @ kernel                                            # k(x, m), (R, N)
     constant = (to_middle * middle).sum(1)                                 # k(m, m), (R,)
-    dependent = (groups[:, None] == groups).astype(float)                  # (N, N)
     between = (a @ kernel * b).sum(1) / (size_a * size_b)[:, 0]
     value = -2 * (between - ((a / size_a + b / size_b) * to_middle).sum(1) + constant)
     for weights, size in ((a, size_a), (b, size_b)):
@@ -132,8 +140,15 @@ def _unbiased_mmd(kernel, a, b, groups):
         total = total - (weights @ (kernel * dependent) * weights).sum(1)
         total = total - 2 * (weights * partners * to_middle).sum(1)
         total += pairs * constant
-        value += np.divide(total, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+        value += np.divide(total, pairs, out=np.full(len(weights), np.nan), where=pairs > 1e-9)
     return value
+
+
+def _each_group_once(weights, dependent, repeats):
+    """Weights whose sum over each group is 1, but those of replicates as they are."""
+    of_group = weights @ dependent
+    once = np.divide(weights, of_group, out=np.zeros_like(weights), where=of_group > 0)
+    return np.where(repeats[:, None], weights, once)
 
 
 def mmd_of_batches(kernel, i, j, batch):
@@ -222,38 +237,65 @@ def mmd_statistics(pool, options):
     with counter("inner products of volumes", pool.size) as update:
         products = gram(pool.compared, memory_gb=options.memory_gb / 2, device=options.device,
                         callback=update)
+    low, high = options.mmd_range
+    products *= (high - low) ** 2  # differences of voxels in [0, 1] grow by high - low
+    voxels = f"voxels in [{low:g}, {high:g}]"
+    details = {"range": [low, high]}
     real_and_synthetic = np.concatenate([pool.index("real"), pool.index("synthetic")])
     gaussian, distance = gaussian_kernel(products, real_and_synthetic)
     return [
-        _linear_statistic(pool, products, options),
+        _linear_statistic(pool, products, voxels, options),
         Statistic(
             key="mmd_linear_unbiased", name="MMD, linear, unbiased",
-            definition="linear kernel, voxels in [0, 1], no subject paired with itself; its "
-                       "expectation does not depend on N, and it can be negative",
+            definition=f"linear kernel, {voxels}, no subject paired with itself; its expectation "
+                       "does not depend on N, and it can be negative",
             target="0", compute=partial(mmd_of_kernel, products, unbiased=True, groups=pool.groups),
-            details={"range": [0, 1], "kernel": "linear, unbiased"}),
+            has_interval=False, test="upper", details={**details, "kernel": "linear, unbiased"}),
         Statistic(
             key="mmd_rbf", name="MMD, Gaussian, unbiased",
-            definition=f"kernel exp(−d²/m), voxels in [0, 1], unbiased; m = ({distance:.4g})² is "
-                       "the median of d² over all pairs of two volumes, real and synthetic "
-                       "together",
+            definition=f"kernel exp(−d²/m), {voxels}, unbiased; m = ({distance:.4g})² is the "
+                       "median of d² over all pairs of two volumes, real and synthetic together",
             target="0", compute=partial(mmd_of_kernel, gaussian, unbiased=True, groups=pool.groups),
-            details={"range": [0, 1], "kernel": "Gaussian, unbiased",
-                     "median_distance": distance}),
+            has_interval=False, test="upper",
+            details={**details, "kernel": "Gaussian, unbiased", "median_distance": distance}),
+        Statistic(
+            key="mean_pair_distance", name="mean squared distance of pairs",
+            definition=f"mean of ‖x − y‖² over all pairs of a real and a synthetic volume, {voxels}"
+                       "; of the real set: over its pairs of two subjects. Another reading of what "
+                       "papers call MMD among all pairs; large for diverse sets, so not a distance "
+                       "of the sets",
+            target="real", has_ceiling=False, test=None, details=details,
+            compute=partial(mean_pair_distance, squared_distances(products), pool.groups)),
     ]
 
 
-def _linear_statistic(pool, products, options):
+def mean_pair_distance(squares, groups, a, b):
+    """Mean squared distance of the pairs of one volume of each weighted set.
+
+    Pairs of two volumes of one group are left out.
+
+    :param squares: (N, N) squared distances of the pool
+    :param groups: (N,) group of each volume, such as its subject
+    :param a, b: (R, N) weights of the two sets
+    :return: (R,); NaN where there is no pair
+    """
+    independent = (np.asarray(groups)[:, None] != groups).astype(float)
+    total = (a @ (squares * independent) * b).sum(1)
+    pairs = (a @ independent * b).sum(1)
+    return np.divide(total, pairs, out=np.full(len(a), np.nan), where=pairs > 0)
+
+
+def _linear_statistic(pool, products, voxels, options):
     """The biased linear MMD, of whole sets or averaged over batches."""
-    formula = "linear kernel, voxels in [0, 1], biased: ‖mean x − mean y‖²"
-    details = {"range": [0, 1], "kernel": "linear, biased",
+    formula = f"linear kernel, {voxels}, biased: ‖mean x − mean y‖²"
+    details = {"range": list(options.mmd_range), "kernel": "linear, biased",
                "batch": options.mmd_batch or "whole sets"}
     if not options.mmd_batch:
         return Statistic(
             key="mmd_linear", name="MMD, linear",
             definition=f"{formula}, whole sets at once; the value depends on N",
             target="low", compute=partial(mmd_of_kernel, products, unbiased=False),
-            details=details)
+            has_interval=False, test="upper", details=details)
     batch = options.mmd_batch
     return Statistic(
         key="mmd_linear", name=f"MMD, linear, batches of {batch}",
@@ -261,4 +303,4 @@ def _linear_statistic(pool, products, options):
                    "the value depends on the batch",
         target="low", compute=partial(_mmd_of_batches_of_weights, products, batch, options.seed),
         value=mmd_of_batches(products, pool.index("real"), pool.index("synthetic"), batch),
-        details=details)
+        has_interval=False, test="upper", details=details)

@@ -54,17 +54,21 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
     What depends on one volume is computed once per volume, in blocks that fit the memory; a pair
     costs no more than its cross term.
 
-    :param volumes: (N, D, D, D), D >= 16; uint8 is mapped to [-1, 1], floating point is taken as
-        it is
+    :param volumes: (N, D, D, D), D >= 16; uint8 is mapped to [-1, 1], for which the protocols are;
+        floating point must be in [-1, 1], or be given with its `data_range`
     :param protocol: one of PROTOCOLS
     :param pairs: (P, 2) indices; None: all i < j, in the order of itertools.combinations
-    :param data_range: L of the constants; None: the protocol's, for volumes in [-1, 1]
+    :param data_range: L of the constants, for volumes that are taken as they are; None: the
+        protocol's, for volumes in [-1, 1]
     :param memory_gb: bound for the statistics of single volumes that are kept, GB
     :param callback: called with the number of pairs done
     :return: (P,) float64
-    :raises ValueError: not cubes of one size, too small for five levels, an index out of range
+    :raises ValueError: not cubes of one size, too small for five levels, an index out of range, or
+        floating point without `data_range` that is not in [-1, 1]
     """
     pairs = _check_pairs(volumes, pairs)
+    if data_range is None:
+        _check_range(volumes)
     settings = PROTOCOLS[protocol]
     length = settings.data_range if data_range is None else data_range
     dtype = torch.float64 if volumes.dtype == np.float64 else torch.float32
@@ -118,6 +122,19 @@ def _check_pairs(volumes, pairs):
     if len(pairs) and not 0 <= pairs.min() <= pairs.max() < len(volumes):
         raise ValueError("pairs: index out of range")
     return pairs
+
+
+def _check_range(volumes):
+    """ValueError for floating-point volumes that are not in [-1, 1], but for example in [0, 1]."""
+    if volumes.dtype == np.uint8 or volumes.size == 0:
+        return
+    lowest, highest = float(volumes.min()), float(volumes.max())
+    rounding = 1e-5
+    if not (-1 - rounding <= lowest < 0 and highest <= 1 + rounding):
+        raise ValueError(
+            f"floating-point volumes in [{lowest:.4g}, {highest:.4g}]: the protocols are for "
+            "[-1, 1]; map them to that (2 x - 1 if they are in [0, 1]), or give data_range, the L "
+            "of the constants, to take them as they are")
 
 
 def _volumes_per_block(side, dtype, memory_gb):
@@ -282,7 +299,8 @@ def similarity_statistics(pool, options):
         return within(other) - within(real)
 
     protocol = PROTOCOLS[options.protocol]
-    which = f"at most {options.pairs} random pairs per set" if options.pairs else "all pairs"
+    which = f"at most {options.pairs} random pairs" if options.pairs else "all pairs"
+    which += " of two subjects of a set"
     definition = (f"`{options.protocol}` ({protocol.formula}), volumes in [-1, 1], mean over "
                   f"{which}")
     details = {
@@ -293,21 +311,26 @@ def similarity_statistics(pool, options):
         Statistic(
             key="ms_ssim", name="MS-SSIM within the set", target="real",
             definition=f"{definition}; good if close to that of the real set",
-            compute=similarity, details=details),
+            compute=similarity, test=None, details=details),
         Statistic(
             key="ms_ssim_difference", name="MS-SSIM, difference from real", target="0",
             definition=f"{definition}; above 0: less diverse than real volumes; below 0: more "
                        "diverse, or noisier",
-            compute=difference, details=details),
+            compute=difference, test="t", details=details),
     ]
 
 
 def _pairs_within_sets(pool, options):
-    """{set: (P, 2) indices into the pool}, all pairs of a set or a random selection."""
+    """{set: (P, 2) indices into the pool}, all pairs of a set or a random selection.
+
+    Two volumes of one subject are no pair: they are alike, however diverse the set.
+    """
     rng = np.random.default_rng(options.seed)
     pairs = {}
     for name, volume_set in pool.sets.items():
         own = all_pairs(len(volume_set))
+        groups = pool.groups[pool.index(name)]
+        own = own[groups[own[:, 0]] != groups[own[:, 1]]]
         if options.pairs and options.pairs < len(own):
             own = own[np.sort(rng.choice(len(own), options.pairs, replace=False))]
         pairs[name] = pool.index(name)[0] + own
@@ -315,7 +338,7 @@ def _pairs_within_sets(pool, options):
 
 
 def _std_of_pairs(values, pairs):
-    """{set: standard deviation over its pairs}; None for a single pair."""
+    """{set: standard deviation over its pairs}; None for fewer than two pairs."""
     ends = np.cumsum([len(p) for p in pairs.values()])
     parts = np.split(values, ends[:-1])
     return {name: float(part.std(ddof=1)) if len(part) > 1 else None

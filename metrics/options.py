@@ -18,6 +18,7 @@ class MetricOptions:
     pairs: int | None = None                # random pairs per set for MS-SSIM; None: all pairs
     shortlist: int = 100                    # most correlated training volumes to search by MS-SSIM
     mmd_batch: int | None = None            # batch of the linear MMD; None: whole sets at once
+    mmd_range: tuple = (0.0, 1.0)           # intensities of voxels for MMD: lowest, highest
     slices: int = 1                         # middle slices of each view, for FID and KID
     inception_weights: Path | None = None   # None: looked for, see inception.find_weights
     seed: int = 0                           # of random pairs, batches and subsets

@@ -1,7 +1,7 @@
 """Volumes and subjects that are on two sides of a comparison, which makes its numbers wrong."""
 import numpy as np
 
-from metrics.volume_sets import digests
+from metrics.volume_sets import digests, short_list
 
 
 def overlap_warnings(pool):
@@ -20,18 +20,18 @@ def overlap_warnings(pool):
         warnings.append("the real and the synthetic set are the same volumes")
     elif shared:
         warnings.append(f"{len(shared)} of {len(synthetic)} synthetic volumes are in the real "
-                        f"set: {_first_ids(shared)}")
+                        f"set: {short_list(shared)}")
     if train:
         trained = set(digests(pool.part("train")))
         for name, found in (("real", digests_of_real), ("synthetic", digests_of_synthetic)):
             copies = _ids_in(pool.sets[name], found, trained)
             if copies:
                 warnings.append(f"{len(copies)} of {len(pool.sets[name])} {name} volumes are in "
-                                f"the training set, voxel for voxel: {_first_ids(copies)}")
+                                f"the training set, voxel for voxel: {short_list(copies)}")
         known = _ids_of_trained_subjects(real, digests_of_real, train, trained)
         if known:
             warnings.append(f"{len(known)} of {len(real)} real volumes are of subjects in the "
-                            f"training set: {_first_ids(known)}")
+                            f"training set: {short_list(known)}")
     if not np.allclose(real.voxel_sizes, synthetic.voxel_sizes, rtol=0.01):
         warnings.append(f"voxels are {_in_mm(real)} in the real and {_in_mm(synthetic)} in the "
                         "synthetic set")
@@ -49,11 +49,6 @@ def _ids_of_trained_subjects(real, digests_of_real, train, trained):
     subjects = {s for s, name in zip(train.subjects, train.ids) if s != name}
     return [name for name, subject, digest in zip(real.ids, real.subjects, digests_of_real)
             if subject in subjects and digest not in trained]
-
-
-def _first_ids(ids):
-    rest = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    return ", ".join(ids[:5]) + rest
 
 
 def _in_mm(volume_set):

@@ -29,7 +29,7 @@ METRICS = (
     Metric({"ms-ssim": "MS-SSIM"}, "similarity within each set, which shows its diversity",
            ms_ssim.similarity_statistics, check=ms_ssim.check_size),
     Metric({"mmd": "MMD"}, "distance of the sets' voxels",
-           mmd.mmd_statistics, flags=("mmd_batch",)),
+           mmd.mmd_statistics, flags=("mmd_batch", "mmd_range")),
     Metric({"fid": "FID", "kid": "KID"}, "distance of Inception features of slices",
            inception.inception_statistics, check=inception.check_weights,
            flags=("inception_weights",)),

@@ -1,15 +1,15 @@
 """A statistic compares two sets of volumes; `summarize` adds how certain it is.
 
 A set is given by its weights: how often each volume of a `Pool` belongs to it. So one function
-gives the number itself, its bootstrap interval, its floor (two halves of the real set) and its
-ceiling (real volumes that went through the VAE).
+gives the number itself, its interval, its permutation test, its floor (two halves of the real set)
+and its ceiling (real volumes that went through the VAE).
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from metrics import uncertainty, volume_sets
+from metrics import permutation, uncertainty, volume_sets
 
 SPLITS = 20  # random halves of the real set, for the floor
 
@@ -27,6 +27,10 @@ class Statistic:
     value: float | None = None          # None: what `compute` gives for the whole sets
     has_ceiling: bool = True            # makes sense for real volumes that went through the VAE
     is_share: bool = False              # share of the other set, by a threshold of the real set
+    has_interval: bool = True           # an interval of it would cover what it says
+    test: str | None = "both"           # tail of its permutation test: "upper", "both"; "t": of
+                                        #   the difference from its target, where a set of real
+                                        #   and synthetic volumes has no value; None: no test
     details: dict = field(default_factory=dict)   # further keys of its entry in metrics.json
     nearest: np.ndarray | None = None   # (synthetic volumes,) training volume nearest to each
 
@@ -100,20 +104,22 @@ class Pool:
 class Resamples:
     """Weights of resampled sets, pairs of (R, N); None where a set has too few subjects."""
     bootstrap: tuple | None     # replicates of the real and of the synthetic set
+    left_out: tuple | None      # the real and the synthetic set without each of their subjects
     halves: tuple | None        # the two halves of the real set
-    matched: tuple | None       # first halves, and as many synthetic volumes as a second half has
-    missing: dict               # {"intervals" or "the floor": why there are none}
-    seed: int
+    matched: tuple | None       # first halves, and as many synthetic subjects as second halves have
+    permuted: tuple | None      # both sets, a volume per subject, and their permutations
+    missing: dict               # {"intervals", "the floor" or "p": why there are none}
 
 
-def resamples(pool, replicates, seed):
-    """Draws the sets that intervals and floors are computed from.
+def resamples(pool, replicates, seed, permutations=0):
+    """Draws the sets that intervals, floors and tests are computed from.
 
     :param replicates: of the bootstrap; 0: no intervals
+    :param permutations: of the subjects; 0: no tests
     """
     real, synthetic = pool.sets["real"], pool.sets["synthetic"]
     too_few = {s.flag: _too_few_subjects(s) for s in (real, synthetic) if _too_few_subjects(s)}
-    bootstrap = halves = matched = None
+    bootstrap = left_out = halves = matched = permuted = None
     missing = {}
     if replicates and too_few:
         missing["intervals"] = next(iter(too_few.values()))
@@ -121,16 +127,44 @@ def resamples(pool, replicates, seed):
         bootstrap = (
             _bootstrap(pool, "real", replicates, [seed, 0]),
             _bootstrap(pool, "synthetic", replicates, [seed, 1]))
+    if permutations and too_few:
+        missing["p"] = next(iter(too_few.values()))
+    elif permutations:
+        permuted = _permutations(pool, permutations, seed)
+    if not too_few:
+        left_out = tuple(
+            pool.weights(name, uncertainty.leave_one_out_weights(pool.sets[name].subjects))
+            for name in ("real", "synthetic"))
     if real.flag in too_few:
         missing["the floor"] = too_few[real.flag]
     else:
         first, second = uncertainty.halves(real.subjects, SPLITS, [seed, 2])
         halves = pool.weights("real", first), pool.weights("real", second)
-        counts = second.sum(1).astype(int)
-        if counts.max() <= len(synthetic):
-            subsets = _random_subsets(len(synthetic), counts, [seed, 3])
-            matched = halves[0], pool.weights("synthetic", subsets)
-    return Resamples(bootstrap, halves, matched, missing, seed)
+        matched = _matched(pool, halves, [seed, 3])
+    return Resamples(bootstrap, left_out, halves, matched, permuted, missing)
+
+
+def _permutations(pool, permutations, seed):
+    """Both sets, one volume per subject, and their permutations."""
+    chosen = []
+    for k, name in enumerate(("real", "synthetic")):
+        own = permutation.one_volume_per_subject(pool.sets[name].subjects, [seed, 5, k])
+        chosen.append(pool.index(name)[own])
+    return permutation.permuted_sets(*chosen, pool.size, permutations, [seed, 6])
+
+
+def _matched(pool, halves, seed):
+    """First halves, and synthetic sets with as many subjects as the second halves.
+
+    :return: None if the synthetic set has fewer subjects
+    """
+    _, first_volumes = np.unique(pool.sets["real"].subjects, return_index=True)
+    _, synthetic = np.unique(pool.sets["synthetic"].subjects, return_inverse=True)
+    counts = halves[1][:, pool.index("real")[first_volumes]].sum(1).astype(int)
+    if counts.max() > synthetic.max() + 1:
+        return None
+    subsets = _random_subsets(synthetic.max() + 1, counts, seed)
+    return halves[0], pool.weights("synthetic", subsets[:, synthetic])
 
 
 def _too_few_subjects(volume_set):
@@ -157,11 +191,12 @@ def _random_subsets(n, counts, seed):
 # --------------------------------------------------------------------------------------- summary
 
 def summarize(statistic, pool, resampled):
-    """One number with its interval, its floor and its ceiling.
+    """One number with its interval, its test, its floor and its ceiling.
 
     :param resampled: what `resamples` returns
     :return: its entry in metrics.json: name, aim, how, value, the statistic's details, and where
-        they exist interval, target, floor, at_floor_n, vae; None for what is not finite
+        they exist interval, p, p_method, target, floor, at_floor_n, vae; None for what is not
+        finite
     """
     real, synthetic = pool.weights("real"), pool.weights("synthetic")
     lowest = 0.0 if statistic.target == "low" else None
@@ -171,10 +206,12 @@ def summarize(statistic, pool, resampled):
              "value": _finite(value, lowest), **statistic.details}
     if compute is None or entry["value"] is None:
         return entry
-    if resampled.bootstrap is not None:
+    if resampled.bootstrap is not None and statistic.has_interval:
         entry["interval"] = _interval(statistic, entry["value"], pool, resampled, lowest)
+    if resampled.permuted is not None and statistic.test:
+        entry |= _test(statistic, entry["value"], pool, resampled)
     if statistic.target == "real":
-        entry["target"] = _value_of_real(compute, real, resampled)
+        entry["target"] = _value_of_real(compute, pool, resampled)
     if resampled.halves is not None:
         entry["floor"] = _mean_and_range(compute(*resampled.halves), lowest)
     if resampled.matched is not None:
@@ -186,6 +223,17 @@ def summarize(statistic, pool, resampled):
     return entry
 
 
+def add_adjusted_p(entries):
+    """Adds p_adjusted (Holm) to every entry of metrics.json that has a p.
+
+    :param entries: {key: entry}
+    """
+    tested = [entry for entry in entries.values() if entry.get("p") is not None]
+    adjusted = permutation.holm([entry["p"] for entry in tested])
+    for entry, p in zip(tested, adjusted):
+        entry["p_adjusted"] = float(p)
+
+
 def _finite(x, lowest=None):
     """A float, not below `lowest`; None for NaN and infinity, which JSON has not."""
     if not np.isfinite(x):
@@ -194,20 +242,48 @@ def _finite(x, lowest=None):
 
 
 def _interval(statistic, value, pool, resampled, lowest):
-    real, synthetic = resampled.bootstrap
-    if not statistic.is_share:
-        return uncertainty.interval(value, statistic.compute(real, synthetic), lowest=lowest)
-    whole = np.repeat(pool.weights("synthetic"), len(real), axis=0)
-    low, high = uncertainty.share_interval(
-        statistic.compute(real, whole), len(pool.sets["synthetic"]), [resampled.seed, 4])
-    # Jeffreys' interval cuts off a tail even if the share is 0 or 1
-    return [min(low, value), max(high, value)]
+    subjects = [len(set(pool.sets[name].subjects)) for name in ("real", "synthetic")]
+    if statistic.is_share:
+        return uncertainty.share_interval(
+            value, subjects[1], subjects[0], float(statistic.target))
+    if min(subjects) < uncertainty.FEW_SUBJECTS:
+        left_out = _left_out_values(statistic, pool, resampled)
+        return uncertainty.t_interval(value, left_out, lowest=lowest)
+    replicates = statistic.compute(*resampled.bootstrap)
+    return uncertainty.interval(value, replicates, lowest=lowest)
 
 
-def _value_of_real(compute, real, resampled):
+def _left_out_values(statistic, pool, resampled):
+    """Values without each real subject, and without each synthetic one."""
+    without_real, without_synthetic = resampled.left_out
+    synthetic = np.repeat(pool.weights("synthetic"), len(without_real), axis=0)
+    real = np.repeat(pool.weights("real"), len(without_synthetic), axis=0)
+    return [statistic.compute(without_real, synthetic), statistic.compute(real, without_synthetic)]
+
+
+def _test(statistic, value, pool, resampled):
+    """{"p", "p_method"} of the hypothesis that nothing differs; {} if there is no p."""
+    if statistic.test == "t":
+        difference = value - float(statistic.target)
+        p = uncertainty.t_test(difference, _left_out_values(statistic, pool, resampled))
+        method = "t, jackknife by subject"
+    else:
+        p = permutation.p_value(statistic.compute(*resampled.permuted), statistic.test)
+        tail = "upper tail" if statistic.test == "upper" else "both tails"
+        method = f"{len(resampled.permuted[0]) - 1} permutations of subjects, {tail}"
+    return {} if p is None else {"p": p, "p_method": method}
+
+
+def _value_of_real(compute, pool, resampled):
     """The number of the real set itself, with its interval."""
+    real = pool.weights("real")
     target = {"value": _finite(compute(real, real)[0])}
-    if resampled.bootstrap is not None:
+    if resampled.bootstrap is None:
+        return target
+    without = resampled.left_out[0]
+    if len(without) < uncertainty.FEW_SUBJECTS:
+        target["interval"] = uncertainty.t_interval(target["value"], [compute(without, without)])
+    else:
         replicates = compute(resampled.bootstrap[0], resampled.bootstrap[0])
         target["interval"] = uncertainty.interval(target["value"], replicates)
     return target

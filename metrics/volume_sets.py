@@ -5,13 +5,15 @@ All are read by the same loader, so that no side of a comparison is treated diff
 import hashlib
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from mri import geometry, intensity, manifest, mosaic, mosaic_files, nifti, scans
+from metrics import nifti_cubes
+from mri import geometry, manifest, mosaic, mosaic_files, scans
+from mri.origin import read_origin
 from utils.errors import UserError
 from utils.progress import progress
 
@@ -27,48 +29,95 @@ class VolumeSet:
     side: int                   # D, voxels
     voxel_sizes: np.ndarray     # mm, (3,)
     read: Callable              # index -> (D, D, D) uint8, axes right, anterior, superior
+    classes: list | None = None     # name of the class of each volume; None: not known
+    made_by: dict = field(default_factory=dict)     # recipe of samples, see mri/origin.py
+    header: dict | None = None      # of the manifest of a data or samples folder
+    affine: np.ndarray | None = None    # of the first volume, or typical of the set; None: unknown
+    warnings: list = field(default_factory=list)    # what is odd about the folder, as sentences
+    notes: Callable = list          # () -> lines about what was read so far, such as clipping
 
     def __len__(self):
         return len(self.ids)
 
 
-def find_set(path, split, flag):
+def find_set(path, split, flag, default_split="test", value_range=None, axes=None, like=None):
     """Finds out what a folder holds; of its volumes, reads at most the first.
 
-    :param split: split of a data folder to take: "train", "test" or "all"; None: the test split,
-        or all volumes if there is none
+    :param split: split of a data folder to take, one of mri.manifest.SPLITS or "all"; None:
+        `default_split`, or all volumes if it is empty
     :param flag: flag that named the folder, for error messages
-    :raises UserError: no such folder, fewer than 2 volumes, or a split of a folder without splits
+    :param value_range, axes: of a folder of NIfTI cubes, see `nifti_cubes.CubeReader`
+    :param like: VolumeSet with which this one is compared, or None
+    :raises UserError: no such folder, fewer than 2 volumes, or a flag that is of no use for it
     """
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{flag} {path}: no such folder")
     if (path / "manifest.json").is_file() or (path / "samples.json").is_file():
-        found = _find_mosaics(path, split, flag)
+        for name, value in (("range", value_range), ("axes", axes)):
+            if value is not None:
+                raise UserError(f"{flag}-{name}: {path} holds mosaics, which need none; leave the "
+                                "flag out")
+        found = _find_mosaics(path, split, flag, default_split)
     else:
-        found = _find_nifti_cubes(path, split, flag)
+        reader = nifti_cubes.CubeReader(flag, path, value_range, axes, like and like.header)
+        found = _find_nifti_cubes(path, split, flag, reader)
     if len(found) < 2:
         raise UserError(f"{flag} {path}: holds {len(found)} volumes; at least 2 are needed")
     return found
 
 
-def _find_mosaics(path, split, flag):
+def _find_mosaics(path, split, flag, default_split):
     """The set of a data folder or samples folder."""
     header, entries = manifest.read_manifest(path)
+    origin = read_origin(path)
+    warnings = []
     if entries:
         if split is None:
-            split = "test" if any(entry["split"] == "test" for entry in entries) else "all"
+            has_default = any(entry["split"] == default_split for entry in entries)
+            split = default_split if has_default else "all"
         chosen = manifest.select_split(entries, split, path)
         ids = [entry["id"] for entry in chosen]
-        subjects = [entry["subject"] for entry in chosen]
     else:
         _refuse_split(split, flag, path)
         ids = sorted(p.stem for p in (path / "mosaics").glob("*.png"))
-        subjects = list(ids)
+        warnings = _compare_with_list(f"{flag} {path}", ids, origin.listed)
     return VolumeSet(
-        flag, str(path), split, ids, subjects, side=header["size"],
-        voxel_sizes=geometry.voxel_sizes(header["affine"]),
-        read=partial(_read_mosaic_volume, path, header, ids))
+        flag, str(path), split, ids, [origin.subject_of.get(name, name) for name in ids],
+        side=header["size"], voxel_sizes=geometry.voxel_sizes(header["affine"]),
+        read=partial(_read_mosaic_volume, path, header, ids), classes=_classes(origin, ids),
+        made_by=origin.made_by, header=header, affine=np.array(header["affine"], float),
+        warnings=warnings)
+
+
+def _compare_with_list(name, ids, listed):
+    """Sentences about mosaics that are missing, or that samples.json does not list."""
+    if listed is None:
+        return []
+    sentences = []
+    missing = sorted(set(listed) - set(ids))
+    if missing:
+        sentences.append(f"{name} holds {len(listed) - len(missing)} of the {len(listed)} samples "
+                         f"that its samples.json lists, without {short_list(missing)}; the same "
+                         "sample.py command computes the others")
+    unknown = sorted(set(ids) - set(listed))
+    if unknown:
+        sentences.append(f"{name} holds {len(unknown)} mosaics that its samples.json does not "
+                         f"list: {short_list(unknown)}")
+    return sentences
+
+
+def short_list(ids):
+    """The first few ids, and how many more there are."""
+    rest = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return ", ".join(ids[:5]) + rest
+
+
+def _classes(origin, ids):
+    """The class of each volume; None unless all are known."""
+    if all(name in origin.class_of for name in ids):
+        return [origin.class_of[name] for name in ids]
+    return None
 
 
 def _read_mosaic_volume(folder, header, ids, i):
@@ -76,26 +125,24 @@ def _read_mosaic_volume(folder, header, ids, i):
     return mosaic.untile(pixels, header["size"], header["layout"])
 
 
-def _find_nifti_cubes(path, split, flag):
-    """The set of a folder of NIfTI cubes in [0, 1]."""
+def _find_nifti_cubes(path, split, flag, reader):
+    """The set of a folder of NIfTI cubes."""
     _refuse_split(split, flag, path)
-    found = scans.find_scans(path, flag)
-    first, affine = _read_cube(found[0].path, path, flag)
+    found = scans.search(path, flag=flag)
+    paths = [scan.path for scan in found.scans]
+    nifti_cubes.refuse_arrays(reader, {*paths, *path.rglob("*.npy")})
+    first, affine = reader.read(paths[0])
+    origin = read_origin(path)
+    ids = [scan.id for scan in found.scans]
+    subjects = [origin.subject_of.get(scan.id, scan.subject) for scan in found.scans]
+    left_out = [f"{count} {reason}" for reason, count in found.left_out.items()
+                if not reason.endswith("(.json)")]
+    warnings = [f"{flag} {path}: left out {', '.join(left_out)}"] if left_out else []
     return VolumeSet(
-        flag, str(path), split, ids=[scan.id for scan in found],
-        subjects=[scan.subject for scan in found], side=first.shape[0],
-        voxel_sizes=geometry.voxel_sizes(affine),
-        read=lambda i: _read_cube(found[i].path, path, flag)[0])
-
-
-def _read_cube(file, folder, flag):
-    """The volume of a NIfTI cube, (D, D, D) uint8, and its affine in RAS order."""
-    volume, affine = geometry.to_ras(*nifti.read_nifti(file))
-    if len(set(volume.shape)) != 1 or volume.min() < 0 or volume.max() > 1:
-        raise UserError(
-            f"{file}: shape {volume.shape}, intensities {volume.min():g} to {volume.max():g}: "
-            f"not a cube in [0, 1]; run preprocess.py on {folder} and give {flag} the data folder")
-    return intensity.to_uint8(volume, (0, 1)), affine
+        flag, str(path), split, ids, subjects, side=first.shape[0],
+        voxel_sizes=geometry.voxel_sizes(affine), affine=None if reader.axes else affine,
+        read=lambda i: reader.read(paths[i])[0], classes=_classes(origin, ids),
+        made_by=origin.made_by, warnings=[*found.warnings, *warnings], notes=reader.notes)
 
 
 def _refuse_split(split, flag, path):

@@ -20,6 +20,8 @@ from mri import (
     preparation,
     quality_control,
     scan_formats,
+    scan_volume,
+    scans,
 )
 from utils.errors import UserError
 from utils.progress import progress
@@ -38,10 +40,13 @@ class Settings:
     window: tuple                 # two percentiles, 0…100
     volume: int | None = None     # of files that have several
     affine: np.ndarray | None = None  # (4, 4), mm; for files without one
+    affine_source: str | None = None  # what --affine says, for the manifest
     mask: str | None = None       # pattern of the masks' paths
     n4: bool = False
     crop_to_brain: bool = False
     crop_margin: float = 0.0      # mm
+    orientation: str | None = None  # of the axes of Analyze 7.5 files
+    nan_to_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,9 @@ class PreparedScan:
 
 @dataclass(frozen=True)
 class SkippedScan:
-    """A scan that could not be used."""
+    """A scan that could not be used, or a file that is no scan."""
     reason: str                   # names the file, and what to do
+    is_scan: bool = True
 
 
 def prepare_scan(scan, folder, settings):
@@ -68,7 +74,12 @@ def prepare_scan(scan, folder, settings):
     :return: PreparedScan or SkippedScan
     """
     try:
-        source = scan_formats.read_scan(scan.path, settings.volume, settings.affine)
+        source = scan_formats.read_scan(scan.path, settings.volume, settings.affine,
+                                        settings.orientation, settings.nan_to_zero)
+        if scan_volume.has_few_values(source.array):
+            return SkippedScan(
+                f"{scan.path}: no scan: it holds {len(np.unique(source.array))} values only, as "
+                "masks and label maps do", is_scan=False)
         ras, affine = geometry.to_ras(source.array, source.affine)
         masked = quality_control.is_masked(ras)
         entry = _source_entry(scan, source, settings.volume)
@@ -81,10 +92,11 @@ def prepare_scan(scan, folder, settings):
         return SkippedScan(str(e) if str(scan.path) in str(e) else f"{scan.path}: {e}")
     except ValueError as e:
         return SkippedScan(f"{scan.path}: {e}; widen --window, or take it out")
-    mosaic_files.write_mosaic(mosaic_files.mosaic_path(folder, scan.id),
-                              mosaic.tile(cube, settings.layout))
+    pixels = mosaic.tile(cube, settings.layout)
+    mosaic_files.write_mosaic(mosaic_files.mosaic_path(folder, scan.id), pixels)
     cube_affine = geometry.cube_affine(ras.shape, affine, settings.size, settings.fit)
-    summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked)
+    summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked,
+                                        quality_control.digest_of(pixels))
     return PreparedScan(entry, summary)
 
 
@@ -111,8 +123,11 @@ def restore(cube, entry, fit, bias=None):
 
 def _source_entry(scan, source, volume):
     """What the manifest says of a scan as it was."""
-    entry = {"id": scan.id, "subject": scan.subject, "source": str(scan.path.resolve()),
+    entry = {"id": scan.id, "subject": scan.subject,
+             "source": scans.printable(scans.real_path(scan.path)),
              "shape": list(source.array.shape), "affine": source.affine.tolist(), "window": None}
+    if scan.name is not None:
+        entry["name"] = scan.name
     if source.volumes > 1:
         entry["volume"] = volume
     if source.codes != (1, 1):
@@ -129,14 +144,17 @@ def _prepare(ras, affine, scan, entry, folder, settings):
     """
     voxel_sizes = geometry.voxel_sizes(affine)
     mask = None
-    if settings.mask:
-        path = preparation.mask_path(settings.mask, scan)
+    path = preparation.find_mask(settings.mask, scan)
+    if path is not None:
         mask = preparation.read_mask(path, ras.shape, affine)
-        entry["mask"] = str(path.resolve())
+        entry["mask"] = scans.printable(scans.real_path(path))
     if settings.n4:
-        bias = preparation.bias_field(ras, voxel_sizes, mask, threads=1)
+        bias, shift = preparation.bias_field(ras, voxel_sizes, mask, threads=1)
         ras = preparation.divide_bias(ras, bias)
         entry["n4"] = True
+        if shift:
+            # the field was estimated on shifted intensities; the scan's own ones are divided by it
+            entry["n4_shift"] = shift
         nifti.write_nifti(manifest.bias_path(folder, scan.id), bias,
                           geometry.grid_over(ras.shape, affine, bias.shape))
     if mask is not None:
@@ -151,20 +169,21 @@ def _prepare(ras, affine, scan, entry, folder, settings):
 
 # -------------------------------------------------------------------------------------- processes
 
-def prepare_scans(scans, folder, settings, workers):
+def prepare_scans(cohort, folder, settings, workers):
     """Runs `prepare_scan` over scans, with progress.
 
+    :param cohort: list of Scan
     :param workers: number of processes, of one thread each
     :return: list of PreparedScan and SkippedScan in the order of the scans
     :raises UserError: a process was killed
     """
     if workers == 1:
         _start_worker()
-        return [prepare_scan(scan, folder, settings) for scan in progress(scans, "scans")]
+        return [prepare_scan(scan, folder, settings) for scan in progress(cohort, "scans")]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         try:
-            jobs = [pool.submit(prepare_scan, scan, folder, settings) for scan in scans]
+            jobs = [pool.submit(prepare_scan, scan, folder, settings) for scan in cohort]
             return [job.result() for job in progress(jobs, "scans")]
         except BrokenProcessPool:
             raise UserError("--workers: a worker was killed, likely out of memory; "

@@ -35,7 +35,8 @@ class JobArray:
         self.part = part
         self.parts = parts
         self.settings = settings
-        self._root = output.with_name(f"{output.name}.shards")
+        target = output.resolve()  # `output` may be a symbolic link, or "."
+        self._root = target.with_name(f"{target.name}.shards")
         self._lock = None
 
     def prepare_part(self, scans, prepare, subfolders):
@@ -65,9 +66,9 @@ class JobArray:
 
         If so, this process holds a lock until it ends.
         """
-        self._lock = open(self.output.with_name(f".{self._root.name}.lock"), "a")
+        self._lock = open(self._root.with_name(f".{self._root.name}.lock"), "a")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        if self.output.exists():  # another job was faster
+        if (self.output / "manifest.json").exists():  # another job was faster
             Path(self._lock.name).unlink(missing_ok=True)
             return False
         return all(self._part_folder(part).exists() for part in range(1, self.parts + 1))
@@ -133,7 +134,7 @@ def _write_results(folder, settings, results):
 
 def _to_json(result):
     if isinstance(result, SkippedScan):
-        return result.reason
+        return dataclasses.asdict(result)
     summary = {field.name: getattr(result.summary, field.name)
                for field in dataclasses.fields(result.summary)}
     return [result.entry, summary]
@@ -155,7 +156,7 @@ def _read_results(folder, results):
 
 
 def _from_json(result):
-    if isinstance(result, str):
-        return SkippedScan(result)
+    if isinstance(result, dict):
+        return SkippedScan(**result)
     entry, summary = result
     return PreparedScan(entry, ScanSummary(**summary))

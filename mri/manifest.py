@@ -7,8 +7,10 @@
                       volume    which of the source's several volumes, from 0
                       codes     sform and qform codes of the source, where not 1 and 1
                       warnings  lines of text about the source
+                      name      of the source's file, where the id had to differ
                       mask      path of the brain mask
                       n4        true: divided by the exponential of the field in bias/
+                      n4_shift  what was added to the intensities to estimate that field
                       crop      [[start, stop], …] in the source's RAS array, voxels
                       outside   intensity around the crop
 
@@ -34,7 +36,7 @@ FORMATS = ("mosaicdit-data", "mosaicdit-samples")
 FILE_NAMES = ("manifest.json", "samples.json")
 HEADER_KEYS = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape",
                "source_affine", "classes")
-SPLITS = ("train", "test")
+SPLITS = ("train", "val", "test")
 MAX_VOLUMES = 200_000       # in a manifest
 MAX_SIZE = 2 ** 12          # of a cube's side, voxels
 MAX_INTENSITY = 3e38        # that float32 holds
@@ -102,7 +104,7 @@ def _file_in_folder(path):
 def select_split(entries, split, path):
     """The entries of one split.
 
-    :param split: "train" or "test"; "all" or None: every entry
+    :param split: "train", "val" or "test"; "all" or None: every entry
     :param path: of the manifest, for errors
     :raises UserError: there are none
     """
@@ -179,7 +181,9 @@ def _bad_entry_key(entry, class_count):
     optional = {
         "codes": _is_codes,
         "warnings": lambda lines: all(isinstance(line, str) for line in lines),
+        "name": lambda name: isinstance(name, str),
         "n4": lambda value: isinstance(value, bool),
+        "n4_shift": _is_number,
         "crop": lambda box: _is_crop(box, max(entry["shape"])),
         "outside": _is_number,
     }

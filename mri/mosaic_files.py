@@ -12,6 +12,8 @@ from utils.errors import UserError, shorten
 from utils.files import write_bytes
 
 MAX_PIXELS = 140_000_000  # of a mosaic; 512 cubed in layout "gray" has 139 million
+MIN_SIZE = 8              # of a cube's side, voxels
+SIDE_MULTIPLE = 16        # of a mosaic's side: VAE factor (8) x patch size (2) of DiT-XL/2, pixels
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BITS_PER_CHANNEL = 8
 COLOR_TYPE_RGB = 2        # of PNG
@@ -87,3 +89,18 @@ def read_mosaics(folder, header, entries):
     :raises UserError: see `read_mosaic`
     """
     return np.stack([read_mosaic(mosaic_path(folder, entry["id"]), header) for entry in entries])
+
+
+def check_size(size, layout):
+    """Raises UserError for a cube whose mosaic DiT-XL/2 cannot take, or that is too large."""
+    side = mosaic.mosaic_side(max(size, MIN_SIZE), layout)
+    if size < MIN_SIZE or side % SIDE_MULTIPLE:
+        nearest = max(size, MIN_SIZE)
+        candidates = range(max(MIN_SIZE, nearest - 16), nearest + 17)
+        valid = [d for d in candidates if mosaic.mosaic_side(d, layout) % SIDE_MULTIPLE == 0]
+        raise UserError(f"--size {size}: gives a mosaic of {side} pixels, which must be a multiple "
+                        f"of {SIDE_MULTIPLE} (VAE factor x patch size); near it work "
+                        f"{', '.join(map(str, valid))}")
+    if side ** 2 > MAX_PIXELS:
+        raise UserError(f"--size {size}: gives a mosaic of {side} x {side} pixels, more than the "
+                        f"{MAX_PIXELS} that are read back")

@@ -5,22 +5,21 @@ checked, and header extensions are not parsed.
 """
 import contextlib
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from isal import igzip, isal_zlib
 
-from mri import geometry
+from mri import geometry, scan_stream
 from mri.scan_volume import check_affine
 from utils.errors import UserError
 
 MAX_OFFSET_BYTES = 2 ** 26     # before the voxels: header and extensions
 HEADER_BYTES = 540             # of the largest header, NIfTI-2's
 MGH_HEADER_BYTES = 284         # before the voxels
-READ_ERRORS = (OSError, EOFError, isal_zlib.error)  # what a gzip stream's reader raises
 MM_PER_UNIT = {"unknown": 1, "mm": 1, "meter": 1000, "micron": 0.001}
 
 
@@ -40,30 +39,6 @@ class Placement:
     affine: np.ndarray     # (4, 4) float64, voxel -> world, mm
     codes: tuple = (1, 1)  # sform and qform codes to write with it
     warnings: tuple = ()   # what a person should know, one line each
-
-
-# ----------------------------------------------------------------------------------------- stream
-
-def is_gzip_name(path):
-    """Whether a file's name says that it is gzip-compressed."""
-    return path.name.endswith((".gz", ".mgz"))
-
-
-def open_stream(path):
-    """The file as a stream of decompressed bytes.
-
-    :raises UserError: missing, or its name and its first bytes contradict each other
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with open(path, "rb") as f:
-        is_gzip = f.read(2) == b"\x1f\x8b"
-    if is_gzip and not is_gzip_name(path):
-        raise UserError(f"{path}: not a NIfTI image but gzip-compressed; add .gz to its name")
-    if is_gzip_name(path) and not is_gzip:
-        raise UserError(f"{path}: not a NIfTI image: not gzip-compressed as its name says; "
-                        "rename it, or copy it again")
-    return igzip.open(path) if is_gzip else open(path, "rb")
 
 
 def damaged(path, error):
@@ -109,37 +84,46 @@ def collected_warnings():
         logger.handlers, logger.propagate = handlers, propagate
 
 
-def read_header(path):
+class AnalyzeError(UserError):
+    """An Analyze 7.5 file, which does not say where left is."""
+
+
+def read_header(path, analyze=False):
     """Reads the header of a NIfTI or MGH file.
 
     :param path: of the file; of a pair, either half
+    :param analyze: read an Analyze 7.5 header, too
     :return: nibabel's header, checked and fixed; path of the file that holds the voxels
     :raises UserError: not such a file, an Analyze file, half of a pair, or MGH without an affine
     """
     path = _header_path(path)
     try:
-        with open_stream(path) as f:
-            raw = f.read(HEADER_BYTES)
-    except READ_ERRORS as e:
+        raw = scan_stream.read_beginning(path, HEADER_BYTES)
+    except scan_stream.READ_ERRORS as e:
         raise damaged(path, e) from None
     try:
-        header = _parse_header(path, raw)
+        header = _parse_header(path, raw, analyze)
     except UserError:
         raise
     except Exception as e:  # nibabel raises many kinds for a file that is not what its name says
         raise _no_nifti(path, e) from None
-    is_pair = isinstance(header, nib.Nifti1Header) and not header.is_single
+    is_single = path.name.lower().endswith((".mgz", ".mgh")) or getattr(header, "is_single", False)
+    is_pair = not is_single
     return header, _voxel_path(path) if is_pair else path
 
 
 def _header_path(path):
     """The .hdr of a pair that is named by its .img; any other path as it is."""
-    if not path.name.endswith((".img", ".img.gz")):
+    if not path.name.lower().endswith((".img", ".img.gz")):
         return path
-    base = str(path).removesuffix(".gz").removesuffix(".img")
-    packed = Path(base + ".hdr.gz")
-    plain = Path(base + ".hdr")
-    return packed if packed.is_file() and not plain.is_file() else plain
+    base = _base_of_pair(path)
+    candidates = [Path(base + suffix) for suffix in (".hdr", ".hdr.gz", ".HDR", ".HDR.GZ")]
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
+
+
+def _base_of_pair(path):
+    """The path of a pair without its suffixes."""
+    return re.sub(r"\.(hdr|img)(\.gz)?$", "", str(path), flags=re.IGNORECASE)
 
 
 def _voxel_path(path):
@@ -147,16 +131,17 @@ def _voxel_path(path):
 
     :param path: of its .hdr
     """
-    base = str(path).removesuffix(".gz").removesuffix(".hdr")
-    for candidate in (Path(base + ".img"), Path(base + ".img.gz")):
+    base = _base_of_pair(path)
+    for suffix in (".img", ".img.gz", ".IMG", ".IMG.GZ"):
+        candidate = Path(base + suffix)
         if candidate.is_file():
             return candidate
     raise UserError(f"{path}: half of a NIfTI pair; its voxels, {base}.img, are not beside it")
 
 
-def _parse_header(path, raw):
+def _parse_header(path, raw, analyze):
     """nibabel's header of the right class from a file's first bytes; may raise anything."""
-    if path.name.endswith((".mgz", ".mgh")):
+    if path.name.lower().endswith((".mgz", ".mgh")):
         if raw[28:30] == b"\0\0":
             raise UserError(f"{path}: no affine (its goodRASFlag is 0), so left and right are "
                             "unknown; set it first")
@@ -169,8 +154,11 @@ def _parse_header(path, raw):
         is_single = raw[4:7] == b"n+2"
         header_class = nib.Nifti2Header if is_single else nib.nifti2.Nifti2PairHeader
     elif nib.AnalyzeImage.header_class.may_contain_header(raw):
-        raise UserError(f"{path}: an Analyze file, not a NIfTI: it does not say where left is; "
-                        "convert the original to NIfTI")
+        header_class = nib.AnalyzeImage.header_class
+        if not analyze:
+            raise AnalyzeError(f"{path}: an Analyze file, not a NIfTI: it does not say where left "
+                               "is; convert the original to NIfTI, or state it, as by "
+                               "--orientation LAS")
     else:
         raise UserError(f"{path}: not a NIfTI image; convert it, or take it out")
     return header_class(raw[:header_class.template_dtype.itemsize])
@@ -207,9 +195,9 @@ def read_layout(path, header):
 
 def _min_offset(header):
     """The first byte where voxels can begin."""
-    if not isinstance(header, nib.Nifti1Header):
-        return MGH_HEADER_BYTES
-    return header.single_vox_offset if header.is_single else 0
+    if isinstance(header, nib.Nifti1Header):
+        return header.single_vox_offset if header.is_single else 0
+    return 0 if isinstance(header, nib.AnalyzeImage.header_class) else MGH_HEADER_BYTES
 
 
 # -------------------------------------------------------------------------------------- placement
@@ -242,6 +230,10 @@ def _nifti_placement(path, header, shape):
     unit = _unit(header)
     mm_per_unit = MM_PER_UNIT[unit]
     found = []
+    if sform.code and qform.code and not sform.affine[:3, :3].any():
+        found.append(f"its sform is all zeros, although its code is {sform.code}; the qform is "
+                     "used")
+        sform = _Form()
     if sform.code:
         affine = sform.affine
         codes = (sform.code, qform.code or sform.code)

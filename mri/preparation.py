@@ -4,6 +4,7 @@ Each is beside what undoes it; a mask cannot be undone, as what it removed is go
 RAS order, (X, Y, Z) float32; affines are (4, 4), voxel -> world, mm. A box is [[start, stop], …],
 voxels along each axis.
 """
+import glob
 import re
 from pathlib import Path
 
@@ -11,15 +12,17 @@ import numpy as np
 
 from mri import geometry, nifti
 from mri.scan_formats import stem
+from mri.scans import real_path
 from utils.errors import UserError
 
 MASK_THRESHOLD = 0.5
-PLACEHOLDERS = ("id", "subject", "name", "dir")  # in a pattern for masks
+PLACEHOLDERS = ("id", "subject", "session", "run", "name", "dir")  # in a pattern for masks
 MIN_BORDER_FRACTION = 0.9    # of a skull-stripped scan's border that has one value
 MAX_BRAIN_FRACTION = 0.9     # of a skull-stripped scan that differs from the border
 MIN_AXIS_VOXELS = 2          # of a volume
 N4_MAX_AXIS_VOXELS = 64      # of the grid that N4 works on
 N4_MIN_AXIS_VOXELS = 4
+N4_MAX_NEGATIVE = 0.1        # of the highest intensity: interpolation leaves such, z-scores do not
 OTSU_BINS = 200              # of the histogram that Otsu's threshold is found in
 MAX_LOG_BIAS = 5             # larger ones are estimated where there is no signal
 
@@ -39,16 +42,54 @@ def check_mask_pattern(pattern):
                         "'{dir}/{name}_mask.nii.gz'")
 
 
-def mask_path(pattern, scan):
-    """Path of a scan's mask.
+def mask_paths(pattern, scan):
+    """Paths that a scan's mask may have; several only where the pattern has a `*`.
 
-    :param pattern: with {id} and {subject} as in the manifest, {name} for the file's name without
-        suffix, {dir} for its folder
+    :param pattern: with {id} and {subject} as in the manifest, {session} and {run} such as "ses-1"
+        and "run-1", {name} for the file's name without suffix, {dir} for its folder, and `*` for
+        anything in a name; None: the scan's own mask, from its list, alone
     :param scan: Scan
+    :return: list, empty where the scan has none or lacks the session or run
     """
-    values = {"id": scan.id, "subject": scan.subject, "name": stem(scan.path),
-              "dir": str(scan.path.parent)}
-    return Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], pattern))
+    if scan.mask is not None:
+        return [scan.mask]
+    if pattern is None:
+        return []
+    values = {"id": scan.id, "subject": scan.subject, "session": scan.session, "run": scan.run,
+              "name": stem(scan.path), "dir": str(scan.path.parent)}
+    names = re.findall(r"\{(\w+)\}", pattern)
+    if any(values[name] is None for name in names):
+        return []
+    if "*" not in pattern:
+        return [Path(re.sub(r"\{(\w+)\}", lambda match: values[match[1]], pattern))]
+    text = re.sub(r"\{(\w+)\}", lambda match: glob.escape(values[match[1]]), pattern)
+    return [Path(name) for name in sorted(glob.glob(text))]
+
+
+def masks_of(pattern, cohort):
+    """Real paths of the masks of scans, as a set.
+
+    :param cohort: list of Scan
+    """
+    return {real_path(path) for scan in cohort for path in mask_paths(pattern, scan)}
+
+
+def find_mask(pattern, scan):
+    """Path of a scan's mask, or None where neither a pattern nor a list says that it has one.
+
+    :raises UserError: no file, or several, fit the pattern
+    """
+    paths = mask_paths(pattern, scan)
+    if len(paths) == 1:
+        return paths[0]
+    if pattern is None:
+        return None
+    lacks = [name for name in ("session", "run")
+             if "{" + name + "}" in pattern and getattr(scan, name) is None]
+    if lacks:
+        raise UserError(f"--mask {pattern}: the scan has no {lacks[0]} in its name")
+    listed = f" ({paths[0]}, {paths[1]}, …)" if paths else ""
+    raise UserError(f"--mask {pattern}: {len(paths) or 'no'} files fit{listed}; one must")
 
 
 def read_mask(path, shape, affine):
@@ -178,18 +219,21 @@ def bias_field(array, voxel_sizes, mask=None, threads=1):
     :param voxel_sizes: (3,), mm
     :param mask: bool, of the array's shape, or None
     :return: float32, smooth, on that coarse grid over the same field of view; for `divide_bias` and
-        `multiply_bias`
-    :raises UserError: negative intensities, which have no logarithm, or N4 fails
+        `multiply_bias`; what was added to the intensities for this, 0 or more: negative ones have
+        no logarithm
+    :raises UserError: clearly negative intensities, or N4 fails
     """
     sitk = load_n4()
-    if array.min() < 0:
+    shift = max(0.0, -float(array.min()))
+    if shift > N4_MAX_NEGATIVE * array.max():
         raise UserError(f"--n4: its intensities go down to {array.min():g}, and N4 takes their "
                         "logarithm; give the scan as it was before they were scaled")
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
     shape = np.array(array.shape)
     shrink = max(1, shape.max() / N4_MAX_AXIS_VOXELS)
     coarse_shape = np.maximum(N4_MIN_AXIS_VOXELS, np.ceil(shape / shrink)).astype(int)
-    image = _to_sitk(sitk, geometry.resample(array, coarse_shape))
+    coarse = geometry.resample(array, coarse_shape)
+    image = _to_sitk(sitk, coarse + np.float32(shift) if shift else coarse)
     image.SetSpacing([float(size) for size in np.array(voxel_sizes) * shape / coarse_shape])
     region = _n4_region(sitk, image, mask, coarse_shape)
     n4 = sitk.N4BiasFieldCorrectionImageFilter()
@@ -200,7 +244,7 @@ def bias_field(array, voxel_sizes, mask=None, threads=1):
         last_line = str(e).strip().splitlines()[-1].strip()
         raise UserError(f"--n4: no bias field can be estimated ({last_line}); "
                         "leave the scan out") from None
-    return np.clip(field, -MAX_LOG_BIAS, MAX_LOG_BIAS).astype(np.float32)
+    return np.clip(field, -MAX_LOG_BIAS, MAX_LOG_BIAS).astype(np.float32), shift
 
 
 def _n4_region(sitk, image, mask, coarse_shape):

@@ -5,8 +5,9 @@ The warnings are rules of thumb about the prepared cube (0…255) and the source
 thresholds below. "Levels" are gray levels, 0…255.
 """
 import csv
+import hashlib
 import io
-import itertools
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import nibabel as nib
 import numpy as np
 from PIL import Image
 
-from mri import contact_sheet, geometry, preparation
+from mri import axis_orders, contact_sheet, geometry, preparation
+from mri.scans import printable
 from utils.files import write_text
 
+TABLE_NAME = "qc.tsv"
 COLUMNS = ("id", "page", "shape", "spacing_mm", "orientation", "window", "background", "mean",
            "masked", "warnings")
 MASKED_BORDER_FRACTION = 0.9      # of a masked scan's border that has one value
@@ -45,6 +48,7 @@ class ScanSummary:
     histogram: np.ndarray    # (HISTOGRAM_BINS,) of what is not background, sum 1
     small: np.ndarray        # (SMALL_CUBE_SIZE,) * 3
     masked: bool             # whether the source was masked already
+    digest: str = ""         # of the mosaic: equal for equal images
 
 
 def is_masked(array):
@@ -58,12 +62,18 @@ def is_masked(array):
     return bool(np.count_nonzero(array == value) >= MASKED_BACKGROUND_FRACTION * array.size)
 
 
-def summarize(cube, voxel_sizes, masked):
+def digest_of(pixels):
+    """SHA-256 of a mosaic in hex: equal for scans that show the same image."""
+    return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+
+
+def summarize(cube, voxel_sizes, masked, digest=""):
     """The ScanSummary of a prepared scan.
 
     :param cube: (D, D, D) uint8, RAS
     :param voxel_sizes: of the cube, (3,), mm
     :param masked: `is_masked` of the source
+    :param digest: `digest_of` its mosaic
     """
     level, _ = preparation.border(cube)
     levels = np.arange(256)
@@ -79,7 +89,8 @@ def summarize(cube, voxel_sizes, masked):
         mean=float(counts @ levels / foreground),
         histogram=counts.reshape(HISTOGRAM_BINS, -1).sum(1) / foreground,
         small=geometry.resample(cube, (SMALL_CUBE_SIZE,) * 3),
-        masked=masked)
+        masked=masked,
+        digest=digest)
 
 
 # --------------------------------------------------------------------------------------- warnings
@@ -173,36 +184,27 @@ def _orientation_warnings(summaries):
     Left and right cannot be distinguished this way: a brain is nearly its own mirror image.
     """
     cubes = [summary.small for summary in summaries]
-    median = _standardized(np.median(cubes, 0))
+    median = np.median(cubes, 0)
     found = []
     for cube in cubes:
-        as_is = float(_standardized(cube) @ median)
-        best, name = _best_orientation(cube, median)
-        line = (f"looks turned: agrees with the cohort by {as_is:.2f}, but by {best:.2f} with its "
-                f"axes read as {name}")
-        found.append([line] if best - as_is > TURNED_MIN_GAIN else [])
+        as_is = axis_orders.all_orders(cube, median)[0].correlation
+        best = axis_orders.best_order(cube, median)
+        line = (f"looks turned: agrees with the cohort by {as_is:.2f}, but by "
+                f"{best.correlation:.2f} with its axes read as {best.codes}")
+        found.append([line] if best.correlation - as_is > TURNED_MIN_GAIN else [])
     return found
 
 
-def _best_orientation(cube, median):
-    """The highest correlation with the median over all axis orders and directions, and its name."""
-    best, name = -1.0, ""
-    for order in itertools.permutations(range(3)):
-        for directions in itertools.product((1, -1), repeat=3):
-            flipped = [axis for axis in range(3) if directions[axis] < 0]
-            turned = np.flip(cube.transpose(order), flipped)
-            correlation = float(_standardized(turned) @ median)
-            if correlation > best:
-                letters = ("RAS"[axis] if directions[i] > 0 else "LPI"[axis]
-                           for i, axis in enumerate(order))
-                best, name = correlation, "".join(letters)
-    return best, name
+def find_twins(ids, digests):
+    """Scans that show the same image: the same mosaic, whatever their files are called.
 
-
-def _standardized(array):
-    """Flat, of mean 0 and length 1."""
-    x = array.ravel() - array.mean()
-    return x / max(np.linalg.norm(x), 1e-9)
+    :param digests: of the ScanSummary of each
+    :return: list of lists of ids
+    """
+    by_digest = defaultdict(list)
+    for scan_id, digest in zip(ids, digests):
+        by_digest[digest].append(scan_id)
+    return [same for digest, same in by_digest.items() if digest and len(same) > 1]
 
 
 # ----------------------------------------------------------------------------------------- output
@@ -226,7 +228,7 @@ def write(folder, entries, summaries, skipped):
     table.writerow(COLUMNS)
     for row in sorted(rows):
         table.writerow(" ".join(str(cell).split()) for cell in row)
-    write_text(Path(folder) / "qc.tsv", text.getvalue())
+    write_text(Path(folder) / TABLE_NAME, printable(text.getvalue()))
     return [f"{scan_id}: {'; '.join(lines)}" for scan_id, lines in zip(ids, found) if lines]
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from mri import nifti
+from mri.not_a_scan import check_file
 from mri.scan_volume import (
     MAX_FILE_BYTES,
     ScanVolume,
     check_affine,
     check_intensities,
     check_shape,
+    replace_nan,
 )
 from utils.errors import UserError, shorten
 
@@ -55,7 +57,6 @@ def _read_npy(path, volume):
         array = array[(..., volume or 0) + (0,) * (array.ndim - 4)]
     with np.errstate(all="ignore"):
         array = np.array(array, dtype=np.float32)  # a copy: the file may change later
-    check_intensities(path, array)
     return ScanVolume(array, affine=None, volumes=volumes)
 
 
@@ -86,12 +87,30 @@ SCAN_SUFFIXES = tuple(suffix for f in SCAN_FORMATS.values() for suffix in f.suff
 
 
 def format_of(path):
-    """The ScanFormat that a file's name stands for; None for a name that no format has."""
-    name = Path(path).name
+    """The ScanFormat that a file's name stands for; None for a name that no format has.
+
+    Capitals do not matter: .NII.GZ is .nii.gz.
+    """
+    name = Path(path).name.lower()
     for scan_format in SCAN_FORMATS.values():
         if name.endswith(scan_format.all_suffixes):
             return scan_format
     return None
+
+
+def is_scan_name(path):
+    """Whether a file is named as a scan, in capitals or not; the second half of a pair is not."""
+    return Path(path).name.lower().endswith(SCAN_SUFFIXES)
+
+
+def needs_affine(path):
+    """Whether a file is of a format that does not say where its voxels are."""
+    return Path(path).name.lower().endswith(suffixes_without_affine())
+
+
+def may_be_analyze(path):
+    """Whether a file's name is that of one half of a pair, NIfTI or Analyze."""
+    return format_of(path) is SCAN_FORMATS["nifti-pair"]
 
 
 def stem(path):
@@ -100,8 +119,8 @@ def stem(path):
     scan_format = format_of(path)
     if scan_format is None:
         return name
-    suffix = next(s for s in scan_format.all_suffixes if name.endswith(s))
-    return name.removesuffix(suffix)
+    suffix = next(s for s in scan_format.all_suffixes if name.lower().endswith(s))
+    return name[:-len(suffix)]
 
 
 def suffix_phrase():
@@ -122,25 +141,35 @@ def suffixes_without_affine():
                  for suffix in scan_format.suffixes)
 
 
-def read_scan(path, volume=None, affine=None):
+def read_scan(path, volume=None, affine=None, orientation=None, nan_to_zero=False):
     """Reads one 3D volume of a scan file of any format.
 
     :param volume: number of the volume, from 0; None: the file must have one
     :param affine: (4, 4), mm, for formats without an affine; not used for the others
+    :param orientation: directions of the axes, such as "LAS", for Analyze 7.5 files, which do not
+        say it; not used for the others
+    :param nan_to_zero: set NaN to 0, with a warning, instead of refusing the scan
     :return: ScanVolume
     :raises UserError: damaged, truncated, larger than it can be, not 3D, no real numbers, without
         an affine or with an implausible one, NaN, infinite or constant
     """
     path = Path(path)
     scan_format = format_of(path) or SCAN_FORMATS["nifti"]  # which says so if it is none
-    if scan_format.has_affine:
-        return scan_format.read(path, volume)
-    if affine is None:
+    if scan_format.has_affine and orientation and nifti.is_analyze(path):
+        scan = nifti.read_analyze(path, volume, orientation)
+    elif scan_format.has_affine:
+        scan = scan_format.read(path, volume)
+    elif affine is None:
         raise UserError(
             f"{path}: has no affine, so left and right are unknown; give --affine FILE, "
             f"or --affine {IDENTITY} for voxels of 1 mm and axes right, anterior, superior")
-    scan = scan_format.read(path, volume)
-    return dataclasses.replace(scan, affine=np.array(affine, float))
+    else:
+        scan = scan_format.read(path, volume)
+        scan = dataclasses.replace(scan, affine=np.array(affine, float))
+    if nan_to_zero:
+        scan = replace_nan(scan)
+    check_intensities(path, scan.array)
+    return scan
 
 
 # ------------------------------------------------------------------------------------ NumPy files
@@ -159,8 +188,7 @@ def _open_npy(path):
 
 def _load_npy(path, max_bytes):
     """np.load without pickles; the size is checked first, and any error is a UserError."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
+    check_file(path)
     file_bytes = path.stat().st_size
     if file_bytes > max_bytes:
         raise UserError(f"{path}: {file_bytes} bytes, more than the {max_bytes} that are read")
@@ -202,7 +230,7 @@ def read_affine(source):
     scan_format = format_of(path)
     found_warnings = ()
     try:
-        if path.name.endswith(".npy"):
+        if path.name.lower().endswith(".npy"):
             affine = _load_npy(path, MAX_AFFINE_FILE_BYTES)
         elif scan_format and scan_format.has_affine:
             affine, found_warnings = scan_format.read_affine(path)

@@ -2,7 +2,7 @@
 
 Files may come from anywhere, so a claimed shape is checked before memory is taken for it.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ MAX_FILE_BYTES = 2 ** 34    # of the voxels in a file, all its volumes together
 MIN_VOXEL_MM = 0.01         # edge of a voxel; below it, the units or the affine are wrong
 MAX_VOXEL_MM = 100.0        # the same, above it
 MAX_AFFINE_VALUE = 1e6      # mm; of any number in an affine
+MAX_MASK_VALUES = 3         # that a file holds which is no scan, but a mask or a label map
+SAMPLE_VOXELS = 5000        # of a volume, that show in most cases that it holds more
 MIN_RELATIVE_VOLUME = 1e-3  # of a voxel, over that of a box with its edges; below it, singular
 
 
@@ -86,8 +88,34 @@ def check_intensities(path, array):
     """
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
-        raise UserError(f"{path}: {bad} voxels are NaN or infinite in single precision; replace "
-                        "them first, as with numpy.nan_to_num")
+        nan = np.count_nonzero(np.isnan(array))
+        what = ("--nan zero sets NaN to 0" if nan == bad else
+                "replace them first, as with numpy.nan_to_num")
+        raise UserError(f"{path}: {bad} voxels are NaN or infinite in single precision ({nan} of "
+                        f"them NaN); {what}")
     if array.min() == array.max():
         raise UserError(f"{path}: every voxel is {array.flat[0]:g}, so there is nothing to see; "
                         "take it out")
+
+
+def replace_nan(scan):
+    """A ScanVolume whose NaN voxels are 0, with a warning that counts them."""
+    is_nan = np.isnan(scan.array)
+    count = np.count_nonzero(is_nan)
+    if not count:
+        return scan
+    warning = f"{count} voxels were NaN, now 0 (--nan zero)"
+    return replace(scan, array=np.where(is_nan, np.float32(0), scan.array),
+                   warnings=(*scan.warnings, warning))
+
+
+def has_few_values(array):
+    """Whether an array holds at most MAX_MASK_VALUES values: a mask or a label map, not a scan.
+
+    A sample decides for nearly every scan; only where it is as poor are all voxels compared.
+    """
+    flat = geometry.in_memory_order(array)[0].reshape(-1)
+    values = np.unique(flat[::max(1, flat.size // SAMPLE_VOXELS)])
+    if len(values) > MAX_MASK_VALUES:
+        return False
+    return len(np.unique(flat)) <= MAX_MASK_VALUES

@@ -6,7 +6,7 @@ from reporting.figures import save_figure
 
 SYNTHETIC = "synthetic"
 FLOOR = "floor: halves of real"
-AT_FLOOR_N = "synthetic at floor's N"
+AT_FLOOR_N = "synthetic, as few subjects"
 COLORS = {SYNTHETIC: "C3", FLOOR: "0.6", AT_FLOOR_N: "C1",
           "ceiling: VAE rgb": "C0", "ceiling: VAE gray": "C2"}
 
@@ -19,7 +19,8 @@ def draw_all(folder, entries):
     with_range = {}
     for key, entry in entries.items():
         certain = "interval" in entry or "floor" in entry
-        if entry["value"] is not None and certain and not key.startswith("gradient_"):
+        elsewhere = key.startswith("gradient_") or key == "copies"
+        if entry["value"] is not None and certain and not elsewhere:
             with_range[key] = entry
     if with_range:
         intervals(folder / "intervals.png", with_range)
@@ -72,11 +73,12 @@ def intervals(path, entries):
         _draw_target(ax, entry)
         ax.set_yticks(range(len(marks)), [label for label, *_ in marks], fontsize=7)
         ax.set_ylim(-0.7, len(marks) - 0.3)
-        ax.set_title(entry["name"], fontsize=9, loc="left")
+        p = f"   p {entry['p']:.2g}" if "p" in entry else ""
+        ax.set_title(entry["name"] + p, fontsize=9, loc="left")
         ax.tick_params(axis="x", labelsize=7)
         _remove_box(ax)
-    fig.suptitle("bar: 95% interval (synthetic), lowest to highest of the splits (floor, floor's "
-                 "N); dotted line: target, shaded: its 95% interval", fontsize=8)
+    fig.suptitle("bar: 95% interval (synthetic), lowest to highest of the splits (floor, as few "
+                 "subjects); dotted line: target, shaded: its 95% interval", fontsize=8)
     fig.tight_layout()
     save_figure(fig, path)
 

@@ -1,6 +1,7 @@
 """metrics.json in words: report.md, a self-contained report.html, and lines for the terminal."""
 from pathlib import Path
 
+from mri.origin import describe
 from reporting.blocks import (
     Bullets,
     Heading,
@@ -10,40 +11,32 @@ from reporting.blocks import (
     html_page,
     markdown_page,
 )
+from reporting.published import published_blocks
+from reporting.rounding import number, with_range, with_span
 from utils.files import write_text
-
-# All rows but the last are printed in the table of cDPM (Peng et al. 2023, "Generating Realistic
-# Brain MRIs via a Conditional Diffusion Probabilistic Model"); the last row is from Y. Li,
-# "Generating 3D Brain MRIs by Parameter Efficient Finetuning of Diffusion Transformer".
-# N, MS-SSIM in %, MMD, FID-A, FID-C, FID-S; –: not printed
-PUBLISHED = (
-    ("3D-VAE-GAN", "500", "88.3", "5.15", "320", "247", "398"),
-    ("3D-GAN-GP", "500", "81.0", "15.7", "141", "127", "281"),
-    ("3D-α-WGAN", "500", "82.6", "13.2", "121", "116", "193"),
-    ("CCE-GAN", "500", "81.5", "3.54", "69.4", "869", "191"),
-    ("HA-GAN", "500", "36.8", "226", "477", "1090", "554"),
-    ("3D-DPM", "500", "79.7", "15.2", "188", "–", "–"),
-    ("cDPM", "500", "78.6", "3.14", "32.4", "45.8", "91.1"),
-    ("finetuned DiT (the paper)", "32", "–", "–", "–", "279", "239"),
-)
-REAL_PUBLISHED = 78.5  # MS-SSIM of the paper's real volumes, %
 
 CAPTIONS = {
     # file: caption
-    "montage.png": "A real and a synthetic volume, three views at three depths.",
-    "gallery.png": "The center slices of up to eight volumes of each set.",
+    "montage.png":
+        "One of {real} real and one of {synthetic} synthetic volumes, three views at three depths.",
+    "gallery.png":
+        "The center slices of up to eight volumes of each set, of {real} real and {synthetic} "
+        "synthetic ones.",
     "intervals.png":
-        "Every number (red) with its 95% interval, next to its floor (gray: two random halves of "
-        "the real set), the same number with as few synthetic volumes as the floor has (orange), "
+        "Every number (red), with its 95% interval if it has one, next to its floor (gray: two "
+        "random halves of the real set), the same number with as few synthetic subjects as the "
+        "floor has (orange), "
         "and, with --vae, its ceiling (blue and green: real volumes after the VAE).",
     "smoothness.png":
         "Gradient energy in each direction, relative to the real set. Above 1: rougher than real; "
         "below 1: smoother. Gray: the floor, between two halves of the real set.",
     "fid.png": "FID of subsets of N volumes against 1/N, and its extrapolation to N = ∞.",
     "nearest.png":
-        "The four synthetic volumes that come closest to a training volume, next to it.",
+        "The synthetic volumes, of {synthetic}, that come closest to one of {train} training "
+        "volumes, next to it, with their difference as a share of the intensity range.",
     "distances.png":
-        "Distance to the nearest training volume, of N synthetic and N held-out real volumes. A "
+        "Distance to the nearest of {train} training volumes, of {synthetic} synthetic and {real} "
+        "held-out real volumes. A "
         "curve to the left of the real one can mean copying, or volumes that are smoother or less "
         "diverse than real ones: look at the pairs.",
 }
@@ -75,38 +68,30 @@ def report_blocks(content, figures):
     blocks.append(Heading(2, "Numbers"))
     if entries:
         blocks.append(_table_of_numbers(entries, layouts))
+    if "copies" in entries:
+        blocks += _copies(entries["copies"], content["sets"])
     blocks += [Paragraph(f"**{title}** was not computed: {reason}.")
                for title, reason in content["skipped"].items()]
     if entries:
         blocks += [Bullets(_notes(content, layouts)), Heading(2, "What each number is"),
                    Bullets(_definitions(entries))]
+    if "by_class" in content:
+        blocks += by_class_blocks(content)
     blocks.append(Heading(2, "Pictures"))
-    blocks += [Picture(file, caption) for file, caption in CAPTIONS.items()
-               if (Path(figures) / file).is_file()]
-    blocks += _published(content)
+    n = {name: found["n"] for name, found in content["sets"].items()}
+    blocks += [Picture(file, caption.format(**{"train": 0, **n}))
+               for file, caption in CAPTIONS.items() if (Path(figures) / file).is_file()]
+    blocks += published_blocks(content)
     return blocks + [Heading(2, "How it was computed"), Bullets(_provenance(content))]
 
 
-# ------------------------------------------------------------------------------------- formatting
-
-def number(x, digits=4):
-    """A number for a table; a dash for None and NaN."""
-    if x is None or x != x:
-        return "–"
-    return f"{x:.{digits}g}".replace("-", "−")
-
-
-def _span(pair):
-    return f" [{number(pair[0])}, {number(pair[1])}]" if pair else ""
-
+# ---------------------------------------------------------------------------------- parts of it
 
 def _mean_and_range(found):
     if not found:
         return "–"
-    return f"{number(found['mean'])} ({number(found['low'])} … {number(found['high'])})"
+    return with_range(found["mean"], found["low"], found["high"])
 
-
-# ---------------------------------------------------------------------------------- parts of it
 
 def _table_of_sets(content):
     rows = []
@@ -118,37 +103,98 @@ def _table_of_sets(content):
 
 
 def _table_of_numbers(entries, layouts):
-    """A row per number: value and interval, target, floor, ceiling."""
+    """A row per number: value and interval, target, p, floor, ceiling."""
+    tested = any("p" in entry for entry in entries.values())
     rows = []
     for entry in entries.values():
+        value, span = with_span(entry["value"], entry.get("interval"))
         target = entry["aim"]
         if "target" in entry:
-            own = entry["target"]
-            target = f"real: {number(own['value'])}{_span(own.get('interval'))}"
+            target = "real: " + "".join(with_span(*_own(entry["target"])))
+        p = [number(entry.get("p"), 2), number(entry.get("p_adjusted"), 2)] if tested else []
         ceilings = [number(entry.get("vae", {}).get(layout)) for layout in layouts]
-        rows.append([entry["name"], f"**{number(entry['value'])}**{_span(entry.get('interval'))}",
-                     target, _mean_and_range(entry.get("floor")),
+        rows.append([entry["name"], f"**{value}**{span}", target, *p,
+                     _mean_and_range(entry.get("floor")),
                      _mean_and_range(entry.get("at_floor_n")), *ceilings])
-    head = ["metric", "synthetic [95% interval]", "target", "floor: two halves of real",
-            "synthetic at the floor's N"]
+    head = ["metric", "synthetic [95% interval]", "target", *(["p", "p, adjusted"] * tested),
+            "floor: two halves of real", "synthetic, as few subjects"]
     return Table(head + [f"ceiling: real after VAE, {layout}" for layout in layouts], rows)
+
+
+def _own(target):
+    return target["value"], target.get("interval")
+
+
+def _copies(entry, sets):
+    """Each flagged synthetic volume beside its source, and what the search would have found."""
+    n, trained = sets["synthetic"]["n"], sets["train"]["n"]
+    power = (f"The same search found {entry['planted_found']} of {entry['planted']} copies that "
+             "were made of training volumes, mirrored, shifted by up to 3 voxels, with 0.8 times "
+             "the contrast and 5% noise.")
+    if not entry["flagged"]:
+        return [Paragraph(
+            f"**No copies found**: none of {n} synthetic volumes is far closer to one of {trained} "
+            f"training volumes than to all others. {power} It does not see copies of parts of a "
+            "volume, or copies that are deformed.")]
+    rows = [[f"`{found['volume']}`", f"`{found['source']}`", number(found["ratio"], 2),
+             found["mirrored"] or "no", ", ".join(f"{step:+d}" for step in found["shift"])]
+            for found in entry["flagged"]]
+    head = ["synthetic volume", "training volume", "ratio of distances", "mirrored",
+            "shift, voxels"]
+    return [
+        Paragraph(f"**Warning: {len(rows)} of {n} synthetic volumes look like copies of one of "
+                  f"{trained} training volumes**: the ratio of the distances to the nearest and "
+                  f"the second nearest one is below {number(entry['threshold'], 2)}. {power}"),
+        Table(head, rows)]
+
+
+def by_class_blocks(content):
+    """A table with each number for each class and overall."""
+    classes = content["by_class"]
+    names = list(classes)
+    keys = dict.fromkeys(key for found in (content, *classes.values()) for key in found["metrics"])
+    rows = []
+    for key in keys:
+        entries = [found["metrics"].get(key, {}) for found in (content, *classes.values())]
+        title = next(entry["name"] for entry in entries if entry)
+        rows.append([title, *("".join(with_span(entry.get("value"), entry.get("interval")))
+                              for entry in entries)])
+    head = ["metric", "overall", *(f"{name} ({classes[name]['n']['real']} real, "
+                                   f"{classes[name]['n']['synthetic']} synthetic)"
+                                   for name in names)]
+    lines = [Paragraph(f"**{name}, {title}** was not computed: {reason}.")
+             for name in names for title, reason in classes[name]["skipped"].items()
+             if title not in content["skipped"]]
+    return [Heading(2, "By class"), Table(head, rows), *lines]
 
 
 def _notes(content, layouts):
     """How to read the table of numbers."""
     settings, notes = content["settings"], []
-    if any("interval" in entry for entry in content["metrics"].values()):
+    entries = content["metrics"].values()
+    if any("interval" in entry for entry in entries):
         notes.append(
-            f"*Interval*: 95%, from {settings['bootstrap']} bootstrap replicates over subjects. It "
-            "is for the average over many evaluations with as many volumes, so it does not cover "
-            "a bias that shrinks as N grows. Shares have Jeffreys' interval, averaged over the "
-            "replicates of their threshold.")
+            f"*Interval*: 95%, from {settings['bootstrap']} bootstrap replicates over subjects, or "
+            "Student's t with the jackknife's error where a set has fewer than 50 subjects; of "
+            "shares, beta-binomial. It is for the average over many evaluations with as many "
+            "volumes. Distances of two sets have none, as none covers what it says near 0: they "
+            "have a p.")
+    tested = [entry for entry in entries if "p" in entry]
+    if tested:
+        notes.append(
+            "*p*: how often a difference at least as large appears if both sets are drawn from one "
+            "distribution. From permutations of the subjects between the sets, with one volume per "
+            "subject; of the difference in MS-SSIM, from Student's t.")
+        notes.append(
+            f"*p, adjusted*: for {len(tested)} numbers (Holm). Even for a perfect generator, one "
+            "in twenty p is below 0.05 and one in twenty intervals misses its target, so many "
+            "reports hold one; the chance that any *adjusted* p is below 0.05 is at most 5%.")
     notes.append(
         "*Floor*: the same number between two random halves of the real set, which is what even a "
-        "perfect generator gets with as few volumes. Mean (lowest … highest) over random splits "
+        "perfect generator gets with as few subjects. Mean (lowest … highest) over random splits "
         "by subject.")
     notes.append(
-        "*Synthetic at the floor's N*: real against synthetic, with as many volumes on each side "
+        "*Synthetic, as few subjects*: real against synthetic, with as many subjects on each side "
         "as in the floor. Compare it with the floor: a number that is biased at small N is higher "
         "in both.")
     if layouts:
@@ -171,43 +217,18 @@ def _definitions(entries):
     return [f"**{'; '.join(same)}**: {definition}." for definition, same in names.items()]
 
 
-def _published(content):
-    """Published numbers with this evaluation's, and why they cannot be compared directly."""
-    entries = content["metrics"]
-    n = {name: found["n"] for name, found in content["sets"].items()}
-
-    def own(key, scale=1):
-        value = entries[key]["value"] if key in entries else None
-        return number(None if value is None else value * scale)
-
-    rows = [list(row) for row in PUBLISHED]
-    rows.append([f"**this evaluation**, {n['real']} real", str(n["synthetic"]),
-                 own("ms_ssim", 100), own("mmd_linear"), *(own(f"fid_{view}") for view in "acs")])
-    real = f"MS-SSIM of the paper's real volumes: {REAL_PUBLISHED}%."
-    if "ms_ssim" in entries:
-        own_real = entries["ms_ssim"]["target"]["value"]
-        real += f" Of the real volumes here: {number(100 * own_real)}%."
-    return [
-        Heading(2, "Published numbers"),
-        Table(["model", "N", "MS-SSIM, %", "MMD", "FID-A", "FID-C", "FID-S"], rows),
-        Paragraph(real),
-        Paragraph(
-            "These rows are not comparable with one another directly. FID falls as N grows; at "
-            "N = 32 or 500, most of it can be that bias. MMD depends on the batch it is averaged "
-            "over (not published there), on the range of intensities and on the number of voxels. "
-            "MS-SSIM depends on the protocol and on the data (skull-stripped or not, registered or "
-            "not, size), and says little without the real set's: a set that is as diverse as the "
-            "real one has the real one's MS-SSIM, not the lowest. Numbers are comparable if data, "
-            "preprocessing, N, batch, protocol and feature weights are the same."),
-    ]
-
-
 def _provenance(content):
     """Version, seed, device and weights."""
     settings = content["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())
-    lines = [f"MosaicDiT {content['mosaicdit_version']}, {versions}",
-             f"seed {settings['seed']}, device {settings['device']}"]
+    commit = content.get("git_commit")
+    lines = [f"MosaicDiT {content['mosaicdit_version']}{f', commit {commit}' if commit else ''}, "
+             f"{versions}",
+             f"{content.get('date', 'date not recorded')}, seed {settings['seed']}, device "
+             f"{settings['device']}"]
+    for name, found in content["sets"].items():
+        if found.get("made_by"):
+            lines.append(f"{name} set: {', '.join(describe(found['made_by']))}")
     weights = next((entry["weights"] for entry in content["metrics"].values()
                     if "weights" in entry), None)
     if weights:
@@ -221,11 +242,15 @@ def terminal_lines(content):
     width = max([len(entry["name"]) for entry in entries], default=0)
     lines = []
     for entry in entries:
-        line = (f"{entry['name']:{width}} {number(entry['value']):>10}"
-                f"{_span(entry.get('interval'))}")
+        value, span = with_span(entry["value"], entry.get("interval"))
+        line = f"{entry['name']:{width}} {value:>10}{span}"
         if "target" in entry:
-            target = entry["target"]
-            line += f"   real {number(target['value'])}{_span(target.get('interval'))}"
+            line += "   real " + "".join(with_span(*_own(entry["target"])))
+        if "p" in entry:
+            line += f"   p {number(entry['p'], 2)}, adjusted {number(entry['p_adjusted'], 2)}"
         lines.append(line)
+    for found in content["metrics"].get("copies", {}).get("flagged", []):
+        lines.append(f"warning: {found['volume']} looks like a copy of the training volume "
+                     f"{found['source']}")
     return lines + [f"{title}: not computed, {reason}"
                     for title, reason in content["skipped"].items()]

@@ -6,9 +6,13 @@
 #
 # NAME is the name of data/NAME, results/NAME, samples/NAME and evaluation/NAME in the folder ROOT
 # (default: the current one). The flags of a stage go into PREPROCESS, TRAIN, SAMPLE and EVALUATE;
-# the flags of sbatch for one stage into SBATCH_FOR_PREPROCESS and so on, and for all stages into
-# the variables that sbatch itself reads (SBATCH_ACCOUNT, SBATCH_PARTITION, ...). MULTI=1 trains on
-# several GPUs. Finished stages are not repeated: after a failure, run the same command again.
+# the flags of sbatch for one stage into SBATCH_FOR_PREPROCESS and so on. What holds for all stages
+# of your cluster goes into site.env. MULTI=1 trains on several GPUs.
+# VAE is the one of the ceiling in the evaluation; by default the one that SAMPLE or else TRAIN
+# names with --vae, or else ema, as in train.py.
+#
+# After a failure, or to add samples, run the same command again: finished stages are not repeated,
+# training and sampling resume, and the evaluation is done again if volumes or settings changed.
 set -eu
 usage="usage: SCANS=adni/ NAME=adni bash slurm/chain.sh"
 : "${SCANS:?set it to the folder of scans; $usage}"
@@ -21,31 +25,38 @@ samples=$root/samples/$NAME
 evaluation=$root/evaluation/$NAME
 after=
 
-# submit STAGE FILE FLAGS...: submits a job that waits for the one submitted before it
-submit() {
-    local stage=$1
-    shift
-    after=$(sbatch --parsable \
-        ${after:+--dependency=afterok:$after --kill-on-invalid-dep=yes} "$@")
-    after=${after%%;*}
-    echo "$stage: job $after"
+# vae_in FLAGS: the value of --vae among the flags of a stage, the last one; or nothing
+vae_in() {
+    sed -nE 's/.*(^| )--vae[ =]+([^ ]+).*/\2/p' <<<"$1"
 }
 
+# submit STAGE "FLAGS OF SBATCH" FLAGS...: submits a job that waits for the one submitted before it
+submit() {
+    local stage=$1 given=$2
+    shift 2
+    after=$(SBATCH_FLAGS="${after:+--dependency=afterok:$after --kill-on-invalid-dep=yes} $given" \
+        bash "$here/submit.sh" "$stage" "$@")
+    after=${after%%;*}
+    echo "${stage%_multi}: job $after"
+}
+
+vae=${VAE:-$(vae_in "${SAMPLE:-}")}
+vae=${vae:-$(vae_in "${TRAIN:-}")}
 # The variables hold several words each, so they are not quoted:
 # shellcheck disable=SC2086
 {
-    if [ ! -e "$data/manifest.json" ]; then
-        submit preprocess ${SBATCH_FOR_PREPROCESS:-} "$here/preprocess.sbatch" \
+    if [ -e "$data/manifest.json" ]; then
+        echo "preprocess: $data is there already"
+    else
+        submit preprocess "${SBATCH_FOR_PREPROCESS:-}" \
             --input "$SCANS" --output "$data" ${PREPROCESS:-}
     fi
-    submit train ${SBATCH_FOR_TRAIN:-} "$here/train${MULTI:+_multi}.sbatch" \
+    submit "train${MULTI:+_multi}" "${SBATCH_FOR_TRAIN:-}" \
         --data-path "$data" --results-dir "$results" \
         ${TRAIN:---ckpt weights/DiT-XL-2-512x512.pt}
-    submit sample ${SBATCH_FOR_SAMPLE:-} "$here/sample.sbatch" \
+    submit sample "${SBATCH_FOR_SAMPLE:-}" \
         --ckpt "$results" --output "$samples" ${SAMPLE:-}
-    if [ ! -e "$evaluation/metrics.json" ]; then
-        submit evaluate ${SBATCH_FOR_EVALUATE:-} "$here/evaluate.sbatch" \
-            --real "$data" --synthetic "$samples" --train "$data" \
-            --output "$evaluation" ${EVALUATE:-}
-    fi
+    submit evaluate "${SBATCH_FOR_EVALUATE:-}" \
+        --real "$data" --synthetic "$samples" --train "$data" --vae "${vae:-ema}" \
+        --output "$evaluation" --update ${EVALUATE:-}
 }

@@ -64,6 +64,14 @@ def quick(pytestconfig):
         yield
 
 
+@pytest.fixture(autouse=True)
+def same_number_of_threads():
+    """A test may set the number of PyTorch's threads; the next one gets back what it was."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory):
     """A BIDS-like folder of 6 scans of 5 subjects in two axis orders."""

@@ -82,7 +82,7 @@ def bad_files(folder):
     nib.save(nib.Nifti1Image(brain(), None), folder / "no_affine.nii.gz")
     return {
         "text.nii": "not a NIfTI",
-        "empty.nii.gz": "not a NIfTI",
+        "empty.nii.gz": "empty, 0 bytes",
         "cut.nii.gz": "truncated or damaged",
         "cut_header.nii.gz": "truncated or damaged",
         "short.nii": "truncated or damaged",

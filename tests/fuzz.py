@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).
 import nibabel as nib
 import numpy as np
 import torch
-from helpers import AFFINE, brain, random_vae, save_nifti
+from helpers import AFFINE, GOLDEN, brain, random_vae, save_nifti
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -38,7 +38,9 @@ import postprocess
 import preprocess
 import sample
 from diffusion import vae as vae_module
-from mri import manifest
+from metrics import nifti_cubes, volume_sets
+from mri import axis_orders, manifest
+from mri.origin import describe
 from training import checkpoint, pretrained
 from utils import errors
 
@@ -332,9 +334,55 @@ class Cases:
         return call(lambda: vae_module.load_vae(str(work / "vae")) and None)
 
 
+    def cubes(self, rng, work):
+        """What another generator wrote, with a range, an axis order and a source.json."""
+        folder = work / "cubes"
+        folder.mkdir()
+        ranges = [(0, 1), (-1, 1), (0, 255), (1, 0), (-1e30, 1e30), (float("nan"), 1)]
+        lo, hi = ranges[rng.integers(len(ranges)) if rng else 0]
+        for i in range(3):
+            cube = np.clip(brain((12, 12, 12), seed=i) / 1000, 0, 1).astype(np.float32)
+            nib.save(nib.Nifti1Image(cube, np.eye(4)), folder / f"v{i}.nii")
+        raw = (folder / "v1.nii").read_bytes()
+        if rng:
+            mutated = rng.integers(2)
+            raw = mutate_header(raw, nib.Nifti1Header, rng) if mutated else mutate_bytes(raw, rng)
+        (folder / "v1.nii").write_bytes(raw)
+        source = json.dumps({"format": "mosaicdit-source", "version": 1, "made_by": {"seed": 1},
+                             "volumes": {f"v{i}": {"class": "AD"} for i in range(3)}})
+        if rng and rng.integers(2):
+            source = mutate_json(source, rng).decode("utf-8", "replace")
+        (folder / "source.json").write_text(source)
+        axes = [None, "zyx", "xxy", "", "SPR"][rng.integers(5) if rng else 0]
+        return call(lambda: self._load(folder, (lo, hi), axes))
+
+    def samples(self, rng, work):
+        """A samples folder of which mosaics are missing, with a samples.json that was changed."""
+        folder = shutil.copytree(GOLDEN / "v2" / "samples", work / "samples")
+        path = folder / "samples.json"
+        path.write_bytes(mutate_json(path.read_text(), rng))
+        if rng and rng.integers(2):
+            (folder / "mosaics" / "000001.png").rename(folder / "mosaics" / "another.png")
+        return call(lambda: self._load(folder, None, None))
+
+    def _load(self, folder, value_range, axes):
+        """Reads a set as evaluate.py does."""
+        if value_range:
+            nifti_cubes.check_range(value_range, "--synthetic-range")
+        if axes is not None:
+            try:
+                axis_orders.parse_codes(axes)
+            except ValueError as e:
+                raise errors.UserError(f"--synthetic-axes {e}") from None
+        found = volume_sets.find_set(folder, None, "--synthetic", value_range=value_range,
+                                     axes=axes)
+        volume_sets.load(found, volume_sets.allocate(len(found), found.side, 0.1, folder))
+        json.dumps([describe(found.made_by), found.warnings, found.notes()])
+
+
 # the kinds, and how many of the cases are of each
-KINDS = dict(scan=0.44, npy=0.06, manifest=0.14, png=0.08, mask=0.06, table=0.08, checkpoint=0.08,
-             weights=0.06)
+KINDS = dict(cubes=0.06, samples=0.04, scan=0.34, npy=0.06, manifest=0.14, png=0.08, mask=0.06,
+             table=0.08, checkpoint=0.08, weights=0.06)
 
 
 def call(main, *args):

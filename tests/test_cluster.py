@@ -533,10 +533,14 @@ def torchrun(n, name, *argv):
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
 
 
-def wait_for_checkpoints(run, n):
-    """Waits until the run has n more checkpoints than now."""
-    had = len(list(run.glob("checkpoints/*[0-9].safetensors")))
-    until(lambda: len(list(run.glob("checkpoints/*[0-9].safetensors"))) >= had + n, 120)
+def wait_for_checkpoints(job, run, n):
+    """Waits until the job has written n more checkpoints than there are now."""
+    def count():
+        return len(list(run.glob("checkpoints/*[0-9].safetensors")))
+
+    had = count()
+    until(lambda: count() >= had + n or job.poll() is not None, 120)
+    assert job.poll() is None, job.communicate()[0]
 
 
 def test_torchrun_signals_and_a_dying_process(flags, whole, tmp_path):
@@ -544,7 +548,7 @@ def test_torchrun_signals_and_a_dying_process(flags, whole, tmp_path):
     run = tmp_path / "000-DiT-T-4"
     command = (2, "train.py", *flags, "--max-steps", 100000, "--results-dir", tmp_path)
     job = torchrun(*command)
-    wait_for_checkpoints(run, 2)
+    wait_for_checkpoints(job, run, 2)
     job.send_signal(signal.SIGTERM)
     text = job.communicate(timeout=60)[0]
     assert job.returncode != 0
@@ -552,7 +556,7 @@ def test_torchrun_signals_and_a_dying_process(flags, whole, tmp_path):
     assert checkpoint.verify(run / "checkpoints" / f"{step:07d}.state.safetensors")["step"] == step
 
     job = torchrun(*command)
-    wait_for_checkpoints(run, 2)
+    wait_for_checkpoints(job, run, 2)
     children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
     os.kill(max(map(int, children)), signal.SIGKILL)
     text = job.communicate(timeout=60)[0]

@@ -90,8 +90,9 @@ def test_ms_ssim(whole, arrays):
     within = m["ms_ssim"]
     assert np.isclose(within["value"], ms_ssim.ms_ssim_pairs(fake).mean())
     assert within["protocol"] == "kwon2019"
-    assert np.isclose(within["target"]["value"], ms_ssim.ms_ssim_pairs(real).mean())
-    assert within["pairs"] == {"real": 28, "synthetic": 28, "vae rgb": 28, "vae gray": 28}
+    pairs = ms_ssim.all_pairs(8)[1:]  # without the two volumes of subject "a"
+    assert np.isclose(within["target"]["value"], ms_ssim.ms_ssim_pairs(real, pairs=pairs).mean())
+    assert within["pairs"] == {"real": 27, "synthetic": 28, "vae rgb": 27, "vae gray": 27}
     difference = within["value"] - within["target"]["value"]
     assert np.isclose(m["ms_ssim_difference"]["value"], difference)
 
@@ -101,14 +102,13 @@ def test_mmd(whole, arrays):
     x, y = (v.reshape(len(v), -1) / 255 for v in arrays[:2])
     linear = ((x.mean(0) - y.mean(0)) ** 2).sum()
     assert np.isclose(m["mmd_linear"]["value"], linear)
-    centered = np.concatenate([x, y]) - (x.mean(0) + y.mean(0)) / 2
-    kernel = centered @ centered.T
-    subjects = np.array(["a", "a", "b", "c", "d", "e", "f", "t0"])
-    between = kernel[:8, :8][subjects[:, None] != subjects].mean()  # no pair of subject "a"
-    others = kernel[8:, 8:][~np.eye(8, dtype=bool)].mean()
-    expected = between + others - 2 * kernel[:8, 8:].mean()
+    of_subjects = np.concatenate([x[:2].mean(0, keepdims=True), x[2:]])  # each counts once
+    between = (of_subjects @ of_subjects.T)[~np.eye(7, dtype=bool)].mean()
+    others = (y @ y.T)[~np.eye(8, dtype=bool)].mean()
+    expected = between + others - 2 * of_subjects.mean(0) @ y.mean(0)
     assert np.isclose(m["mmd_linear_unbiased"]["value"], expected)
-    distances = mmd.squared_distances(kernel)
+    both = np.concatenate([x, y])
+    distances = mmd.squared_distances(both @ both.T)
     median = np.median(distances[np.triu_indices(16, 1)])
     assert np.isclose(m["mmd_rbf"]["median_distance"] ** 2, median)
 
@@ -124,7 +124,7 @@ def test_fid_and_kid(whole, arrays, inception_file):
             fid.update(torch.from_numpy(np.repeat(slices, 3, 1).copy()), real=is_real)
         assert np.isclose(m[f"fid_{view}"]["value"], float(fid.compute()), rtol=1e-3)
         assert len(m[f"fid_{view}"]["weights"]["sha256"]) == 64
-        assert m[f"kid_{view}"]["interval"][0] < m[f"kid_{view}"]["value"]
+        assert "interval" not in m[f"kid_{view}"] and 0 < m[f"kid_{view}"]["p"] <= 1
 
 
 def test_smoothness_and_histogram(whole, arrays):
@@ -153,6 +153,21 @@ def test_memorization(whole, arrays):
     found = m["nearest_ms_ssim"]["of_volumes"]["synthetic"]
     assert np.allclose(found, similar.max(1), atol=1e-6)
     assert m["copied_ms_ssim"]["value"] >= 1 / 8
+    (copy,) = m["copies"]["flagged"]
+    assert (copy["volume"], copy["source"], copy["shift"]) == ("v01", "m02", [0, 0, 0])
+    assert m["copies"]["value"] == 1 / 8 and m["copies"]["planted"] == 7
+
+
+def test_p(whole):
+    m = whole[1]["metrics"]
+    tested = {key: e["p"] for key, e in m.items() if "p" in e}
+    assert set(m) - set(tested) == {
+        "ms_ssim", "mean_pair_distance", "copies"}  # the first has the p of its difference
+    smallest = min(tested, key=tested.get)
+    expected = min(1, len(tested) * tested[smallest])
+    assert m[smallest]["p_adjusted"] == pytest.approx(expected)
+    assert m["mmd_linear"]["p_method"] == "999 permutations of subjects, upper tail"
+    assert not any("interval" in m[key] for key in ("mmd_linear", "mmd_rbf", "fid_a", "histogram"))
 
 
 def test_intervals_hold_their_values(whole):
@@ -187,7 +202,7 @@ def test_ceiling_is_what_the_vae_gives_back(whole, arrays, vae_folder):
         back = np.stack(back)
         linear = ((back.mean(0) / 255 - real.mean(0) / 255) ** 2).sum()
         assert np.isclose(m["mmd_linear"]["vae"][layout], linear, rtol=1e-4)
-        similarity = ms_ssim.ms_ssim_pairs(back).mean()
+        similarity = ms_ssim.ms_ssim_pairs(back, pairs=ms_ssim.all_pairs(8)[1:]).mean()
         assert np.isclose(m["ms_ssim"]["vae"][layout], similarity, atol=1e-4)
         psnr = np.mean([-10 * np.log10(np.mean((a / 255 - b / 255) ** 2))
                         for a, b in zip(real, back)])
@@ -220,18 +235,21 @@ def test_report(whole):
     for e in content["metrics"].values():
         assert f"| {e['name']} | **" in text and e["name"] in page
     for words in ("HA-GAN | 500 | 36.8 | 226 | 477 | 1090 | 554",
-                  "finetuned DiT (the paper) | 32 | – | – | – | 279 | 239",
+                  "finetuned DiT (the paper) | 32 | > 78.5 | 5.15 … 13.2 | 121 … 141 | 279 | 239",
                   "3D-DPM | 500 | 79.7 | 15.2 | 188 | – | –", "not comparable",
                   "fewer than 2048 images", "**Warning:**", f"MosaicDiT {__version__}"):
         assert words in text
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
     names = sorted(p.name for p in (output / "figures").iterdir())
-    assert names == ["distances.png", "fid.png", "gallery.png", "intervals.png", "montage.png",
+    assert names == ["distances.png", "gallery.png", "intervals.png", "montage.png",
                      "nearest.png", "smoothness.png"]
     assert page.count("data:image/png;base64") == len(names) == text.count("](figures/")
     for name in names:
         assert np.array(Image.open(output / "figures" / name)).std() > 5
-    assert re.search(r"FID-A +[\d.]+ \[", done.stdout)
+    assert re.search(r"FID-A +[\d.]+ +p [\d.]+, adjusted [\d.]+", done.stdout)
+    assert "FID∞ is left out, as it needs 50 volumes in each set and the smaller one has 8" in text
+    assert "**Warning: 1 of 8 synthetic volumes look like copies of one of 7 training" in text
+    assert "warning: v01 looks like a copy of the training volume m02" in done.stdout
 
 
 # ------------------------------------------------------------------------------------- properties
@@ -303,6 +321,24 @@ def test_memory_and_pairs_do_not_change_what_is_counted(arrays, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "f", "r"]
 
 
+def test_mmd_in_the_range_of_3dbraingen_is_four_times_as_large(arrays, tmp_path):
+    real, fake, _ = arrays
+    how = ("--real", cubes(tmp_path / "r", real), "--synthetic", cubes(tmp_path / "f", fake),
+           "--metrics", "mmd", "--permutations", 0)
+    unit, _ = evaluate(tmp_path / "a", *how)
+    signed, _ = evaluate(tmp_path / "b", *how, "--mmd-range", -1, 1)
+    for key, times in (("mmd_linear", 4), ("mmd_linear_unbiased", 4), ("mean_pair_distance", 4),
+                       ("mmd_rbf", 1)):
+        one, other = unit["metrics"][key], signed["metrics"][key]
+        assert np.isclose(other["value"], times * one["value"])
+        assert one["range"] == [0, 1] and other["range"] == [-1, 1] and "p" not in one
+    x, y = (v.reshape(8, -1) / 127.5 - 1 for v in (real, fake))
+    signed_value = signed["metrics"]["mmd_linear"]["value"]
+    assert np.isclose(signed_value, ((x.mean(0) - y.mean(0)) ** 2).sum())
+    row = f"| **this evaluation**, 8 real | 8 | – | {signed_value / 1000:.4g} |"
+    assert all(row in (tmp_path / name / "report.md").read_text() for name in "ab")
+
+
 def test_small_volumes_and_few(tmp_path):
     """Too small for five levels, two volumes a side: what can be computed is, and nothing is made
     up. The former spelling of a metric is still accepted."""
@@ -340,7 +376,7 @@ def refused(tmp_path):
 def test_refuses_flags(data, folders, scans, refused, tmp_path):
     fake = folders[1]
     assert "no such folder" in refused(tmp_path / "none", fake)
-    assert "run preprocess.py" in refused(data, scans)
+    assert "not a cube; `python preprocess.py --input" in refused(data, scans)
     assert ("not a data folder and has no splits"
             in refused(data, fake, "--synthetic-split", "test"))
     assert "--mmd-batch 9: the smaller set has" in refused(data, fake, "--mmd-batch", 9)
@@ -354,6 +390,12 @@ def test_refuses_flags(data, folders, scans, refused, tmp_path):
             in refused(data, fake, "--inception-weights", fake, "--metrics", "mmd"))
     assert "invalid choice: 'ssim'" in refused(data, fake, "--metrics", "ssim")
     assert "--bootstrap 1: must be 0, or at least 2" in refused(data, fake, "--bootstrap", 1)
+    assert ("--permutations 5: must be 0, or at least 19"
+            in refused(data, fake, "--permutations", 5))
+    assert ("--mmd-range 1 -1: the first must be smaller than the second"
+            in refused(data, fake, "--mmd-range", 1, -1))
+    assert ("--mmd-range is of no use without mmd among --metrics"
+            in refused(data, fake, "--mmd-range", -1, 1, "--metrics", "histogram"))
     (tmp_path / "w.pth").write_bytes(b"junk")
     assert ("--inception-weights"
             in refused(data, fake, "--inception-weights", tmp_path / "w.pth"))

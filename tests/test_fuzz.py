@@ -9,7 +9,8 @@ import pytest
 from helpers import ROOT
 
 ENDS = ("used", "skipped", "refused")
-KINDS = ["checkpoint", "manifest", "mask", "npy", "png", "scan", "table", "weights"]
+KINDS = ["checkpoint", "cubes", "manifest", "mask", "npy", "png", "samples", "scan", "table",
+         "weights"]
 
 
 def run_fuzz(cases):

@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "reporting": ("mri", "utils"),
     "benchmarks": ("models", "utils", "mri", "diffusion", "training", "metrics", "reporting"),
 }
-ROOMS = tuple(MAY_IMPORT)
-OURS = (*ROOMS, "models", *SCRIPTS, *FUTURE_SCRIPTS)
+FOLDERS = tuple(MAY_IMPORT)
+OURS = (*FOLDERS, "models", *SCRIPTS, *FUTURE_SCRIPTS)
 
 MAX_COLUMNS = 100
 MAX_COLUMNS_MARKDOWN = 140
@@ -69,8 +69,8 @@ TESTED_ELSEWHERE = {
 
 # Flags of other programs that the documents mention.
 FOREIGN_FLAGS = {
-    "--account", "--array", "--cpus-per-task", "--gpus-per-node", "--mem", "--nodes",
-    "--nproc-per-node", "--partition", "--signal", "--time"}
+    "--account", "--array", "--constraint", "--cpus-per-task", "--gpus-per-node", "--gres", "--mem",
+    "--nodes", "--nproc-per-node", "--partition", "--qos", "--signal", "--time"}
 
 
 # ------------------------------------------------------------------------------ reading the source
@@ -113,7 +113,7 @@ def folder_of(path):
 
 def code_files():
     """All Python files but the tests."""
-    return python_files("", "demo", *ROOMS)
+    return python_files("", "demo", *FOLDERS)
 
 
 def imports(path):
@@ -152,23 +152,23 @@ def test_the_root_holds_the_scripts_and_models_only():
 
 
 def test_code_folders_hold_nothing_but_a_docstring_in_their_init():
-    for room in ROOMS:
-        (docstring,) = tree(f"{room}/__init__.py").body
-        assert isinstance(docstring, ast.Expr) and isinstance(docstring.value.value, str), room
+    for folder in FOLDERS:
+        (docstring,) = tree(f"{folder}/__init__.py").body
+        assert isinstance(docstring, ast.Expr) and isinstance(docstring.value.value, str), folder
 
 
 def test_python_files_lie_in_known_folders():
-    known = {"", "demo", "tests", *ROOMS}
+    known = {"", "demo", "tests", *FOLDERS}
     assert_none([p for p in tracked() if p.endswith(".py") and folder_of(p) not in known])
 
 
 def test_folders_import_what_they_may():
     wrong = []
-    for room, allowed in MAY_IMPORT.items():
-        for path in python_files(room):
+    for folder, allowed in MAY_IMPORT.items():
+        for path in python_files(folder):
             for line, name in imports(path):
                 ours = name.startswith(".") or is_within(name, OURS)
-                if ours and not is_within(name, (*allowed, room)):
+                if ours and not is_within(name, (*allowed, folder)):
                     wrong.append(f"{path}:{line} imports {name}")
     assert_none(wrong)
 
@@ -268,7 +268,7 @@ def test_tests_use_names_that_exist():
 def test_library_code_takes_named_arguments_not_a_namespace():
     """`*args`, handed on to a function, is no Namespace."""
     wrong = []
-    for path in python_files(*ROOMS):
+    for path in python_files(*FOLDERS):
         handed_on = set()
         for node in ast.walk(tree(path)):
             if isinstance(node, ast.FunctionDef) and node.args.vararg:
@@ -360,7 +360,7 @@ def test_the_old_vocabulary_is_gone():
 def test_tests_mirror_the_folders():
     """Every module of a folder is imported by a test in the folder of the same name in tests/."""
     wrong = [f"{path}: no file in tests/{folder_of(path)}/ imports it"
-             for path in python_files(*ROOMS) if not path.endswith("__init__.py")
+             for path in python_files(*FOLDERS) if not path.endswith("__init__.py")
              if path not in TESTED_ELSEWHERE and not is_imported_by_its_tests(path)]
     assert_none(wrong)
     listed = (*TESTED_ELSEWHERE, *TESTED_ELSEWHERE.values())

@@ -197,7 +197,7 @@ def test_bf16_is_within_a_hundredth_of_fp32(monkeypatch, long):
     monkeypatch.setattr(models, "LONG_SEQUENCE", long)
     model, trained, args = deep()
     loss, grad = gradients(lambda *a: baseline.forward(model, *a), trained, args)
-    acceleration.matrices_to_bf16(model)
+    acceleration.narrow_matrices(model, "bf16")
     again, g = gradients(model.save_memory(True, 0), trained, args, bf16=True)
     assert 0 < abs(again / loss - 1) < 1e-3 and 0 < (g - grad).norm() < 1e-2 * grad.norm()
 
@@ -213,7 +213,7 @@ def test_what_a_block_keeps_for_its_backward_pass(lean, units):
     block = models.DiTBlock(width, 2)
     for name, p in block.named_parameters():
         p.requires_grad_(finetuning.parameter_kind(name) != "matrix")
-    acceleration.matrices_to_bf16(block)
+    acceleration.narrow_matrices(block, "bf16")
     block.lean = lean
     kept = dry_run.kept_for_backward(
         block, torch.randn(1, tokens, width), torch.randn(1, width), "bf16"
@@ -258,7 +258,7 @@ def test_frozen_matrices_in_bf16_give_autocasts_results():
             out = model(*args)
         out.float().square().sum().backward()
         results.append([out.detach().clone()] + [p.grad.clone() for p in trained.values()])
-        acceleration.matrices_to_bf16(model)
+        acceleration.narrow_matrices(model, "bf16")
     assert (
         model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
         and model.blocks[0].mlp.fc1.bias.dtype == torch.float32

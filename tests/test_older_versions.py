@@ -61,6 +61,8 @@ def test_an_interrupted_run_resumes_and_ends_as_it_did_then(folder):
     log = (run_folder / "log.jsonl").read_text().splitlines()
     (run_folder / "log.jsonl").write_text("".join(line + "\n" for line in log[:3]))
     text = run(folder, "train.py", *TUNING)
+    assert "the EMA continues without warm-up, as this run began" in text
+    assert "25.0% of it the initial weights" in text  # 0.5 ** 2
     assert "resumes at step 2" in text and [p.name for p in (folder / "results").iterdir()] == [
         "000-DiT-N-4"]
     for name in ("0000004.state.safetensors", "0000004.safetensors"):
@@ -104,3 +106,12 @@ def test_a_samples_folder_is_continued(folder):
     run(folder, "sample.py", *args, "--num-samples", 3)
     assert len(list((folder / "samples" / "nifti").iterdir())) == 3
     assert (folder / "samples" / "mosaics" / "000001.png").read_bytes() == before
+
+
+def test_an_old_run_is_known_by_its_checksums_wherever_it_is(folder):
+    """Its args.json has paths alone; the checksums are in its newest state."""
+    (folder / "data").rename(folder / "elsewhere")
+    moved = [{"data": folder / "elsewhere", "vae": "./vae/"}.get(a, a) for a in TUNING]
+    text = run(folder, "train.py", *moved, "--max-steps", 5)
+    assert "resumes at step 4" in text
+    assert [path.name for path in (folder / "results").iterdir()] == ["000-DiT-N-4"]

@@ -1,6 +1,8 @@
 """preprocess.py and postprocess.py, run as a user runs them: the second undoes the first."""
+import os
 import resource
 import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -129,8 +131,7 @@ def test_refusals_leave_nothing_behind(scans, data, tmp_path):
         return error_line(script(name, *args, "--output", tmp_path / "o", expect=2))
 
     assert "no .nii or .nii.gz" in refused("--input", tmp_path)
-    (tmp_path / "two" / "b").mkdir(parents=True)
-    for p in ("a.nii", "b/a.nii"):
+    for p in ("a.nii", "a.nii.gz"):
         save_nifti(tmp_path / "two" / p, brain(), AFFINE)
     assert "has the id 'a' of" in refused("--input", tmp_path / "two")
     assert "near it work 28, 32, 36, 40, 44, 48" in refused("--input", scans, "--size", 42)
@@ -161,6 +162,83 @@ def test_a_full_disk_ends_in_one_line_and_leaves_nothing(scans, tmp_path):
                   "--workers", 1, expect=2, preexec_fn=small_files)
     assert "File too large" in error_line(done)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_masks_among_the_scans_are_no_scans(tmp_path):
+    """As many masks as scans, as BraTS and many Kaggle copies have them."""
+    for i in range(3):
+        array = brain(seed=i)
+        save_nifti(tmp_path / "in" / f"s{i}.nii.gz", array, AFFINE)
+        save_nifti(tmp_path / "in" / f"s{i}_seg.nii.gz", array > 50, AFFINE, np.uint8)
+    done = script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d",
+                  "--size", 16, "--workers", 1)
+    assert "left out: 3 files that are no scans" in done.stdout
+    assert "s0_seg.nii.gz: no scan: it holds 2 values only, as masks and label maps" in done.stdout
+    assert [v["id"] for v in manifest.read_manifest(tmp_path / "d")[1]] == ["s0", "s1", "s2"]
+    for i in range(3):
+        save_nifti(tmp_path / "two" / "t1" / f"s{i}.nii.gz", brain(seed=i), AFFINE)
+        save_nifti(tmp_path / "two" / "masks" / f"s{i}.nii.gz", brain(seed=i) > 50, AFFINE,
+                   np.uint8)
+    done = script("preprocess.py", "--input", tmp_path / "two", "--output", tmp_path / "e",
+                  "--size", 16, "--workers", 1,
+                  "--mask", tmp_path / "two" / "masks" / "{name}.nii.gz")
+    assert "3 scans of 3 subjects; left out: 3 masks of other scans" in done.stdout
+    _, entries = manifest.read_manifest(tmp_path / "e")
+    assert [v["id"] for v in entries] == ["s0", "s1", "s2"] and all(v["mask"] for v in entries)
+
+
+def test_a_list_of_scans_with_all_it_may_say(tmp_path):
+    for i in range(4):
+        save_nifti(tmp_path / f"{i}.nii", brain(seed=i), AFFINE)
+        save_nifti(tmp_path / "m" / f"{i}.nii", brain(seed=i) > 100, AFFINE, np.uint8)
+    rows = [f"{i}.nii\tp{i // 2}\tses-{i % 2}\t{('train', 'val')[i // 2]}\tm/{i}.nii\t"
+            f"{('AD', 'CN')[i % 2]}\t{60 + i}\n" for i in range(4)]
+    (tmp_path / "l.tsv").write_text(
+        "path\tsubject_id\tsession_id\tsplit\tmask\tclass\tage\n" + "".join(rows))
+    done = script("preprocess.py", "--input", tmp_path / "l.tsv", "--output", tmp_path / "d",
+                  "--size", 16, "--workers", 1)
+    assert "columns that are not used: age" in done.stdout
+    header, entries = manifest.read_manifest(tmp_path / "d")
+    assert header["classes"] == ["AD", "CN"]
+    assert [(v["subject"], v["split"], v["class"]) for v in entries] == [
+        ("p0", "train", 0), ("p0", "train", 1), ("p1", "val", 0), ("p1", "val", 1)]
+    assert entries[2]["mask"] == str((tmp_path / "m" / "2.nii").resolve())
+
+
+def test_paths_that_are_not_utf_8(tmp_path):
+    """Named in every line, and converted."""
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(folder)
+    save_nifti(Path(folder) / "a.nii", brain(), AFFINE)
+    save_nifti(Path(os.fsdecode(os.fsencode(folder) + b"/b\xff (1).nii")), brain(seed=1), AFFINE)
+    Path(folder, os.fsdecode(b"\xfe.nii.gz")).write_bytes(b"")
+    done = script("preprocess.py", "--input", folder, "--output", Path(folder) / "d", "--size", 16,
+                  "--workers", 1, expect=1)
+    assert "2 ids are not the files' names" in done.stderr
+    assert "empty, 0 bytes" in done.stderr and "\\udce9/d: 2 mosaics" in done.stdout
+    _, entries = manifest.read_manifest(Path(folder) / "d")
+    assert [(v["id"], v.get("name")) for v in entries] == [
+        ("a", None), ("b_1_", "b\\udcff (1)")]
+    assert entries[1]["source"].endswith("caf\\udce9/b\\udcff (1).nii")
+
+
+def test_nan_and_analyze_scans_need_a_flag(tmp_path):
+    array = brain()
+    array[0, 0, :5] = np.nan
+    save_nifti(tmp_path / "in" / "a.nii.gz", array, AFFINE, np.float32)
+    nib.save(nib.AnalyzeImage(brain(seed=1), None), tmp_path / "in" / "b.img")
+    flags = ("--input", tmp_path / "in", "--size", 16, "--workers", 1)
+    done = script("preprocess.py", *flags, "--output", tmp_path / "d", expect=2)
+    assert "--nan zero sets NaN to 0" in done.stderr and "--orientation LAS" in done.stderr
+    done = script("preprocess.py", *flags, "--output", tmp_path / "d", "--nan", "zero",
+                  "--orientation", "las")
+    assert "warning: a: 5 voxels were NaN, now 0 (--nan zero)" in done.stderr
+    header, entries = manifest.read_manifest(tmp_path / "d")
+    assert header["preparation"] == {"orientation": "LAS", "nan": "zero"}
+    assert nib.aff2axcodes(np.array(entries[1]["affine"])) == tuple("LAS")
+    done = script("preprocess.py", *flags, "--output", tmp_path / "e", "--orientation", "LAR",
+                  expect=2)
+    assert "--orientation LAR: must be three letters" in error_line(done)
 
 
 @pytest.mark.slow

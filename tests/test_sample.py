@@ -1,6 +1,7 @@
 """sample.py and postprocess.py as a user runs them."""
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -12,8 +13,9 @@ from PIL import Image
 from diffusion import samplers
 from diffusion import vae as vae_module
 from mri import manifest, mosaic
-from training import pretrained
+from training import class_choice, pretrained
 from utils import seeding
+from utils.version import __version__
 
 SAMPLER = ("--sampler", "ddim", "--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
 
@@ -50,6 +52,11 @@ def test_samples_folder(samples, ckpt, data, vae_folder):
     assert content["format"] == "mosaicdit-samples" and content["recipe"][
         "ckpt_sha256"
     ] == pretrained.sha256_of_weights(ckpt)
+    sha256 = content["recipe"]["ckpt_sha256"]
+    assert content["description"] == f"MosaicDiT {__version__} ckpt {sha256[:8]} step 4"
+    recorded = content["provenance"]
+    assert recorded["checkpoint"] == str(ckpt) and recorded["run"] == "000-DiT-T-4"
+    assert (recorded["step"], recorded["mosaicdit_version"]) == (4, __version__)
     assert content["samples"] == [{"id": f"{i:06d}", "index": i, "class": 0} for i in range(3)]
     for i in range(3):
         sheet = np.array(Image.open(samples / "mosaics" / f"{i:06d}.png"))
@@ -58,6 +65,8 @@ def test_samples_folder(samples, ckpt, data, vae_folder):
             np.asarray(image.dataobj.get_unscaled()), mosaic.untile(sheet, 16, "rgb")
         )
         assert np.allclose(image.affine, header["affine"], atol=1e-5)
+        assert bytes(image.header["descrip"]).rstrip(b"\0").decode() == content["description"]
+        assert (image.header["sform_code"], image.header["qform_code"]) == (2, 2)  # aligned
     model, meta = pretrained.restore_model(ckpt)
     z = samplers.sample(
         model,
@@ -152,7 +161,82 @@ def test_sample_refusals(ckpt, vae_folder, pretrained, data, tmp_path):
 
 def test_postprocess_of_samples_is_what_sample_wrote(samples, tmp_path):
     script("postprocess.py", "--input", samples, "--output", tmp_path / "n")
-    for path in (tmp_path / "n").iterdir():
+    for path in (tmp_path / "n").glob("*.nii.gz"):
         assert path.read_bytes() == (samples / "nifti" / path.name).read_bytes()
     script("postprocess.py", "--input", samples, "--output", tmp_path / "r", "--restore-shape")
     assert nib.load(tmp_path / "r" / "000000.nii.gz").shape == (20, 26, 22)
+
+
+def sampled(ckpt, output, *args):
+    """Samples in 2 steps; returns the process and samples.json."""
+    done = script("sample.py", "--ckpt", ckpt, "--output", output, "--sampler", "dpm++",
+                  "--num-sampling-steps", 2, "--precision", "fp32", "--device", "cpu", *args)
+    return done, json.loads((output / "samples.json").read_text())
+
+
+def test_which_run_and_step_is_printed(finetuned, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(finetuned, results / "000-DiT-T-4")
+    shutil.copytree(finetuned, results / "001-DiT-T-4",
+                    ignore=shutil.ignore_patterns("*[0-9].safetensors"))
+    done, content = sampled(results, tmp_path / "a", "--num-samples", 1)
+    assert "run 001-DiT-T-4, step 4, class 0 (AD)" in done.stdout
+    assert "001-DiT-T-4 has no checkpoint yet: sampling from the state" in done.stderr
+    assert content["provenance"]["checkpoint"].endswith("0000004.state.safetensors")
+    done, content = sampled(results / "000-DiT-T-4", tmp_path / "b", "--num-samples", 1)
+    assert "run 000-DiT-T-4, step 4" in done.stdout
+    assert "000-DiT-T-4 is not the newest run: 001-DiT-T-4 has" in done.stderr
+    pixels = [np.array(Image.open(tmp_path / name / "mosaics" / "000000.png")) for name in "ab"]
+    assert np.array_equal(*pixels)  # the state holds the same average
+
+
+def test_classes_by_name_and_as_in_training(ckpt, data, tmp_path):
+    _, content = sampled(ckpt, tmp_path / "a", "--num-samples", 1, "--class-label", "CN")
+    assert content["recipe"]["class_label"] == 1 and content["samples"][0]["class"] == 1
+    done, content = sampled(ckpt, tmp_path / "b", "--num-samples", 6, "--class-label", "cohort")
+    assert content["recipe"]["class_label"] == "cohort"
+    entries = [v for v in manifest.read_manifest(data)[1] if v["split"] == "train"]
+    counts = tuple(sum(v["class"] == label for v in entries) for label in (0, 1))
+    choice = class_choice.ClassChoice("cohort", counts)
+    assert [s["class"] for s in content["samples"]] == [choice.of_sample(0, i) for i in range(6)]
+    assert f"{counts[0] / sum(counts):.1%} AD" in done.stdout
+    one = {s["index"]: s["class"] for s in content["samples"]}
+    first = next((i for i in one if one[i] == 1), 0)
+    _, _ = sampled(ckpt, tmp_path / "c", "--num-samples", 6, "--class-label", one[first])
+    pixels = [np.array(Image.open(tmp_path / name / "mosaics" / f"{first:06d}.png"))
+              for name in "bc"]
+    assert np.abs(pixels[0].astype(int) - pixels[1]).max() <= 1
+
+
+def test_a_sampler_alone_takes_its_own_number_of_steps(ckpt, tmp_path):
+    args = ("--ckpt", ckpt, "--num-samples", 1, "--device", "cpu", "--sampler", "dpm++",
+            "--precision", "fp32")
+    script("sample.py", *args, "--output", tmp_path / "a")
+    recipe = json.loads((tmp_path / "a" / "samples.json").read_text())["recipe"]
+    assert recipe["num_sampling_steps"] == 25
+    again = (*args, "--output", tmp_path / "a", "--num-sampling-steps")
+    assert "already has" in script("sample.py", *again, 25).stdout
+    refused = script("sample.py", *again, 24, expect=2)
+    assert "holds samples of num_sampling_steps 25, not 24" in error_line(refused)
+
+
+def test_a_folder_begun_by_another_version_keeps_what_it_recorded(ckpt, tmp_path):
+    _, content = sampled(ckpt, tmp_path / "a", "--num-samples", 1)
+    content["provenance"]["date"] = "2020-01-01"
+    (tmp_path / "a" / "samples.json").write_text(json.dumps(content))
+    _, content = sampled(ckpt, tmp_path / "a", "--num-samples", 2)
+    assert content["provenance"]["date"] == "2020-01-01" and len(content["samples"]) == 2
+
+
+def test_leftover_variables_of_torchrun_do_not_halve_the_samples(ckpt, tmp_path):
+    done = script("sample.py", "--ckpt", ckpt, "--output", tmp_path / "a", "--sampler", "dpm++",
+                  "--num-sampling-steps", 2, "--num-samples", 2, "--batch-size", 1, "--device",
+                  "cpu", env={"RANK": "0", "WORLD_SIZE": "2"})
+    assert len(list((tmp_path / "a" / "nifti").iterdir())) == 2
+    assert done.stderr.count("not started by torchrun, so this is a single process") == 1
+
+
+def test_fp16_needs_a_gpu(ckpt, tmp_path):
+    done = script("sample.py", "--ckpt", ckpt, "--output", tmp_path / "a", "--precision", "fp16",
+                  "--device", "cpu", expect=2)
+    assert "--precision fp16: needs a CUDA GPU" in error_line(done)

@@ -1,7 +1,9 @@
 """train.py as a user runs it."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -14,9 +16,10 @@ import models
 from diffusion import gaussian_diffusion
 from diffusion import vae as vae_module
 from mri import manifest, mosaic_files
-from training import checkpoint, finetuning
+from training import bookkeeping, checkpoint, dry_run, finetuning
 from training.pretrained import restore_model, sha256_of_weights
 from training.run_folder import Run
+from training.state import TrainingState
 
 
 def train(data, vae, results, *args, **kwargs):
@@ -135,7 +138,8 @@ def test_one_step_is_adamw_on_the_papers_loss(data, vae_folder, tmp_path):
         losses["loss"].mean().backward()
         optimizer.step()
         for k, p in trained.items():
-            ema[k] = 0.9 * ema[k] + 0.1 * p.detach()
+            decay = (1 + step) / (10 + step)  # the warm-up: below --ema-decay 0.9
+            ema[k] = decay * ema[k] + (1 - decay) * p.detach()
     saved = tensors(tmp_path / "000-DiT-T-4", "0000002")
     for k, p in trained.items():
         assert torch.allclose(saved[f"raw.{k}"], p, atol=2e-6), k
@@ -234,7 +238,10 @@ def test_bf16_is_near_fp32(finetuned, data, vae_folder, pretrained, tmp_path):
 
 
 def test_dry_run_of_the_papers_model(tmp_path):
-    """At full size: a 128-cube, a VAE of factor 8, DiT-XL/2. No weights needed, none written."""
+    """At full size: a 128-cube, a VAE of factor 8, DiT-XL/2. Nothing is written.
+
+    What trains is printed even if the weights are not there; that they are not is an error.
+    """
     save_nifti(tmp_path / "in" / "a.nii.gz", brain((30, 34, 30)), AFFINE)
     script(
         "preprocess.py",
@@ -259,7 +266,9 @@ def test_dry_run_of_the_papers_model(tmp_path):
         896,
         "--dry-run",
     )
-    out = script("train.py", *args, "--gamma-blocks", 14).stdout
+    missing = script("train.py", *args, "--gamma-blocks", 14, cwd=tmp_path, expect=2)
+    assert "--ckpt DiT-XL-2-512x512.pt: no such file" in error_line(missing)
+    out = missing.stdout
     assert (
         "latents 4 x 112 x 112, 3,136 tokens; 1 volumes" in out
         and "28 blocks, width 1152, 16 heads" in out
@@ -268,9 +277,10 @@ def test_dry_run_of_the_papers_model(tmp_path):
     assert rows["class table"][2:5:2] == ["1", "1,153,152"] and rows["bias"][3] == "489,632"
     assert rows["gamma"][1:4:2] == ["28", f"{28 * 1152:,}"]
     assert "a checkpoint: 13.4 MB" in out and not (tmp_path / "r").exists()
-    full = script("train.py", *args, "--tune", "full", "--precision", "fp32").stdout
+    random = (*args, "--ckpt", "none", "--tune", "full")
+    full = script("train.py", *random, "--precision", "fp32").stdout
     assert "100.000% of the model" in full
-    half = script("train.py", *args, "--grad-checkpoint", 2).stdout
+    half = script("train.py", *args, "--grad-checkpoint", 2, cwd=tmp_path, expect=2).stdout
 
     def activations(text):
         return float(
@@ -336,3 +346,103 @@ def test_two_jobs_get_two_folders(data, vae_folder, tmp_path):
     assert [r.folder.name for r in runs] == ["000-DiT-T-4", "001-DiT-T-4", "002-DiT-T-4"]
     with pytest.raises(BlockingIOError):  # held while its process lives
         Run(runs[0].folder)
+
+
+# --------------------------------------------------------------------- what the dry run finds out
+
+def dry_run_of(data, vae, *args, expect=0):
+    done = script("train.py", "--data-path", data, "--vae", vae, "--model", "DiT-T/4", "--device",
+                  "cpu", "--num-classes", 2, "--dry-run", *args, expect=expect)
+    return done.stdout if expect == 0 else error_line(done)
+
+
+def test_the_dry_run_checks_the_weights_by_their_headers(data, vae_folder, pretrained, finetuned,
+                                                         tmp_path):
+    base = pretrained / "checkpoints" / "0000002.safetensors"
+    assert f"--ckpt {base}: names and shapes fit" in dry_run_of(data, vae_folder, "--ckpt", base)
+    chained = finetuned / "checkpoints" / "0000004.safetensors"
+    args = ("--gamma-blocks", 2, "--ckpt", chained)
+    assert "names and shapes fit" in dry_run_of(data, vae_folder, *args)
+    missing = dry_run_of(data, vae_folder, "--ckpt", tmp_path / "no.pt", expect=2)
+    assert f"--ckpt {tmp_path / 'no.pt'}: no such file" in missing
+    other = dry_run_of(data, vae_folder, "--ckpt", base, "--model", "DiT-S/4", expect=2)
+    assert "weights of another model: it lacks blocks." in other
+    scaled = dry_run_of(data, vae_folder, "--ckpt", chained, expect=2)
+    assert "it also has blocks.0.gamma1" in scaled
+    damaged = bytearray(base.read_bytes())
+    damaged[-1000] ^= 4  # values are not read: this is found when the run begins
+    (tmp_path / "b.safetensors").write_bytes(damaged)
+    assert "fit" in dry_run_of(data, vae_folder, "--ckpt", tmp_path / "b.safetensors")
+
+
+def test_the_dry_run_counts_the_vae_of_previews(data, vae_folder):
+    random = ("--ckpt", "none", "--tune", "full")
+    without = dry_run_of(data, vae_folder, *random)
+    counted = dry_run_of(data, vae_folder, *random, "--sample-every", 5)
+    assert "VAE of --sample-every" in counted and "VAE of" not in without
+    vae = vae_module.load_vae(vae_folder)
+    weights = 4 * sum(p.numel() for p in vae.parameters())
+    found = dry_run.decoder_bytes(vae, 12)
+    largest_tensor = 4 * 16 * 48 * 48  # 16 channels of the mosaic's 48 x 48 pixels, in fp32
+    assert weights + 2 * largest_tensor <= found < weights + 5 * largest_tensor
+
+
+def test_the_dry_run_knows_gpus_before_ampere(capsys):
+    """bf16 keeps attention matrices there: 18 GB for an image of DiT-XL/2; fp16 keeps none."""
+    config = dict(models.config_of("DiT-XL/2"), input_size=112, in_channels=4, num_classes=1,
+                  gamma_blocks=0)
+    old = dry_run.MemoryOptions(1, "bf16", fast_bf16=False)
+    assert dry_run.attention_bytes(config, 3136, old) == 28 * 16 * 3136 ** 2 * 4
+    every = dry_run.MemoryOptions(1, "bf16", grad_checkpoint=1, fast_bf16=False)
+    assert dry_run.attention_bytes(config, 3136, every) == 16 * 3136 ** 2 * 4
+    small = dict(models.config_of("DiT-T/4"), input_size=12, in_channels=5, num_classes=2,
+                 gamma_blocks=0)
+    outputs = {}
+    for precision in ("bf16", "fp16", "fp32"):
+        options = dry_run.MemoryOptions(1, precision, fast_bf16=False)
+        dry_run.print_dry_run("DiT-T/4", small, "difffit", 3, options)
+        outputs[precision] = capsys.readouterr().out
+    assert "attention weights" in outputs["bf16"] and "--precision fp16 does not" in outputs["bf16"]
+    assert "attention weights" not in outputs["fp16"] + outputs["fp32"]
+    options = dry_run.MemoryOptions(1, "bf16")
+    dry_run.print_dry_run("DiT-T/4", small, "difffit", 3, options)
+    assert capsys.readouterr().out == outputs["fp16"]  # fp16 takes what bf16 takes
+
+
+def test_fp16_needs_a_gpu(data, vae_folder):
+    line = dry_run_of(data, vae_folder, "--ckpt", "none", "--tune", "full", "--precision", "fp16",
+                      expect=2)
+    assert "--precision fp16: needs a CUDA GPU, this runs on cpu" in line
+
+
+def test_a_preview_frees_its_vae(vae_folder, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = dict(models.config_of("DiT-T/4"), input_size=12, in_channels=5, num_classes=2)
+    model = models.DiT(**config)
+    trained = {k: p for k, p in model.named_parameters() if k != "pos_embed"}
+    state = TrainingState(trained, lr=0.1)
+    raw = {k: p.detach().clone() for k, p in trained.items()}
+    alive = []
+    load = vae_module.load_vae
+
+    def watched(*args):
+        vae = load(*args)
+        alive.append(weakref.ref(vae))
+        return vae
+
+    monkeypatch.setattr(vae_module, "load_vae", watched)
+    path = tmp_path / "samples" / "0000001.png"
+    bookkeeping.sample_preview(path, model, state, config, vae=vae_folder, seed=0,
+                               precision="fp32", device="cpu")
+    gc.collect()
+    assert path.is_file() and [ref() for ref in alive] == [None]
+    assert all(torch.equal(raw[k], p) for k, p in trained.items())
+
+
+def test_a_checkpoint_knows_its_classes_and_its_average(finetuned, data):
+    meta = checkpoint.read_metadata(finetuned / "checkpoints" / "0000004.safetensors")
+    entries = [v for v in manifest.read_manifest(data)[1] if v["split"] == "train"]
+    assert meta["class_counts"] == [sum(v["class"] == c for v in entries) for c in (0, 1)]
+    share = 2 / 11 * 3 / 12 * 4 / 13 * 5 / 14  # the warm-up, below the decay 0.9
+    assert np.isclose(meta["average"]["initial_share"], share) and meta["average"]["warm_up"]
+    assert "steps behind" in (finetuned / "log.txt").read_text()

@@ -1,31 +1,40 @@
-"""What makes a DiT faster without changing its results: bf16 matrices and compiled blocks."""
+"""What makes a DiT faster without changing its results: narrow matrices and compiled blocks."""
 import torch
 
 import models
 from training.finetuning import parameter_kind, set_trainable
 from utils.errors import UserError, shorten
-from utils.precision import autocast
+from utils.precision import NARROW_DTYPES, autocast
 
 
-def matrices_to_bf16(model):
-    """Stores frozen matrices in bf16: autocast would round them at every use; half the memory."""
+def narrow_matrices(model, precision):
+    """Stores frozen matrices in the compute dtype, to which autocast would round them at every use.
+
+    Half the memory. Nothing to do for "fp32".
+
+    :param precision: "bf16", "fp16" or "fp32"
+    """
+    dtype = NARROW_DTYPES.get(precision)
+    if dtype is None:
+        return
     for name, p in model.named_parameters():
         if not p.requires_grad and parameter_kind(name) == "matrix":
-            p.data = p.data.to(torch.bfloat16)
+            p.data = p.data.to(dtype)
 
 
-def compile_blocks(model, device, wanted=None):
+def compile_blocks(model, device, wanted=None, precision="bf16"):
     """Compiles the blocks with torch.compile.
 
     All blocks of a kind share one compilation, so the first step waits for one block, not 28.
 
+    :param precision: compute dtype in which the compiler is tried
     :param wanted: True, False, or None: on a GPU if the machine has a working compiler
     :return: a message for the user, or None if nothing was done
     :raises UserError: wanted, but impossible on this machine
     """
     if wanted is False or (wanted is None and torch.device(device).type != "cuda"):
         return None
-    problem = _try_compiler(device)
+    problem = _try_compiler(device, precision if precision in NARROW_DTYPES else "bf16")
     if problem and wanted:
         raise UserError(f"--compile: {problem}; leave it out")
     if problem:
@@ -35,16 +44,16 @@ def compile_blocks(model, device, wanted=None):
     return "blocks are compiled: the first step takes longer"
 
 
-def _try_compiler(device):
+def _try_compiler(device, precision):
     """Compiles a small block, as what can fail is the machine's compiler. Returns the problem."""
     try:
         probe = models.DiTBlock(64, 2, gamma=True).to(device)
         set_trainable(probe, "difffit")
-        matrices_to_bf16(probe)
+        narrow_matrices(probe, precision)
         probe.lean = True
         probe.compile()
         x = torch.zeros(1, models.LONG_SEQUENCE, 64, device=device)
-        with autocast(device, "bf16"):
+        with autocast(device, precision):
             probe(x, torch.zeros(1, 64, device=device)).sum().backward()
         # the probe took one of the few compilations that PyTorch allows per function
         torch.compiler.reset()
@@ -56,11 +65,10 @@ def _try_compiler(device):
 def prepare_for_sampling(model, device, precision, compiled=None):
     """Freezes a model and moves it to its device.
 
-    :param precision: "bf16" stores its matrices in bf16
+    :param precision: "bf16" and "fp16" store its matrices in that dtype
     :param compiled: see `compile_blocks`
     :return: a message for the user, or None
     """
     model.requires_grad_(False).to(device)
-    if precision == "bf16":
-        matrices_to_bf16(model)
-    return compile_blocks(model, device, compiled)
+    narrow_matrices(model, precision)
+    return compile_blocks(model, device, compiled, precision)

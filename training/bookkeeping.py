@@ -1,4 +1,6 @@
 """What a run writes about itself: log lines, skipped steps, checkpoints, preview mosaics."""
+import math
+
 import torch
 
 from diffusion import samplers
@@ -25,11 +27,13 @@ def log_means(run, state, *, max_steps, lr, steps_per_second, batch_size):
     skipped = f", {state.skipped} steps skipped" if state.skipped else ""
     hours = (max_steps - state.step) / steps_per_second / 3600
     run.say(f"step {state.step}/{max_steps}: {figures}, {steps_per_second:.3g} steps/s, "
-            f"{hours:.2f} h left{skipped}")
+            f"{hours:.2f} h left, {state.lag.describe()}{skipped}")
 
 
 def report_skipped_steps(run, state, batches, entries, *, lr, tolerate):
     """Asks the device which steps were not finite, and names their volumes.
+
+    Under fp16 a gradient that overflows although the loss is finite only lowers the loss scale.
 
     :param run: the Run, or None in a process that does not write
     :param batches: Batches, to draw the volumes of a step again
@@ -38,6 +42,12 @@ def report_skipped_steps(run, state, batches, entries, *, lr, tolerate):
     :raises UserError: there were some, and they are not tolerated
     """
     for skipped in state.settle():
+        is_overflow = state.loss_scaler is not None and math.isfinite(skipped.loss)
+        if is_overflow and skipped.in_a_row < MAX_SKIPPED_IN_A_ROW:
+            if run:
+                run.say(f"step {skipped.step} skipped: fp16 gradients overflowed, the loss scale "
+                        "is halved")
+            continue
         volumes = ", ".join(entries[i]["id"] for i in batches.drawn(skipped.step).index.tolist())
         what = (f"loss {skipped.loss:g} at step {skipped.step}, or a gradient that is not finite, "
                 f"on the volumes {volumes}")
@@ -61,12 +71,15 @@ def save(run, state, metadata, *, with_checkpoint, keep, keep_every, lr):
                         "use a lower one. Earlier checkpoints are intact")
     if with_checkpoint:
         path = run.checkpoints / f"{state.step:07d}.safetensors"
-        save_checkpoint(path, dict(metadata, step=state.step), **state.weights())
+        save_checkpoint(path, dict(metadata, step=state.step, average=state.lag.metadata()),
+                        **state.weights())
     run.save_state(state.step, metadata | state.metadata(), state.groups(), keep, keep_every)
 
 
 def sample_preview(path, model, state, config, *, vae, seed, precision, device):
     """Writes one mosaic sampled from the EMA weights, to look at while training continues.
+
+    The VAE is loaded for the one mosaic and freed after it.
 
     :param config: constructor arguments of the model
     :param vae: name or folder of the VAE
@@ -81,6 +94,8 @@ def sample_preview(path, model, state, config, *, vae, seed, precision, device):
     _copy_parameters(state.trained, raw)
     path.parent.mkdir(exist_ok=True)
     write_mosaic(path, vae_module.decode(vae_module.load_vae(vae, device), latents)[0])
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()  # the VAE's memory, for other processes on this GPU
 
 
 def _copy_parameters(target, source):

@@ -22,7 +22,8 @@ READABLE_VERSIONS = (1, 2)  # version 1 had no checksum
 
 # the kinds of metadata values, where they are present
 METADATA_TYPES = {"config": dict, "header": dict, "vae": dict, "base": (dict, type(None)),
-                  "step": int, "image_size": int}
+                  "step": int, "image_size": int, "class_counts": list, "average": dict,
+                  "loss_scaling": dict}
 # the largest model that a checkpoint may ask for
 MAX_CONFIG = {"input_size": 1536, "patch_size": 64, "in_channels": 1024, "hidden_size": 16384,
               "depth": 512, "num_heads": 1024, "mlp_ratio": 64, "num_classes": 1_000_000,
@@ -110,6 +111,10 @@ def _find_wrong_key(metadata):
     for key, kind in METADATA_TYPES.items():
         if key in metadata and not isinstance(metadata[key], kind):
             return key
+    for part in ("average", "loss_scaling"):
+        for key, value in metadata.get(part, {}).items():
+            if not isinstance(value, int | float):  # True is an int
+                return f"{part}.{key}"
     for part in ("vae", "base"):
         values = metadata.get(part) or {}
         for key in ("name", "path", "sha256"):

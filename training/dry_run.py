@@ -4,9 +4,11 @@ from dataclasses import dataclass
 import torch
 
 import models
-from training.acceleration import matrices_to_bf16
+from training.acceleration import narrow_matrices
 from training.finetuning import parameter_kind, set_trainable
-from utils.precision import autocast
+from utils.precision import NARROW_DTYPES, autocast
+
+BYTES_PER_ATTENTION_WEIGHT = 4    # PyTorch's math attention computes them in fp32
 
 
 @dataclass(frozen=True)
@@ -15,20 +17,28 @@ class MemoryOptions:
 
     :param micro_batch: images that one device computes at a time
     :param grad_checkpoint: K: every K-th block is recomputed as a whole; 0: none
+    :param fast_bf16: False for GPUs before Ampere: their bf16 attention keeps its weights
     """
     micro_batch: int
     precision: str = "bf16"
     grad_checkpoint: int = 0
     keep_activations: bool = False
+    fast_bf16: bool = True
+
+    @property
+    def keeps_attention_weights(self):
+        return self.precision == "bf16" and not self.fast_bf16
 
 
-def print_dry_run(name, config, method, volumes, options):
+def print_dry_run(name, config, method, volumes, options, preview_vae=None):
     """Prints tokens, trainable parameters by kind, and the memory that each device needs.
 
     :param name: name of the model
     :param config: constructor arguments of models.DiT
     :param method: name in TUNING_METHODS
     :param volumes: number of volumes to train on
+    :param options: MemoryOptions
+    :param preview_vae: the VAE that --sample-every loads beside the model; None: none
     """
     with torch.device("meta"):
         model = models.DiT(**config)
@@ -40,9 +50,15 @@ def print_dry_run(name, config, method, volumes, options):
     print(f"latents {latent}, {model.grid ** 2:,} tokens; {volumes} volumes")
     n = _print_trainable(trained, method, total)
     activations = activation_bytes(config, method, model.grid ** 2, options)
-    frozen = (total - n) * (2 if options.precision == "bf16" else 4)
+    frozen = (total - n) * (2 if options.precision in NARROW_DTYPES else 4)
     rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n,
             f"activations of {options.micro_batch} images": activations}
+    if options.keeps_attention_weights:
+        rows["attention weights"] = attention_bytes(config, model.grid ** 2, options)
+        print("warning: --precision bf16: this GPU has no bf16 attention (compute capability below "
+              "8.0) and keeps whole attention matrices; --precision fp16 does not")
+    if preview_vae is not None:
+        rows["VAE of --sample-every"] = decoder_bytes(preview_vae, config["input_size"])
     print("memory on each device, GB (activations measured on one block here; "
           "workspace comes on top):")
     for what, size in {**rows, "all": sum(rows.values())}.items():
@@ -66,28 +82,71 @@ def _print_trainable(trained, method, total):
 def activation_bytes(config, method, tokens, options):
     """Bytes of activations that one device keeps for the backward pass."""
     width, depth = config["hidden_size"], config["depth"]
+    # fp16 takes what bf16 takes, and is measured as bf16: not every CPU computes in fp16
+    precision = "bf16" if options.precision in NARROW_DTYPES else "fp32"
     block = models.DiTBlock(width, config["num_heads"], gamma=config["gamma_blocks"] > 0)
     set_trainable(block, method)
-    if options.precision == "bf16":
-        matrices_to_bf16(block)
+    narrow_matrices(block, precision)
 
     def measure(batch, lean):
         block.lean = lean
         return kept_for_backward(block, torch.zeros(batch, tokens, width),
-                                 torch.zeros(batch, width), options.precision)
+                                 torch.zeros(batch, width), precision)
 
     lean = not options.keep_activations
     one, two = measure(1, lean), measure(2, lean)
     # what does not grow with the batch are the bf16 copies of matrices that train
     per_block = one + (options.micro_batch - 1) * (two - one)
-    recomputed = 0  # blocks of which only the fp32 input is kept
-    if options.grad_checkpoint:
-        recomputed = len(range(0, depth, options.grad_checkpoint))
+    recomputed = _recomputed_blocks(depth, options)  # only their fp32 input is kept
     kept = (depth - recomputed) * per_block + recomputed * options.micro_batch * tokens * width * 4
     if recomputed and (depth - 1) % options.grad_checkpoint == 0:
         # the last block is computed again while the activations of all others are kept
         kept += options.micro_batch * measure(1, lean=False)
     return kept
+
+
+def _recomputed_blocks(depth, options):
+    k = options.grad_checkpoint
+    return len(range(0, depth, k)) if k else 0
+
+
+def attention_bytes(config, tokens, options):
+    """Bytes of the attention weights that PyTorch's math attention keeps in all blocks.
+
+    A block that is recomputed holds its own only while it is computed; one is counted for them.
+    """
+    per_block = config["num_heads"] * tokens ** 2 * BYTES_PER_ATTENTION_WEIGHT
+    recomputed = _recomputed_blocks(config["depth"], options)
+    blocks = config["depth"] - recomputed + bool(recomputed)
+    return blocks * per_block * options.micro_batch
+
+
+def decoder_bytes(vae, side):
+    """Bytes that the VAE takes while it decodes one mosaic: its weights and its largest layer.
+
+    Measured on tensors without values.
+
+    :param vae: AutoencoderKL
+    :param side: of the latents
+    """
+    weights = sum(p.numel() * p.element_size() for p in vae.parameters())
+    largest = 0
+
+    def compare(module, inputs, output):
+        nonlocal largest
+        tensors = [x for x in (*inputs, output) if isinstance(x, torch.Tensor)]
+        largest = max(largest, sum(x.numel() * x.element_size() for x in tensors))
+
+    with torch.device("meta"):
+        latents = torch.zeros(1, vae.config.latent_channels, side, side)
+        empty = type(vae).from_config(vae.config)
+    leaves = [module for module in empty.modules() if not any(module.children())]
+    hooks = [module.register_forward_hook(compare) for module in leaves]
+    with torch.no_grad():
+        empty.decode(latents)
+    for hook in hooks:
+        hook.remove()
+    return weights + largest
 
 
 def kept_for_backward(block, x, c, precision):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
 import models
-from training.checkpoint import verify
+from training import diffusers_names, weight_files
+from training.checkpoint import read_metadata, verify
 from utils.errors import UserError, shorten
-from utils.files import WEIGHTS_DIR, sha256_of_file
+from utils.files import find_moved, weights_path
 
 POSITION_TABLE = "pos_embed"
 CLASS_TABLE = "y_embedder.embedding_table.weight"
@@ -28,6 +28,7 @@ class Weights:
     tensors: dict       # without the position table, which is computed for the grid at hand
     base_grid: int      # patches along a side at pretraining
     numerics: str       # "official" or "diffusers", see models.DiT
+    null_row: bool = True   # False if nothing tells whether the class table ends in a null class
 
 
 # ------------------------------------------------------------------- the model of a checkpoint
@@ -58,17 +59,25 @@ def restore_model(path, weights="ema", base=None):
     return assemble(metadata["config"], tensors, path), metadata
 
 
-def _find_base(recorded, checkpoint, override=None):
-    """The base weights of a checkpoint: at the recorded path, in weights/, or in this folder."""
+def _find_base(recorded, checkpoint, override=None, compare=True):
+    """The base weights of a checkpoint: at the recorded path, in weights/, or in this folder; or
+    where they are if they were moved along with the checkpoint.
+
+    :param compare: False takes the first file that exists, without reading it
+    """
     name = recorded["name"]
-    places = [Path(recorded["path"]), WEIGHTS_DIR / name, Path(name)]
+    places = [Path(recorded["path"]), weights_path(name), Path(name)]
     if override:
         places = [Path(override)]
     found = [path for path in places if path.exists()]
+    if not override:
+        found += find_moved(recorded["path"], checkpoint)
     if not found:
         raise UserError(f"{override or checkpoint}: needs its base weights {name}, not found at "
                         f"{', '.join(map(str, places))}; give their path with --base FILE")
-    for path in found:
+    if not compare:
+        return found[0]
+    for path in dict.fromkeys(path.resolve() for path in found):
         if sha256_of_weights(path) == recorded["sha256"]:
             return path
     raise UserError(f"{found[0]}: not the base weights of {checkpoint} (the SHA-256 differs); "
@@ -76,79 +85,103 @@ def _find_base(recorded, checkpoint, override=None):
 
 
 def sha256_of_weights(path):
-    """SHA-256 of a weights file, in hex."""
-    return sha256_of_file(_weights_file(path))
+    """SHA-256 of a weights file, in hex; of a folder of shards, that of all its shards."""
+    return weight_files.sha256_of_files(weight_files.files_of(path))
 
 
 # ------------------------------------------------------------------------------- reading weights
 
-def load_weights(path):
+def load_weights(path, base=None, headers_only=False):
     """Reads all weights of a DiT.
 
-    :param path: official .pt, training checkpoint of the original repository (its EMA), diffusers
-        DiTTransformer2DModel folder, safetensors, or a checkpoint of train.py; also looked for in
-        weights/
+    :param path: official .pt, training checkpoint of the original repository (its EMA) or of
+        Lightning, diffusers DiTTransformer2DModel folder, safetensors, or a checkpoint of train.py;
+        also looked for in weights/
+    :param base: base weights of a checkpoint of train.py, instead of those that it names
+    :param headers_only: read names and shapes only, in seconds; the tensors have no values
     :return: Weights
     :raises UserError: missing, unsafe, damaged, or not a DiT
     """
     path = locate(path)
+    is_ours = path.suffix == ".safetensors" and path.is_file() and _is_our_checkpoint(path)
+    if base and not is_ours:
+        raise UserError(f"--base {base}: only for a --ckpt that train.py wrote; {path} is none, "
+                        "leave --base out")
     if path.is_dir():
-        return _load_diffusers_folder(path)
+        return _load_diffusers_folder(path, headers_only)
     if not path.is_file():
         hint = ""
         if "DiT-XL-2" in path.name:
             hint = "; `python download.py dit-xl-2-512` fetches the public one"
         raise UserError(f"--ckpt {path}: no such file{hint}")
     if path.suffix == ".safetensors":
+        if is_ours:
+            return _weights_of_checkpoint(path, base, headers_only)
         try:
-            if _is_our_checkpoint(path):
-                return _weights_of_checkpoint(path)
-            content = load_file(path)
+            content = weight_files.read_safetensors(path, headers_only)
         except (SafetensorError, OSError) as e:
-            raise UserError(f"{path}: not a complete safetensors file ({e}); "
-                            "download or copy it again") from None
+            raise _incomplete(path, e) from None
     else:
-        content = _load_pickle(path)
+        content = _load_pickle(path, headers_only)
     return _weights_of_state_dict(content, path)
 
 
 def locate(path):
     """The path, or if nothing is there, the file of that name in weights/ (from download.py)."""
     path = Path(path)
-    in_weights = WEIGHTS_DIR / path
+    in_weights = weights_path(path)
     return in_weights if not path.exists() and in_weights.exists() else path
 
 
+def _incomplete(path, error):
+    return UserError(f"{path}: not a complete safetensors file ({error}); "
+                     "download or copy it again")
+
+
 def _is_our_checkpoint(path):
-    with safe_open(path, "pt") as f:
-        return "mosaicdit" in (f.metadata() or {})
+    try:
+        with safe_open(path, "pt") as f:
+            return "mosaicdit" in (f.metadata() or {})
+    except (SafetensorError, OSError) as e:
+        raise _incomplete(path, e) from None
 
 
-def _weights_of_checkpoint(path):
-    model, metadata = restore_model(path)
+def _weights_of_checkpoint(path, base, headers_only):
+    if headers_only:
+        return _headers_of_checkpoint(path, base)
+    model, metadata = restore_model(path, base=base)
     tensors = {key: value for key, value in model.state_dict().items() if key != POSITION_TABLE}
     config = metadata["config"]
     return Weights(tensors, config["base_grid"], config["numerics"])
 
 
+def _headers_of_checkpoint(path, base):
+    metadata = read_metadata(path)
+    config, tensors = metadata["config"], {}
+    if metadata["base"]:
+        file = _find_base(metadata["base"], path, base, compare=False)
+        tensors = fit_base(load_weights(file, headers_only=True), config)
+    trained = weight_files.read_safetensors(path, headers_only=True)
+    tensors |= {key.removeprefix("ema."): value for key, value in trained.items()
+                if key.startswith("ema.")}
+    return Weights(tensors, config["base_grid"], config["numerics"])
+
+
 def _weights_of_state_dict(content, path):
-    """Weights from a state dict, or from a training checkpoint of the original repository."""
-    if not isinstance(content, dict):
-        content = {}
-    state_dict = content.get("ema", content.get("model"))
-    if isinstance(state_dict, dict):
-        content = state_dict
-    tensors = {str(key).removeprefix("module."): value for key, value in content.items()}
+    """Weights from a state dict, or from a checkpoint that holds one."""
+    found = content if isinstance(content, dict) else {}
+    tensors = weight_files.official_names(found, path)
     table = tensors.pop(POSITION_TABLE, None)
     if (not all(isinstance(value, torch.Tensor) for value in tensors.values())
             or not isinstance(table, torch.Tensor) or table.dim() != 3):
-        raise UserError(f"{path}: not the weights of a DiT (it has no {POSITION_TABLE}); "
+        raise UserError(f"{path}: not the weights of a DiT (it has no {POSITION_TABLE}; "
+                        f"{weight_files.first_keys(tensors or found)}); "
                         "give DiT-XL-2-512x512.pt or the like")
     tokens = table.shape[1]
-    return Weights(tensors, round(tokens ** 0.5), "official")
+    return Weights(tensors, round(tokens ** 0.5), "official", null_row=False)
 
 
-def _load_pickle(path):
+def _load_pickle(path, headers_only=False):
     """torch.load that never runs code.
 
     argparse.Namespace, which the original repository saves, passes as data.
@@ -156,9 +189,10 @@ def _load_pickle(path):
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
-                return torch.load(path, map_location="cpu", weights_only=True)
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        return weight_files.without_values(content) if headers_only else content
     except pickle.UnpicklingError as e:
         culprit = re.search(r"GLOBAL ([\w.]+)", str(e))
         content = culprit[1] if culprit else "more than weights"
@@ -171,38 +205,17 @@ def _load_pickle(path):
 
 # ------------------------------------------------------------------------------ diffusers folders
 
-# official name of a module of DiTTransformer2DModel
-_DIFFUSERS_MODULES = {
-    "pos_embed.proj": "x_embedder.proj",
-    "proj_out_1": "final_layer.adaLN_modulation.1",
-    "proj_out_2": "final_layer.linear",
-}
-# the same within a block
-_DIFFUSERS_BLOCK_MODULES = {
-    "attn1.to_out.0": "attn.proj",
-    "ff.net.0.proj": "mlp.fc1",
-    "ff.net.2": "mlp.fc2",
-    "norm1.linear": "adaLN_modulation.1",
-}
-# each block has its copy of these, all equal in a converted DiT
-_DIFFUSERS_EMBEDDERS = {
-    "norm1.emb.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "norm1.emb.timestep_embedder.linear_2": "t_embedder.mlp.2",
-    "norm1.emb.class_embedder.embedding_table": "y_embedder.embedding_table",
-}
-
-
-def _load_diffusers_folder(path):
+def _load_diffusers_folder(path, headers_only):
     try:
-        return _weights_of_diffusers(path)
+        return _weights_of_diffusers(path, headers_only)
     except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as e:
         raise UserError(f"--ckpt {path}: a damaged DiTTransformer2DModel folder "
                         f"({type(e).__name__}: {e}); download it again") from None
 
 
-def _weights_of_diffusers(folder):
+def _weights_of_diffusers(folder, headers_only):
     """Weights of a DiTTransformer2DModel folder, or of a pipeline folder with transformer/."""
-    folder = _transformer_folder(folder)
+    folder = weight_files.transformer_folder(folder)
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -210,51 +223,14 @@ def _weights_of_diffusers(folder):
     if config.get("_class_name") != "DiTTransformer2DModel":
         raise UserError(f"--ckpt {folder}: no DiTTransformer2DModel (config.json); "
                         "give a .pt, a .safetensors, or such a folder")
-    file = _weights_file(folder)
-    theirs = load_file(file) if file.suffix == ".safetensors" else _load_pickle(file)
-    tensors = _rename_diffusers_tensors(theirs, file)
+    theirs = {}
+    files = weight_files.files_of(folder)
+    for file in files:
+        is_pickle = file.suffix != ".safetensors"
+        theirs |= (_load_pickle(file, headers_only) if is_pickle
+                   else weight_files.read_safetensors(file, headers_only))
+    tensors = diffusers_names.rename_tensors(theirs, files[0])
     return Weights(tensors, config["sample_size"] // config["patch_size"], "diffusers")
-
-
-def _rename_diffusers_tensors(theirs, file):
-    """The tensors of a DiTTransformer2DModel under the official names."""
-    tensors = {}
-    for key, tensor in theirs.items():
-        module, kind = key.rsplit(".", 1)  # kind: weight or bias
-        block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", module)
-        if module in _DIFFUSERS_MODULES:
-            tensors[f"{_DIFFUSERS_MODULES[module]}.{kind}"] = tensor
-        if not block:
-            continue
-        i, module = block.groups()
-        if module.startswith("norm1.emb."):
-            name = f"{_DIFFUSERS_EMBEDDERS[module]}.{kind}"
-            if not torch.equal(tensors.setdefault(name, tensor), tensor):
-                raise UserError(f"{file}: its blocks have embedders of their own, unlike a DiT; "
-                                "it was trained further by other code")
-        elif module.startswith("attn1.to_q"):
-            qkv = [theirs[f"transformer_blocks.{i}.attn1.to_{n}.{kind}"] for n in "qkv"]
-            tensors[f"blocks.{i}.attn.qkv.{kind}"] = torch.cat(qkv)
-        elif module in _DIFFUSERS_BLOCK_MODULES:
-            tensors[f"blocks.{i}.{_DIFFUSERS_BLOCK_MODULES[module]}.{kind}"] = tensor
-    return tensors
-
-
-def _transformer_folder(folder):
-    """The folder itself, or transformer/ in the folder of a pipeline."""
-    return folder / "transformer" if (folder / "transformer").is_dir() else folder
-
-
-def _weights_file(path):
-    """The file that holds the weights: the path itself, or in a folder its .safetensors or .bin."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    folder = _transformer_folder(path)
-    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(f"--ckpt {folder}: holds no diffusion_pytorch_model.safetensors")
 
 
 # ------------------------------------------------------------------------------ weights -> model
@@ -262,20 +238,40 @@ def _weights_file(path):
 def fit_base(weights, config):
     """Tensors of base weights for a model of this config: class table resized, gammas added.
 
-    With another number of classes every class starts as the base's null class, the one that
-    stands for any image.
+    A table of as many rows as the model has classes, of weights that need not have a null class,
+    keeps its rows; the null class becomes their mean. With any other number of rows every class
+    starts as the base's null class, its last row, the one that stands for any image.
 
     :param config: constructor arguments of models.DiT
     """
     tensors = dict(weights.tensors)
     table = tensors.get(CLASS_TABLE)
-    rows = config["num_classes"] + 1
-    if table is not None and len(table) != rows:
-        tensors[CLASS_TABLE] = table[-1:].repeat(rows, 1)
+    if table is not None and _lacks_null_row(weights, config):
+        tensors[CLASS_TABLE] = torch.cat([table.float(), table.float().mean(0, keepdim=True)])
+    elif table is not None and len(table) != config["num_classes"] + 1:
+        tensors[CLASS_TABLE] = table[-1:].repeat(config["num_classes"] + 1, 1)
     for i in range(config["gamma_blocks"]):
         for name in (f"blocks.{i}.gamma1", f"blocks.{i}.gamma2"):
             tensors.setdefault(name, torch.ones(config["hidden_size"]))
     return tensors
+
+
+def describe_class_table(weights, config):
+    """What `fit_base` does to the class table, in a line for the user; None if nothing."""
+    table = weights.tensors.get(CLASS_TABLE)
+    classes = config["num_classes"]
+    if table is None or len(table) == classes + 1:
+        return None
+    if _lacks_null_row(weights, config):
+        return (f"class table of {classes} rows for {classes} classes: kept, and the mean of its "
+                "rows is added as the null class")
+    return (f"class table of {len(table)} rows, {classes + 1} are needed: every class starts as "
+            "its last row, the null class; see --num-classes")
+
+
+def _lacks_null_row(weights, config):
+    table = weights.tensors[CLASS_TABLE]
+    return not weights.null_row and len(table) == config["num_classes"]
 
 
 def assemble(config, tensors, path):
@@ -287,6 +283,22 @@ def assemble(config, tensors, path):
     :param path: where they come from, for error messages
     :return: DiT on the CPU, fp32, eval mode
     :raises UserError: names the first tensor that is missing, superfluous, or of another shape
+    """
+    model = check_fit(config, tensors, path)
+    base_grid = config["base_grid"] or model.grid
+    table = models.pos_embed(config["hidden_size"], model.grid, base_grid)[None]
+    state_dict = {key: value.float() for key, value in tensors.items()}
+    state_dict[POSITION_TABLE] = table
+    model.load_state_dict(state_dict, assign=True)
+    return model.eval()
+
+
+def check_fit(config, tensors, path):
+    """Checks that tensors are those of a DiT of this config, by their names and shapes.
+
+    :param config, tensors, path: see `assemble`; the tensors need no values
+    :return: DiT on the meta device
+    :raises UserError: see `assemble`
     """
     try:
         with torch.device("meta"):
@@ -302,12 +314,7 @@ def assemble(config, tensors, path):
             raise UserError(f"{path}: weights of another model: {name} is "
                             f"{tuple(tensors[name].shape)}, {tuple(shape)} is needed; "
                             "see --model, --num-classes and --vae")
-    base_grid = config["base_grid"] or model.grid
-    table = models.pos_embed(config["hidden_size"], model.grid, base_grid)[None]
-    state_dict = {key: value.float() for key, value in tensors.items()}
-    state_dict[POSITION_TABLE] = table
-    model.load_state_dict(state_dict, assign=True)
-    return model.eval()
+    return model
 
 
 def _check_names(expected, tensors, path):

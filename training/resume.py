@@ -1,48 +1,110 @@
 """Resuming: the run folder to continue in, with its newest state loaded, or a new one."""
+from dataclasses import dataclass
+
+from training import run_folder
 from training.run_folder import Run
 from utils import distributed
 from utils.errors import UserError
+from utils.files import read_json
+from utils.flags import flag_of
 
-# what a resumed run must have in common with its state, beyond the flags: metadata key and name
-UNCHANGED = {
-    "header": "the data folder's geometry",
-    "vae": "the VAE",
-    "begun_from": "the weights of --ckpt",
-    "data_key": "the mosaics or their classes",
-}
+MAX_NAMED_FLAGS = 4    # that differ from the nearest run
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """The run folder of this training.
+
+    :param run: the Run in process 0, None in the others
+    :param notes: lines for its log
+    """
+    run: Run | None
+    notes: tuple[str, ...] = ()
 
 
 def open_run(state, metadata, *, results_dir, model, resume, flags):
     """Finds or creates the run folder, and loads its newest state into `state` in all processes.
 
+    A run is what its flags and the contents of its files make it, wherever these files are.
+
     :param state: TrainingState
     :param metadata: what the run's checkpoints record
     :param results_dir, model, resume, flags: see `Run.find`
-    :return: the Run in process 0, None in the others
+    :return: OpenedRun
     :raises UserError: see `Run.find`; or data, VAE or base weights changed
     """
-    run, newest = None, None
+    run, newest, notes = None, None, []
     if distributed.is_main():
-        run = Run.find(results_dir, model, resume, flags)
+        content = run_folder.content_of(metadata)
+        run = Run.find(results_dir, model, resume, flags, content)
         newest = run.newest_state() if run else None
         if newest:
             path, recorded = newest
-            _check_unchanged(metadata, recorded, resume, run.folder)
+            _check_unchanged(content, recorded, resume, run.folder)
             newest = str(path.resolve()), recorded
-        run = run or Run.create(results_dir, model, flags)
+        if run is None:
+            note = _why_new(results_dir, flags, content) if resume == "auto" else None
+            notes += [note] if note else []
+            run = Run.create(results_dir, model, flags)
     newest = distributed.broadcast_json(newest)
     if newest:
         state.load(*newest)
-    return run
+        if not state.lag.warm_up:
+            notes.append("the EMA continues without warm-up, as this run began: "
+                         f"{state.lag.describe()}")
+    return OpenedRun(run, tuple(notes))
 
 
-def _check_unchanged(ours, theirs, resume, folder):
-    for key, what in UNCHANGED.items():
-        if _content(ours[key]) != _content(theirs[key]):
+def _check_unchanged(content, recorded, resume, folder):
+    theirs = run_folder.content_of(recorded)
+    for key, what in run_folder.CONTENT.items():
+        if content[key] != theirs[key]:
             raise UserError(f"--resume {resume}: {what} changed since {folder} was begun; "
                             "restore it, or give --resume none")
 
 
-def _content(value):
-    """A file's hash stands for it, wherever it is now."""
-    return value["sha256"] if isinstance(value, dict) and "sha256" in value else value
+# ------------------------------------------------------------------------------- why a run is new
+
+def _why_new(results_dir, flags, content):
+    """How a new run differs from the nearest one on the same data; None if there is none."""
+    nearest = None
+    for folder in sorted(results_dir.glob(run_folder.RUN_PATTERN), reverse=True):
+        differences = _differences(folder, flags, content)
+        if differences is not None and (nearest is None or len(differences) < len(nearest[1])):
+            nearest = folder, differences
+    if nearest is None:
+        return None
+    folder, differences = nearest
+    if not differences:
+        return f"a new run, as another job is writing to {folder}, which has the same flags"
+    more = len(differences) - MAX_NAMED_FLAGS
+    rest = f", and {more} more flags" if more > 0 else ""
+    return (f"a new run, as it differs from {folder} in {', '.join(differences[:MAX_NAMED_FLAGS])}"
+            f"{rest}")
+
+
+def _differences(folder, flags, content):
+    """What differs between a run and this one, in words; None if it is on other data."""
+    try:
+        theirs = read_json(folder / "args.json")
+    except UserError:
+        return None
+    if not isinstance(theirs, dict):
+        return None
+    recorded = run_folder.recorded_content(folder)
+    differences = [f"{flag_of(name)} ({flags[name]}, there {theirs.get(name)})"
+                   for name in run_folder.differing_flags(flags, theirs)]
+    if recorded is None:
+        return differences if run_folder.has_same_paths(flags, theirs) else None
+    has_other_vae = recorded["vae"] != content["vae"]
+    if has_other_vae:  # the data's checksum is that of its latents: only the path can be compared
+        is_same_data = run_folder.has_same_paths(flags, theirs, ["data_path"])
+    else:
+        is_same_data = recorded["data_key"] == content["data_key"]
+    if not is_same_data:
+        return None
+    if has_other_vae:
+        differences.append(f"--vae ({flags['vae']}, there {theirs.get('vae')})")
+    if recorded["begun_from"] != content["begun_from"]:
+        differences.append(f"the weights of --ckpt ({flags['ckpt']}, there {theirs.get('ckpt')})")
+    return differences

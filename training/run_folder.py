@@ -22,11 +22,22 @@ from utils.errors import UserError
 from utils.files import read_json, umask, write_text
 from utils.flags import flag_of
 
+# flags that name files: what counts is what the files hold, see CONTENT
+PATH_FLAGS = ("data_path", "vae", "ckpt", "base")
 # flags that may differ between the command that began a run and the one that resumes it
 FREE_FLAGS = (
-    "results_dir", "resume", "max_steps", "epochs", "max_minutes", "log_every", "ckpt_every",
-    "ckpt_minutes", "keep", "keep_every", "sample_every", "skip_nonfinite", "device", "compile",
-    "grad_checkpoint", "keep_activations", "prefetch", "dry_run")
+    *PATH_FLAGS, "image_size", "accum", "results_dir", "resume", "max_steps", "epochs",
+    "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every", "sample_every",
+    "skip_nonfinite", "device", "compile", "grad_checkpoint", "keep_activations", "prefetch",
+    "dry_run")
+# what a resumed run must have in common with its state, beyond the flags: metadata key and name
+CONTENT = {
+    "header": "the data folder's geometry",
+    "vae": "the VAE",
+    "begun_from": "the weights of --ckpt",
+    "data_key": "the mosaics or their classes",
+}
+RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
 LOCK_PATIENCE = 120   # seconds that a requeued Slurm job waits for its own last processes to end
 STATE_PATTERN = "[0-9]*.state.safetensors"
@@ -43,17 +54,48 @@ def identity(flags):
             if name not in FREE_FLAGS or name in fixed}
 
 
-def newest_checkpoint(path):
-    """The newest checkpoint of a run folder, or of the last run of a results folder.
+def content_of(metadata):
+    """What a run was given, as it is in the metadata of its states, by checksums: never by paths.
 
-    :raises UserError: there is none
+    :return: {key of CONTENT: value to compare}
     """
-    found = sorted(path.glob(f"checkpoints/{CHECKPOINT_PATTERN}"))
-    found = found or sorted(path.glob(f"[0-9][0-9][0-9]-*/checkpoints/{CHECKPOINT_PATTERN}"))
-    if not found:
-        raise UserError(f"--ckpt {path}: holds no checkpoints/STEP.safetensors; name a file, or a "
-                        "run folder that has one")
-    return found[-1]
+    return {key: _checksum_or_value(metadata.get(key)) for key in CONTENT}
+
+
+def _checksum_or_value(value):
+    return value["sha256"] if isinstance(value, dict) and "sha256" in value else value
+
+
+def recorded_content(folder):
+    """`content_of` the newest readable state of a run folder; None if it has none."""
+    for path in states_in(folder / "checkpoints"):
+        try:
+            return content_of(checkpoint.read_metadata(path))
+        except UserError:
+            continue  # `Run.newest_state` warns of it
+    return None
+
+
+def states_in(checkpoints):
+    """Files to resume from, newest first; version 1 called its only one last.safetensors."""
+    found = sorted(checkpoints.glob(STATE_PATTERN), reverse=True)
+    version_1 = checkpoints / "last.safetensors"
+    return found + ([version_1] if version_1.is_file() else [])
+
+
+def differing_flags(ours, theirs):
+    """Names of the flags that make a run what it is and differ between two sets of flags."""
+    ours, theirs = identity(ours), theirs if isinstance(theirs, dict) else {}
+    return [name for name in ours if theirs.get(name) != ours[name]]
+
+
+def has_same_paths(ours, theirs, names=PATH_FLAGS):
+    """Whether two sets of flags name the same data, VAE and weights, however they spell it."""
+    return all(_spelled_out(ours.get(name)) == _spelled_out(theirs.get(name)) for name in names)
+
+
+def _spelled_out(path):
+    return path and os.path.realpath(path)
 
 
 class Run:
@@ -102,28 +144,32 @@ class Run:
         return run
 
     @classmethod
-    def find(cls, results_dir, model, resume, flags):
+    def find(cls, results_dir, model, resume, flags, content=None):
         """The run that --resume means, locked, or None for a new one.
+
+        With "auto", that is the newest run of the same flags and the same content that no job
+        holds. A run of the same flags and paths whose content differs is returned, too, for the
+        caller to refuse: the files were changed.
 
         :param resume: "auto", "none", or the path of a run folder or of a file in its checkpoints/
         :param flags: {name: value} of all flags
+        :param content: see `content_of`; None: the paths alone decide
         :raises UserError: its flags contradict these, another job holds it, or it has no state
         """
         if resume == "none":
             return None
         if resume == "auto":
-            return cls._find_with_same_flags(results_dir, model, flags)
+            return cls._find_same(results_dir, model, flags, content)
         return cls._open_named(Path(resume), flags)
 
     @classmethod
     def _open_named(cls, folder, flags):
         if folder.suffix == ".safetensors":
             folder = folder.parent.parent
-        theirs, ours = read_json(folder / "args.json"), identity(flags)
-        for name, value in ours.items():
-            if theirs.get(name) != value:
-                raise UserError(f"{flag_of(name)} {value}: {folder} was begun with "
-                                f"{theirs.get(name)}; give that, or --resume none")
+        theirs = read_json(folder / "args.json")
+        for name in differing_flags(flags, theirs):
+            raise UserError(f"{flag_of(name)} {flags[name]}: {folder} was begun with "
+                            f"{theirs.get(name)}; give that, or --resume none")
         try:
             run = cls(folder, _lock_patience(folder))
         except BlockingIOError:
@@ -135,30 +181,38 @@ class Run:
         return run
 
     @classmethod
-    def _find_with_same_flags(cls, results_dir, model, flags):
-        """The newest run that the same flags began and no job holds; those with states first."""
+    def _find_same(cls, results_dir, model, flags, content):
+        """The newest run of the same flags and content that no job holds; first those with states.
+
+        Of a run without states nothing but its flags is known; then the paths must be the same.
+        """
         folders = results_dir.glob(f"[0-9][0-9][0-9]-{_folder_name(model)}")
         newest_first = sorted(folders, reverse=True, key=lambda folder: (
             any(folder.glob("checkpoints/*.safetensors")), folder.name))
-        ours = identity(flags)
+        same, changed = [], []
         for folder in newest_first:
             if not (folder / "args.json").is_file():
                 continue
             theirs = read_json(folder / "args.json")
-            if all(theirs.get(name) == value for name, value in ours.items()):
-                try:
-                    return cls(folder, _lock_patience(folder))
-                except BlockingIOError:  # the same command is running: this is a second run
-                    continue
+            if differing_flags(flags, theirs):
+                continue
+            recorded = recorded_content(folder)
+            if content is not None and recorded == content:
+                same.append(folder)
+            elif has_same_paths(flags, theirs):
+                (changed if recorded and content else same).append(folder)
+        for folder in same or changed[:1]:
+            try:
+                return cls(folder, _lock_patience(folder))
+            except BlockingIOError:  # the same command is running: this is a second run
+                continue
         return None
 
     # --------------------------------------------------------------------------------- states
 
     def states(self):
-        """Files to resume from, newest first; version 1 called its only one last.safetensors."""
-        found = sorted(self.checkpoints.glob(STATE_PATTERN), reverse=True)
-        version_1 = self.checkpoints / "last.safetensors"
-        return found + ([version_1] if version_1.is_file() else [])
+        """Files to resume from, newest first."""
+        return states_in(self.checkpoints)
 
     def newest_state(self):
         """The newest intact state and its metadata, or None if there is none.

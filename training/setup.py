@@ -5,8 +5,9 @@ from pathlib import Path
 import torch
 
 import models
-from diffusion.vae import fingerprint
+from diffusion.vae import downsampling_factor, fingerprint
 from training import pretrained
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -15,39 +16,107 @@ class StartingPoint:
 
     :param config: constructor arguments of models.DiT
     :param base: path, name and SHA-256 of the weights it starts from; None for random weights
+    :param notes: lines for the user
     """
     model: torch.nn.Module
     config: dict
     base: dict | None
+    notes: tuple[str, ...] = ()
 
 
-def build_model(name, *, latent_side, channels, num_classes, gamma_blocks, weights_path, pos_embed,
-                base_grid, seed):
-    """Builds a model for latents of this size, with pretrained or random weights.
+@dataclass(frozen=True)
+class ModelOptions:
+    """What decides the model and its weights before training.
 
     :param name: architecture, see models.DiT_models
-    :param latent_side, channels: of the latents
     :param weights_path: pretrained weights, see `pretrained.load_weights`; "none": random weights
+    :param base_path: base weights of `weights_path`, if that is a checkpoint of train.py; None:
+        those that it names
     :param pos_embed: "interpolate" scales positions to the pretraining grid, "extrapolate" does not
     :param base_grid: for random weights: patches along a side that positions are scaled to, or None
     :param seed: of random weights
+    """
+    name: str
+    num_classes: int
+    gamma_blocks: int
+    weights_path: str
+    base_path: str | None = None
+    pos_embed: str = "interpolate"
+    base_grid: int | None = None
+    seed: int = 0
+
+
+def latent_side(header, entries, vae, *, data_path, model, num_classes, image_size=None):
+    """Side of the latents of a data folder's mosaics.
+
+    :param header, entries: of the manifest
+    :param model: name of the architecture
+    :param image_size: side of the mosaics that the user expects, pixels; None: no check
+    :raises UserError: flags that do not fit the data
+    """
+    pixels = header["grid"] * header["size"]
+    factor = downsampling_factor(vae)
+    patch = models.config_of(model)["patch_size"]
+    if image_size not in (None, pixels):
+        raise UserError(f"--image-size {image_size}: {data_path} holds mosaics of "
+                        f"{pixels} pixels; leave the flag out, or preprocess again")
+    if pixels % (factor * patch):
+        raise UserError(f"--model {model}: mosaics of {pixels} pixels are not a multiple of "
+                        f"VAE factor {factor} x patch size {patch}; use another patch size, or "
+                        "preprocess with another --size")
+    classes = max(entry["class"] for entry in entries) + 1
+    if classes > num_classes:
+        raise UserError(f"--num-classes {num_classes}: the data has {classes} classes")
+    return pixels // factor
+
+
+def build_model(options, latent_side, channels):
+    """Builds a model for latents of this size, with pretrained or random weights.
+
+    :param options: ModelOptions
+    :param latent_side, channels: of the latents
     :raises UserError: see `pretrained.load_weights` and `pretrained.assemble`
     """
-    size = models.config_of(name)
-    grid = latent_side // size["patch_size"]
-    config = dict(size, input_size=latent_side, in_channels=channels, num_classes=num_classes,
-                  gamma_blocks=gamma_blocks)
-    if weights_path == "none":
-        torch.manual_seed(seed)
-        config.update(base_grid=base_grid or grid, numerics="official")
+    config, weights = _configure(options, latent_side, channels)
+    if weights is None:
+        torch.manual_seed(options.seed)
         return StartingPoint(models.DiT(**config).initialize_weights(), config, None)
-    weights = pretrained.load_weights(weights_path)
-    config.update(base_grid=grid if pos_embed == "extrapolate" else weights.base_grid,
-                  numerics=weights.numerics)
-    model = pretrained.assemble(config, pretrained.fit_base(weights, config), weights_path)
-    path = pretrained.locate(weights_path).resolve()
+    tensors = pretrained.fit_base(weights, config)
+    model = pretrained.assemble(config, tensors, options.weights_path)
+    path = pretrained.locate(options.weights_path).resolve()
     base = dict(path=str(path), name=path.name, sha256=pretrained.sha256_of_weights(path))
-    return StartingPoint(model, config, base)
+    note = pretrained.describe_class_table(weights, config)
+    return StartingPoint(model, config, base, (note,) if note else ())
+
+
+def check_model(options, latent_side, channels):
+    """Checks what `build_model` would load by names and shapes, without reading the weights.
+
+    :return: lines for the user
+    :raises UserError: as `build_model`, except that damaged values are not noticed
+    """
+    config, weights = _configure(options, latent_side, channels, headers_only=True)
+    if weights is None:
+        return ()
+    pretrained.check_fit(config, pretrained.fit_base(weights, config), options.weights_path)
+    fits = f"--ckpt {options.weights_path}: names and shapes fit (its values were not read)"
+    note = pretrained.describe_class_table(weights, config)
+    return (fits, note) if note else (fits,)
+
+
+def _configure(options, latent_side, channels, headers_only=False):
+    """Constructor arguments of the model, and its pretrained weights or None."""
+    size = models.config_of(options.name)
+    grid = latent_side // size["patch_size"]
+    config = dict(size, input_size=latent_side, in_channels=channels,
+                  num_classes=options.num_classes, gamma_blocks=options.gamma_blocks)
+    if options.weights_path == "none":
+        config.update(base_grid=options.base_grid or grid, numerics="official")
+        return config, None
+    weights = pretrained.load_weights(options.weights_path, options.base_path, headers_only)
+    base_grid = grid if options.pos_embed == "extrapolate" else weights.base_grid
+    config.update(base_grid=base_grid, numerics=weights.numerics)
+    return config, weights
 
 
 def describe_vae(name, vae):

@@ -3,6 +3,7 @@ from typing import NamedTuple
 
 import torch
 
+from training.average import AverageLag
 from training.checkpoint import load_into
 
 
@@ -17,12 +18,15 @@ class TrainingState:
     """Trainable parameters, their exponential moving average (EMA), AdamW's moments, log sums.
 
     :param trained: {name: parameter} that trains
-    :param ema_decay: decay of the average per step, 0…1
+    :param ema_decay: largest decay of the average per step, 0…1; it warms up, see AverageLag
+    :param loss_scaler: LossScaler of fp16, or None
     """
 
-    def __init__(self, trained, *, lr, weight_decay=0.0, ema_decay=0.9999, device="cpu"):
+    def __init__(self, trained, *, lr, weight_decay=0.0, ema_decay=0.9999, device="cpu",
+                 loss_scaler=None):
         self.trained = trained
-        self.ema_decay = ema_decay
+        self.lag = AverageLag(ema_decay)
+        self.loss_scaler = loss_scaler
         self.ema = {name: p.detach().clone() for name, p in trained.items()}
         self.optimizer = torch.optim.AdamW(trained.values(), lr, weight_decay=weight_decay,
                                            fused=True)
@@ -41,6 +45,8 @@ class TrainingState:
     def update(self, losses, is_bad, lr):
         """Applies one step of AdamW to the gradients, and updates the EMA; no-op if `is_bad` is 1.
 
+        The number of the step, `step`, has been increased before.
+
         :param losses: (3,) loss, mse, vb
         :param is_bad: () 1 if the step is to be skipped, else 0
         """
@@ -48,9 +54,11 @@ class TrainingState:
             group["lr"] = lr
         self.optimizer.found_inf = is_bad  # how torch.amp.GradScaler tells a fused optimizer
         self.optimizer.step()
-        weight = (1 - self.ema_decay) * (1 - is_bad)
+        weight = (1 - self.lag.decay_at(self.step)) * (1 - is_bad)
         for name, p in self.trained.items():
             self.ema[name].lerp_(p.detach(), weight)
+        if self.loss_scaler:
+            self.loss_scaler.update(is_bad)
         self.log_sums += torch.where(is_bad > 0, torch.zeros_like(losses), losses)
         self._unsettled.append(torch.stack([is_bad, losses[0]]))
 
@@ -65,6 +73,8 @@ class TrainingState:
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if is_bad else 0
             if is_bad:
                 skipped.append(SkippedStep(step, loss, self.skipped_in_a_row))
+            else:
+                self.lag.advance(step)
         self.skipped += len(skipped)
         self.log_count += len(steps) - len(skipped)
         return skipped
@@ -90,8 +100,9 @@ class TrainingState:
 
     def metadata(self):
         """Counts and sums of a settled state, JSON-serializable."""
+        scaling = {"loss_scaling": self.loss_scaler.metadata()} if self.loss_scaler else {}
         return {"step": self.step, "skipped": self.skipped, "log_sums": self.log_sums.tolist(),
-                "log_count": self.log_count}
+                "log_count": self.log_count, "average": self.lag.metadata(), **scaling}
 
     def load(self, path, metadata):
         """Loads a state file, whose metadata is given: the inverse of `groups` and `metadata`."""
@@ -100,5 +111,9 @@ class TrainingState:
         self.skipped = metadata.get("skipped", 0)
         self.log_count = metadata["log_count"]
         self.log_sums.copy_(torch.tensor(metadata["log_sums"]))
+        self.lag = AverageLag.from_metadata(self.lag.decay, metadata.get("average"),
+                                            self.step - self.skipped)
+        if self.loss_scaler and "loss_scaling" in metadata:
+            self.loss_scaler.load(metadata["loss_scaling"])
         for p in self.trained.values():
             self.optimizer.state[p]["step"].fill_(self.step - self.skipped)

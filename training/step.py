@@ -101,12 +101,13 @@ class Batches:
 
 
 def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, precision="bf16",
-                      device="cpu"):
+                      device="cpu", loss_scaler=None):
     """The gradient of the global batch's mean loss, summed over --accum parts and processes.
 
     :param batch: this process's share: x0, t, y, noise
     :param parameters: list of the trainable parameters, which receive the gradients
     :param accum: parts in which this share is computed, to save memory
+    :param loss_scaler: LossScaler of fp16, or None
     :return: mean loss, mse and vb of the global batch, (3,); 1 if loss or gradient is not finite,
         else 0, (); both on the device
     """
@@ -115,10 +116,13 @@ def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, p
         x0, t, y, noise = (values.to(device, non_blocking=True) for values in part)
         with autocast(device, precision):
             losses = training_losses(model, x0, t, y, noise)
-        (losses["loss"].sum() / global_batch_size).backward()
+        loss = losses["loss"].sum() / global_batch_size
+        (loss * loss_scaler.scale if loss_scaler else loss).backward()
         sums += torch.stack([losses[key].detach().sum() for key in ("loss", "mse", "vb")])
     distributed.sum_over_processes(sums)
     distributed.sum_gradients(parameters)
+    if loss_scaler:
+        loss_scaler.unscale(parameters)
     largest = torch.nn.utils.get_total_norm([p.grad for p in parameters], math.inf)
     is_bad = 1 - (sums.sum() + largest).isfinite().float()
     return sums / global_batch_size, is_bad

@@ -6,9 +6,12 @@ import json
 import os
 import re
 import shutil
+import stat
+import sys
 import tempfile
 from pathlib import Path
 
+from utils import leftovers
 from utils.errors import UserError
 
 WEIGHTS_DIR = Path("weights")    # where download.py puts public weights, and other scripts look
@@ -30,49 +33,80 @@ def atomic_file(path, suffix=None, durable=False):
     """
     path = Path(path)
     suffix = path.suffix if suffix is None else suffix
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=suffix, dir=path.parent)
+    with _named_in_errors(path):
+        handle, temporary = tempfile.mkstemp(
+            prefix=leftovers.prefix_of(path), suffix=suffix, dir=path.parent)
     os.close(handle)
+    leftovers.claim(temporary)
     try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o666 & ~umask())
-        if durable:
-            _flush_to_disk(temporary, path)
-        os.replace(temporary, path)
-        if durable:
-            _flush_to_disk(path.parent, path)
+        with _named_in_errors(path, temporary):
+            yield Path(temporary)
+            os.chmod(temporary, 0o666 & ~umask())
+            if durable:
+                _flush_to_disk(temporary, path)
+            os.replace(temporary, path)
+            if durable:
+                _flush_to_disk(path.parent, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    finally:
+        leftovers.release(temporary)
 
 
 @contextlib.contextmanager
-def atomic_folder(path):
-    """Yields a temporary folder next to `path`; renamed to `path` on success, removed on any error.
+def atomic_folder(path, replace=None):
+    """Yields a temporary folder; it becomes `path` on success, and is removed on any error.
 
+    Symbolic links are resolved. A folder that exists keeps its permissions, setgid bit and group:
+    the temporary folder takes its place if it can, and otherwise (a mount point, the current
+    folder, a parent that cannot be written) lies in it, and its contents are moved at the end.
+    Files obey the umask, whatever wrote them. What a killed run left behind is removed first.
+
+    :param replace: function of a folder's path that tells whether what it holds may be replaced;
+        None: nothing may
     :raises UserError: `path` exists and is not an empty folder, or cannot be created
     """
-    path = require_new_folder(path)
+    path = Path(path)
+    if not (replace and path.is_dir() and replace(path)):
+        require_new_folder(path)
+    target = path.resolve()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(target)
+        temporary = _make_temporary_folder(target)
     except OSError as e:
         raise UserError(f"--output {path}: cannot be created ({e.strerror}); "
                         "name a folder where you may write") from None
+    leftovers.claim(temporary)
     try:
-        yield temporary
-        temporary.chmod(0o777 & ~umask())
-        os.replace(temporary, path)  # legal onto an empty folder; any other was refused above
-    except BaseException:
+        with _named_in_errors(path, temporary):
+            yield temporary
+            _obey_umask(temporary)
+            _put_in_place(temporary, target, path, replace)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        leftovers.release(temporary)
 
 
 def require_new_folder(path):
-    """Returns the path if nothing is there, or only an empty folder. Raises UserError otherwise."""
+    """Returns the path if nothing is there, or only an empty folder. Raises UserError otherwise.
+
+    Temporary files of a run that was killed do not count: `atomic_folder` removes them.
+    """
     path = Path(path)
-    if path.is_dir() and not any(path.iterdir()):
-        return path
-    if path.exists() or path.is_symlink():
+    try:
+        target = path.resolve(strict=False)
+        entries = list(target.iterdir()) if target.is_dir() else []
+    except (OSError, RuntimeError) as e:   # RuntimeError: a loop of symbolic links
+        reason = getattr(e, "strerror", None) or "its symbolic links form a loop"
+        raise UserError(f"--output {path}: cannot be read ({reason}); name another folder"
+                        ) from None
+    entries = [entry for entry in entries if not leftovers.is_leftover(entry)]
+    if any(leftovers.is_temporary(entry) for entry in entries):
+        raise UserError(f"--output {path}: another run is writing there, or was stopped on another "
+                        "machine; name a new folder, or empty this one first")
+    if entries or (os.path.lexists(target) and not target.is_dir()):
         raise UserError(f"--output {path}: exists already; name a new folder, "
                         "or remove this one first")
     return path
@@ -100,6 +134,29 @@ def umask():
         return mask
 
 
+@contextlib.contextmanager
+def _named_in_errors(path, temporary=None):
+    """Errors name the path that the user gave, never the temporary one.
+
+    :param temporary: None: whatever file or folder the error names
+    """
+    try:
+        yield
+    except OSError as e:
+        for name in ("filename", "filename2"):
+            value = getattr(e, name)
+            if value is None:
+                continue
+            named = str(path) if temporary is None else str(value).replace(str(temporary),
+                                                                           str(path))
+            setattr(e, name, named)
+        raise
+    except UserError as e:
+        if temporary is None or str(temporary) not in str(e):
+            raise
+        raise UserError(str(e).replace(str(temporary), str(path))) from None
+
+
 def _flush_to_disk(path, reported):
     """fsync of a file or folder; a full disk or quota is reported for the path `reported`."""
     handle = os.open(path, os.O_RDONLY)
@@ -110,6 +167,137 @@ def _flush_to_disk(path, reported):
             raise OSError(e.errno, e.strerror, str(reported)) from None
     finally:
         os.close(handle)
+
+
+# ----------------------------------------------------------------------------- temporary folders
+
+def _remove_leftovers(target):
+    """Removes what killed runs left of this folder, next to it and in it, and says so."""
+    count = leftovers.remove(target.parent, target) + leftovers.remove(target)
+    if count:
+        print(f"{target}: removed {count} unfinished folder{'s' * (count > 1)} of a run that was "
+              "killed", file=sys.stderr, flush=True)
+
+
+def _make_temporary_folder(target):
+    """An empty folder next to the target, or in it where it could not take the target's place.
+
+    It gets the target's permissions and group first, so that what is written into it inherits them.
+    """
+    prefix = leftovers.prefix_of(target)
+    if not target.is_dir():
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    status = target.stat()
+    if _may_take_place(target, status):
+        try:
+            temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+        except OSError:
+            return Path(tempfile.mkdtemp(prefix=prefix, dir=target))
+        try:
+            os.chown(temporary, -1, status.st_gid)
+            temporary.chmod(stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+            if temporary.stat().st_gid == status.st_gid:
+                return temporary
+        except OSError:
+            pass  # not a member of that group
+        temporary.rmdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=target))
+
+
+def _may_take_place(target, status):
+    """Whether another folder can be renamed to the target, so that nobody notices."""
+    if status.st_uid != os.geteuid() or _is_mount_point(target):
+        return False
+    try:
+        return not os.path.samefile(target, os.getcwd())
+    except OSError:
+        return True
+
+
+def _is_mount_point(folder):
+    """Whether something is mounted there, also a folder of the same file system (bind mount)."""
+    if folder.is_mount():
+        return True
+    try:
+        lines = Path("/proc/self/mountinfo").read_bytes().splitlines()
+    except OSError:
+        return False  # no Linux
+    # man 5 proc: the fifth field, with blanks and backslashes in octal
+    points = [line.split()[4].decode("unicode_escape").encode("latin-1") for line in lines]
+    return os.fsencode(folder) in points
+
+
+def _obey_umask(folder):
+    """Gives all files and subfolders the permissions that the umask asks for.
+
+    Some libraries create files that only their owner can read, whatever the umask is.
+    """
+    mask = umask()
+    for parent, folders, names in os.walk(folder):
+        for name in folders:
+            path = Path(parent, name)
+            path.chmod(0o777 & ~mask | path.stat().st_mode & stat.S_ISGID)
+        for name in names:
+            path = Path(parent, name)
+            if not path.is_symlink():
+                path.chmod(0o666 & ~mask)
+
+
+def _put_in_place(temporary, target, path, replace):
+    """Makes the finished temporary folder the target, or moves its contents there.
+
+    :param path: of the target as the user gave it, for errors
+    """
+    inside = temporary.parent == target
+    if replace and target.is_dir():
+        _remove_contents(target, temporary)
+    elif target.is_dir():
+        _require_empty(target, temporary, path)
+    if not inside:
+        if target.is_dir():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+        else:
+            inherited = temporary.stat().st_mode & stat.S_ISGID  # of the parent, like its group
+            temporary.chmod(0o777 & ~umask() | inherited)
+        try:
+            os.replace(temporary, target)  # legal onto an empty folder
+            return
+        except OSError:
+            if not target.is_dir():
+                raise
+    _move_contents(temporary, target)
+
+
+def _require_empty(target, temporary, path):
+    """Raises UserError if anything but the temporary folder appeared in the target."""
+    if any(entry != temporary for entry in target.iterdir()):
+        raise UserError(f"--output {path}: another program wrote there while this one computed; "
+                        "name a new folder")
+
+
+def _remove_contents(target, temporary):
+    for entry in target.iterdir():
+        if entry == temporary:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _move_contents(temporary, target):
+    """Moves folders first and files last: a folder that has its manifest has everything."""
+    entries = sorted(temporary.iterdir(), key=lambda entry: (entry.is_file(), entry.name))
+    moved = []
+    try:
+        for entry in entries:
+            shutil.move(entry, target / entry.name)  # a rename, unless it is another file system
+            moved.append(target / entry.name)
+    except BaseException:
+        for entry in moved:
+            with contextlib.suppress(OSError):
+                shutil.move(entry, temporary / entry.name)
+        raise
 
 
 # ---------------------------------------------------------------------------------------- reading

@@ -137,3 +137,16 @@ def test_an_unknown_sampler_is_refused():
 def test_every_sampler_describes_itself():
     text = samplers.describe_samplers()
     assert all(f"{name}: " in text for name in samplers.SAMPLERS)
+
+
+def test_every_sampler_has_its_own_default_number_of_steps(monkeypatch):
+    """`--sampler dpm++` alone takes 25 steps, not the 250 of ddpm."""
+    defaults = {name: sampler.default_steps for name, sampler in samplers.SAMPLERS.items()}
+    assert defaults == {"ddpm": 250, "ddim": 250, "dpm++": 25, "unipc": 25}
+    assert samplers.describe_default_steps() == "ddpm 250, ddim 250, dpm++ 25, unipc 25"
+    calls = []
+    samplers.sample(exact_model(0.5), (4, 4, 4), torch.zeros(1, dtype=torch.long), 0,
+                    [seeding.seeded_generator(1, 0)], "dpm++", callback=lambda: calls.append(1))
+    assert len(calls) == 25
+    for sampler in samplers.SAMPLERS.values():
+        assert sampler.min_steps <= sampler.default_steps <= sampler.max_steps

@@ -4,7 +4,8 @@ import torch
 from helpers import related
 from scipy import linalg
 
-from metrics import inception, mmd
+from metrics import inception, mmd, statistic
+from metrics.volume_sets import VolumeSet
 
 
 def test_view_slices_are_the_three_views_upright():
@@ -139,3 +140,22 @@ def test_weights_are_looked_for_in_order(tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / inception.WEIGHTS_FILE).touch()
         assert inception.find_weights(tmp_path / "weights") == folder / inception.WEIGHTS_FILE
+
+
+@pytest.mark.parametrize("n, expected", [(49, ["fid_a"]), (50, ["fid_a", "fid_infinity_a"])])
+def test_fid_infinity_is_left_out_below_50_volumes_and_has_a_floor(monkeypatch, n, expected):
+    monkeypatch.setattr(inception, "fid", lambda real, fake: 1.0)  # torchmetrics takes seconds
+    ids = [f"v{i}" for i in range(n)]
+    found = VolumeSet("--real", "folder", None, ids, ids, 2, np.ones(3), read=None)
+    pool = statistic.Pool(found, found)
+    features = np.random.default_rng(0).normal(size=(2 * n, inception.FEATURES))
+    details = {"view": "axial", "slices": 1, "weights": {"sha256": "0" * 64}}
+    statistics = inception.fid_statistics(pool, features, details, seed=0)
+    assert [each.key for each in statistics] == expected
+    assert ("needs 50 volumes in each set and the smaller one has 49"
+            in statistics[0].definition) == (n == 49)
+    if n == 50:
+        entry = statistic.summarize(statistics[1], pool, statistic.resamples(pool, 9, 0, 19))
+        # half as many volumes, more bias
+        assert entry["floor"]["mean"] > entry["value"] > 0 and "biased upward" in entry["how"]
+        assert "interval" not in entry and "p" not in entry

@@ -84,6 +84,51 @@ def test_weights_are_repeated_volumes(unbiased):
     assert np.isclose(mmd.mmd_of_batches(kernel, i, j, 2), np.mean(batches))
 
 
+def test_unbiased_mmd_counts_each_subject_once():
+    """By its double sum: the mean over pairs of two subjects of the mean kernel of their scans."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(9, 4)) + 7
+    groups = np.array([0, 0, 0, 1, 2, 2, 3, 4, 5])            # set a: subjects 0, 1, 2
+    a = np.array([[1.0] * 6 + [0] * 3])
+    kernel = z @ z.T
+    of_subjects = np.array([[kernel[np.ix_(groups == i, groups == j)].mean() for j in range(6)]
+                            for i in range(6)])
+    off = ~np.eye(3, dtype=bool)
+    expected = (of_subjects[:3, :3][off].mean() + of_subjects[3:, 3:][off].mean()
+                - 2 * of_subjects[:3, 3:].mean())
+    assert np.isclose(mmd.mmd_of_kernel(kernel, a, 1 - a, True, groups)[0], expected)
+    elsewhere = (z - 40) @ (z - 40).T
+    assert np.isclose(mmd.mmd_of_kernel(elsewhere, a, 1 - a, True, groups)[0], expected)
+
+
+def test_unbiased_mmd_is_unbiased_for_unequal_numbers_of_scans():
+    """One subject with eight scans, eight with one, against 16 others of the same distribution:
+    0 on average, where the kernel relative to the middle of the means gives 0.06 of the trace."""
+    rng = np.random.default_rng(0)
+    subjects = np.repeat(np.arange(9), [8] + [1] * 8)
+    groups = np.concatenate([subjects, 9 + np.arange(16)])
+    a = np.pad(np.ones((1, 16)), ((0, 0), (0, 16)))
+    found = []
+    for _ in range(1500):
+        x = np.sqrt(0.9) * rng.normal(size=(9, 20))[subjects]
+        x += np.sqrt(0.1) * rng.normal(size=x.shape)
+        z = np.concatenate([x, rng.normal(size=(16, 20))]) + 1
+        found.append(mmd.mmd_of_kernel(z @ z.T, a, 1 - a, True, groups)[0] / 20)
+    assert abs(np.mean(found)) < 4 * np.std(found) / 1500 ** 0.5 < 0.02
+
+
+def test_mean_pair_distance_is_the_mean_over_pairs():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(7, 5))
+    squares = ((z[:, None] - z) ** 2).sum(-1)
+    groups = np.array([0, 0, 1, 2, 3, 4, 5])
+    a = np.array([[1.0, 1, 1, 1, 0, 0, 0]])
+    found = mmd.mean_pair_distance(squares, groups, a, 1 - a)
+    assert np.isclose(found[0], squares[:4, 4:].mean())
+    within = [squares[i, j] for i in range(4) for j in range(4) if i != j and {i, j} != {0, 1}]
+    assert np.isclose(mmd.mean_pair_distance(squares, groups, a, a)[0], np.mean(within))
+
+
 def test_gram_streams_and_is_exact(tmp_path):
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (9, 8, 8, 8)).astype(np.uint8)

@@ -40,7 +40,7 @@ def test_ms_ssim_is_the_references():
     g = golden("volume_metrics.npz")
     volumes = g["volumes"].astype(np.float32)
     assert np.array_equal(g["pairs"], list(itertools.combinations(range(4), 2)))
-    found = ms_ssim.ms_ssim_pairs(volumes, "kwon2019")
+    found = ms_ssim.ms_ssim_pairs(volumes, "kwon2019", data_range=1.0)
     assert np.abs(found - g["ms_ssim_01"]).max() < 1e-4
     found = ms_ssim.ms_ssim_pairs(volumes * 2 - 1, "kwon2019")
     assert np.abs(found - g["ms_ssim_m11"]).max() < 1e-4
@@ -99,6 +99,19 @@ def test_ms_ssim_errors():
             ms_ssim.ms_ssim_pairs(np.zeros(shape))
     with pytest.raises(ValueError, match="out of range"):
         ms_ssim.ms_ssim_pairs(np.zeros((2, 16, 16, 16)), pairs=[(0, 2)])
+
+
+def test_ms_ssim_of_floats_in_another_range_is_refused():
+    """The protocols are for [-1, 1]; [0, 1] would silently give other numbers."""
+    volumes = (related(2, 16) * 255).astype(np.uint8)
+    expected = ms_ssim.ms_ssim_pairs(volumes)
+    unit = volumes / 255.0
+    for wrong in (unit, unit.astype(np.float32), volumes.astype(np.float64), unit - 2):
+        with pytest.raises(ValueError, match=r"the protocols are for \[-1, 1\]"):
+            ms_ssim.ms_ssim_pairs(wrong)
+    assert np.allclose(ms_ssim.ms_ssim_pairs(2 * unit - 1), expected, atol=1e-5)
+    taken_as_they_are = ms_ssim.ms_ssim_pairs(unit, data_range=1.0)
+    assert abs(taken_as_they_are - expected)[0] > 0.1
 
 
 def test_mean_of_pairs_by_hand():

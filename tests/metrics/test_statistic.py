@@ -74,7 +74,10 @@ def test_halves_are_of_subjects_and_matched_in_size(pool):
     assert len(first) == statistic.SPLITS and np.array_equal(first[:, 0], first[:, 1])
     assert np.array_equal(first + second, np.repeat(pool.weights("real"), len(first), axis=0))
     assert np.array_equal(resampled.matched[0], first)
-    assert np.array_equal(resampled.matched[1].sum(1), second.sum(1))
+    # real subject "a" has two volumes: the synthetic sets have as many subjects, not volumes
+    subjects = second[:, [0, 2, 3, 4]].sum(1)
+    assert np.array_equal(resampled.matched[1].sum(1), subjects)
+    assert not np.array_equal(subjects, second.sum(1))
     assert (resampled.matched[1][:, :5] == 0).all() and resampled.matched[1].max() == 1
 
 
@@ -92,11 +95,39 @@ def test_targets_and_limits(pool):
     assert real["target"]["interval"][0] < 30 < real["target"]["interval"][1]
     share = summary("0.1", lambda real, other: np.zeros(len(other)), is_share=True,
                     has_ceiling=False)
-    assert share["interval"][0] == 0 < share["interval"][1] < 0.5 and "vae" not in share
+    # (1 - F(x)) of 0 of 6 below a threshold of 4 subjects is 2.5% at x = 0.635
+    assert share["interval"] == [0, pytest.approx(0.635, abs=1e-3)] and "vae" not in share
     given = summary("0", None, value=7.0)
     assert list(given) == ["name", "aim", "how", "value"] and given["value"] == 7
     undefined = summary("0", lambda real, other: np.full(len(real), np.nan))
     assert undefined["value"] is None and "floor" not in undefined
+
+
+def test_p_by_permutation_of_subjects_and_by_t(pool):
+    resampled = statistic.resamples(pool, replicates=20, seed=0, permutations=99)
+    own, other = resampled.permuted
+    assert own.shape == (100, pool.size) and (own.sum(1) == 4).all() and (other.sum(1) == 6).all()
+    assert own[0, [0, 1]].sum() == 1                       # one of the two scans of subject "a"
+
+    def summary(**fields):
+        return statistic.summarize(
+            statistic.Statistic("k", "n", "d", "0", difference(pool), **fields), pool, resampled)
+
+    upper = summary(test="upper")
+    values = difference(pool)(own, other)
+    assert upper["p"] == np.mean(values >= values[0] - 1e-6)
+    assert upper["p_method"] == "99 permutations of subjects, upper tail"
+    assert summary()["p"] == pytest.approx(min(1, 2 * min(upper["p"], np.mean(
+        values <= values[0] + 1e-6))))
+    assert "p" not in summary(test=None) and "interval" not in summary(has_interval=False)
+    by_t = summary(test="t")
+    low, high = by_t["interval"]
+    assert by_t["p_method"].startswith("t,") and (by_t["p"] < 0.05) == (low > 0 or high < 0)
+    entries = {"a": upper, "b": {"p": 0.01}, "c": {"value": 1}}
+    statistic.add_adjusted_p(entries)
+    assert entries["b"]["p_adjusted"] == 0.02 and "p_adjusted" not in entries["c"]
+    assert entries["a"]["p_adjusted"] == max(0.02, upper["p"])
+    assert statistic.resamples(pool, 0, 0, permutations=0).permuted is None
 
 
 def test_too_few_subjects(tmp_path):
@@ -113,4 +144,7 @@ def test_too_few_subjects(tmp_path):
     why = "--real has 2 subjects; at least 4 are needed"
     assert missing(few, many) == missing(few, few) == {"intervals": why, "the floor": why}
     assert missing(few, many, replicates=0) == {"the floor": why}
+    two = statistic.Pool(a_set("--real", *few), a_set("--synthetic", *many))
+    found = statistic.resamples(two, 0, seed=0, permutations=19)
+    assert found.permuted is None and found.missing["p"] == why
     assert missing(([1, 2], ["a", "a"]), many)["the floor"].startswith("--real has 1 subject;")

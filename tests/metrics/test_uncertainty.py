@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy import stats
 
 from metrics import inception, mmd, ms_ssim, uncertainty
 
@@ -31,14 +31,45 @@ def test_interval_by_hand():
 
 
 def test_share_interval():
-    """With one threshold it is Jeffreys' interval, the quantiles of Beta(k + 1/2, n - k + 1/2);
+    """Of a threshold that is known, it is Clopper and Pearson's: quantiles of beta distributions.
     0 of 32 still has a width."""
-    for count in (0, 7):
-        expected = beta(count + 0.5, 32 - count + 0.5).ppf([0.025, 0.975])
-        found = uncertainty.share_interval(np.full(4000, count / 32), 32, seed=0)
-        assert np.allclose(found, expected, atol=3e-3)
-    wide = uncertainty.share_interval(np.array([0, 10 / 32] * 500), 32, seed=0)
-    assert wide[0] < 0.01 and wide[1] > 10 / 32
+    for count in (0, 7, 32):
+        found = uncertainty.share_interval(count / 32, 32, 10 ** 8, 0.05)
+        expected = [stats.beta(count, 33 - count).ppf(0.025) if count else 0,
+                    stats.beta(count + 1, 32 - count).ppf(0.975) if count < 32 else 1]
+        assert np.allclose(found, expected, atol=1e-6)
+    # a threshold of 16 values is uncertain itself
+    known, unknown = (uncertainty.share_interval(7 / 32, 32, m, 0.05) for m in (10 ** 8, 16))
+    assert unknown[0] < known[0] and unknown[1] > known[1]
+
+
+@pytest.mark.parametrize("m", [8, 16, 32])
+def test_share_interval_is_exact_for_values_drawn_alike(m):
+    """Share of 32 below the smallest of m, both from one distribution: in at most 2.5% of sets the
+    interval lies above 1 / (m + 1), the chance to be the smallest."""
+    chance = stats.betabinom(32, 1, m)
+    above = [uncertainty.share_interval(k / 32, 32, m, 1 / (m + 1))[0] > 1 / (m + 1)
+             for k in range(33)]
+    missed = chance.pmf(np.arange(33)) @ np.array(above)
+    assert 0.005 < missed <= 0.025
+
+
+def test_t_interval_by_hand():
+    """The jackknife's standard error of a mean is the mean's: s / sqrt(n)."""
+    x = np.array([1.0, 2, 4, 9, 3, 5])
+    left_out = uncertainty.leave_one_out_weights(range(6)) @ x / 5
+    reach = stats.t.ppf(0.975, 5) * x.std(ddof=1) / np.sqrt(6)
+    assert np.allclose(uncertainty.t_interval(4, [left_out]), [4 - reach, 4 + reach])
+    assert uncertainty.t_interval(4, [left_out], lowest=3.9)[0] == 3.9
+    y = np.array([2.0, 3, 8, 1])
+    left_out_y = uncertainty.leave_one_out_weights(range(4)) @ y / 3
+    p = uncertainty.t_test(x.mean() - y.mean(), [left_out, left_out_y])
+    assert p == pytest.approx(stats.ttest_ind(x, y, equal_var=False).pvalue)
+    subjects = ["a", "a", "b", "c"]
+    expected = [[0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
+    assert uncertainty.leave_one_out_weights(subjects).tolist() == expected
+    assert uncertainty.t_interval(np.nan, [left_out]) is None
+    assert uncertainty.t_interval(1.0, [np.array([np.nan, 1])]) is None
 
 
 def test_halves_are_split_by_subject():

@@ -1,5 +1,9 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
+from helpers import GOLDEN
 
 from metrics import volume_sets
 from mri import geometry, nifti
@@ -52,8 +56,57 @@ def test_refusals(tmp_path):
         volume_sets.find_set(one, "test", "--real")
     for wrong in (cube + 0.5, cube - 0.5, cube[:3]):
         folder = cubes(tmp_path / f"wrong{len(list(tmp_path.iterdir()))}", [wrong] * 2)
-        with pytest.raises(UserError, match=r"not a cube in \[0, 1\]; run preprocess.py"):
+        with pytest.raises(UserError, match="not (within 0 … 1|a cube); .*`python preprocess.py"):
             volume_sets.find_set(folder, None, "--real")
+
+
+# ------------------------------------------------------------------- folders that say what they are
+
+V2 = GOLDEN / "v2"
+
+
+def test_all_volumes_or_the_test_split_by_default():
+    real = volume_sets.find_set(V2 / "data", None, "--real")
+    synthetic = volume_sets.find_set(V2 / "data", None, "--synthetic", default_split="all")
+    assert (real.split, synthetic.split) == ("test", "all") and len(real) < len(synthetic) == 5
+
+
+def test_classes_and_recipe_of_samples():
+    found = volume_sets.find_set(V2 / "samples", None, "--synthetic")
+    assert found.classes == ["AD", "AD"] and found.made_by["recipe"]["sampler"] == "ddim"
+    assert found.warnings == []
+    niftis = volume_sets.find_set(V2 / "samples" / "nifti", None, "--synthetic")
+    assert niftis.made_by == found.made_by and niftis.classes == found.classes
+    assert np.array_equal(niftis.read(1), found.read(1))
+
+
+def test_samples_that_are_missing(tmp_path):
+    folder = shutil.copytree(V2 / "samples", tmp_path / "s")
+    content = json.loads((folder / "samples.json").read_text())
+    content["samples"] = [{"id": f"{i:06d}", "index": i, "class": 0} for i in range(12)]
+    (folder / "samples.json").write_text(json.dumps(content))
+    shutil.copy(folder / "mosaics" / "000000.png", folder / "mosaics" / "extra.png")
+    found = volume_sets.find_set(folder, None, "--synthetic")
+    assert len(found) == 3 and found.classes is None
+    few, extra = found.warnings
+    assert few.startswith(f"--synthetic {folder} holds 2 of the 12 samples that its samples.json "
+                          "lists, without 000002, 000003, 000004, 000005, 000006 and 5 more")
+    assert extra.endswith("1 mosaics that its samples.json does not list: extra")
+
+
+def test_flags_that_mosaics_do_not_need():
+    with pytest.raises(UserError, match="--synthetic-range: .*holds mosaics"):
+        volume_sets.find_set(V2 / "samples", None, "--synthetic", value_range=(-1, 1))
+    with pytest.raises(UserError, match="--synthetic-axes: .*holds mosaics"):
+        volume_sets.find_set(V2 / "samples", None, "--synthetic", axes="zyx")
+
+
+def test_files_that_are_left_out_are_counted(tmp_path):
+    cube = np.linspace(0, 1, 4 ** 3, dtype=np.float32).reshape(4, 4, 4)
+    folder = cubes(tmp_path / "n", [cube, cube])
+    (folder / "notes.txt").write_text("")
+    (line,) = volume_sets.find_set(folder, None, "--real").warnings
+    assert line.startswith(f"--real {folder}: left out 1 ") and ".txt" in line
 
 
 def test_volumes_of_another_size_and_constant_ones_are_refused():

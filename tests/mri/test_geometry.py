@@ -119,3 +119,36 @@ def test_views_show_left_on_the_left_and_anterior_or_superior_up():
         image = geometry.view_slice(volume, view, depth)
         assert np.argwhere(image).tolist() == [list(place)], view
     assert geometry.view_slice(volume, "axial", 1.0).shape == (5, 4)
+
+
+def test_affines_of_a_stated_orientation():
+    for code in ("RAS", "LAS", "PIR", "SAL"):
+        affine = geometry.affine_of_orientation((4, 6, 8), (1, 2, 3), code)
+        assert nib.aff2axcodes(affine) == tuple(code)
+        assert np.allclose(geometry.voxel_sizes(affine), [1, 2, 3])
+        assert np.allclose(affine @ [1.5, 2.5, 3.5, 1], [0, 0, 0, 1])
+    assert all(map(geometry.is_orientation, ("LAS", "las", "PIR")))
+    assert not any(map(geometry.is_orientation, ("", "LA", "LRS", "LASS", "XYZ", "LAA")))
+
+
+def test_axes_that_shrink_by_more_than_two_are_antialiased():
+    """A pattern finer than the new grid disappears; it does not come out as a coarser one."""
+    x = np.arange(128)
+    wave = np.sin(2 * np.pi * x / 3)                               # 3 voxels a period
+    array = np.broadcast_to(wave[:, None, None], (128, 16, 16)).astype(np.float32)
+    cube = geometry.to_cube(array, np.diag([1, 8, 8, 1]), 16, "stretch")
+    assert np.abs(cube[1:-1]).max() < 0.01                         # the ends see less of the wave
+    assert np.abs(geometry.resample(array, (16,) * 3)).max() > 0.4
+    smooth = np.broadcast_to(np.linspace(0, 1, 128)[:, None, None], array.shape)
+    cube = geometry.to_cube(smooth, np.eye(4), 16, "stretch")
+    assert np.allclose(cube[1:-1, 0, 0], geometry.resample(smooth, (16,) * 3)[1:-1, 0, 0],
+                       atol=1e-3)
+
+
+def test_axes_that_shrink_by_two_at_most_are_as_before():
+    array = np.random.default_rng(0).random((32, 30, 20)).astype(np.float32)
+    for fit in geometry.FITS:
+        cube = geometry.to_cube(array, np.eye(4), 16, fit)
+        expected = geometry.resample(array, (16,) * 3,
+                                     geometry.cube_scale(array.shape, np.eye(4), fit))
+        assert np.array_equal(cube, expected)

@@ -10,7 +10,7 @@ from example_scans import ORIENTATIONS, ball, centroid, head, oblique, turned
 from helpers import AFFINE, brain, error_line, save_nifti, script
 from nibabel.affines import apply_affine
 
-from mri import geometry, manifest, preparation
+from mri import geometry, manifest, preparation, scans
 from utils.errors import UserError
 
 needs_itk = pytest.mark.skipif(
@@ -135,7 +135,8 @@ def test_masks_that_do_not_fit_are_refused(heads, tmp_path):
             "an empty mask")
     done = script("preprocess.py", "--input", heads / "in", "--mask", "{subj}.nii",
                   "--output", tmp_path / "o", expect=2)
-    assert "--mask {subj}.nii: knows {id}, {subject}, {name}, {dir}" in error_line(done)
+    assert ("--mask {subj}.nii: knows {id}, {subject}, {session}, {run}, {name}, {dir}"
+            in error_line(done))
     done = script("preprocess.py", "--input", heads / "in", "--crop-margin", "-1",
                   "--output", tmp_path / "o", expect=2)
     assert "--crop-margin" in error_line(done)
@@ -174,6 +175,50 @@ def test_n4_removes_a_known_bias_field_and_postprocess_puts_it_back(tmp_path):
     done = script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "o",
                   "--restore-shape", expect=2)
     assert "bias/a.nii.gz: no such file" in error_line(done) and not (tmp_path / "o").exists()
+
+
+def test_patterns_of_masks(tmp_path):
+    scan = scans.Scan("i", "sub-1", tmp_path / "a" / "x_T1w.nii.gz", "ses-2", "run-3")
+    pattern = str(tmp_path / "{subject}_{session}_{run}_{id}_{name}.nii")
+    assert preparation.mask_paths(pattern, scan) == [
+        tmp_path / "sub-1_ses-2_run-3_i_x_T1w.nii"]
+    for name in ("x_desc-a_mask.nii", "x_desc-b_mask.nii"):
+        save_nifti(tmp_path / "a" / name, brain(), AFFINE)
+    assert preparation.find_mask("{dir}/x_*-a_mask.nii", scan) == (
+        tmp_path / "a" / "x_desc-a_mask.nii")
+    with pytest.raises(UserError, match=r"2 files fit \(.*desc-a.*desc-b"):
+        preparation.find_mask("{dir}/x_*_mask.nii", scan)
+    with pytest.raises(UserError, match="no files fit; one must"):
+        preparation.find_mask("{dir}/y*.nii", scan)
+    plain = scans.Scan("i", "s", tmp_path / "x.nii")
+    with pytest.raises(UserError, match="the scan has no session in its name"):
+        preparation.find_mask("m/{session}.nii", plain)
+    assert preparation.find_mask(None, plain) is None
+    listed = scans.Scan("i", "s", tmp_path / "x.nii", mask=tmp_path / "m.nii")
+    assert preparation.find_mask(None, listed) == tmp_path / "m.nii"
+    assert preparation.masks_of("{dir}/{name}_m.nii", [plain, listed]) == {
+        tmp_path / "x_m.nii", tmp_path / "m.nii"}
+
+
+@needs_itk
+def test_n4_takes_slightly_negative_intensities(tmp_path):
+    """The shift is for the estimate alone: the scan's own intensities are divided by the field."""
+    array, mask = head(shape=(24, 28, 26))
+    array[0, 0, :3] = -20
+    field, shift = preparation.bias_field(array, (1, 1, 1), mask)
+    expected, none = preparation.bias_field(array + np.float32(20), (1, 1, 1), mask)
+    assert shift == 20 and none == 0 and np.array_equal(field, expected)
+    divided = preparation.divide_bias(array, field)
+    assert np.allclose(preparation.multiply_bias(divided, field), array, atol=1e-3)
+    save_nifti(tmp_path / "in" / "a.nii.gz", array, AFFINE, np.float32)
+    script("preprocess.py", "--input", tmp_path / "in", "--n4", "--size", 16, "--workers", 1,
+           "--output", tmp_path / "d")
+    entry, = manifest.read_manifest(tmp_path / "d")[1]
+    assert entry["n4"] is True and entry["n4_shift"] == 20
+    script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "n",
+           "--restore-shape")
+    back = nib.load(tmp_path / "n" / "a.nii.gz").get_fdata()
+    assert np.corrcoef(back.ravel(), array.ravel())[0, 1] > 0.95
 
 
 @needs_itk

@@ -135,14 +135,15 @@ def test_damaged_npy_files_are_refused(tmp_path):
                     raw.replace(b"(20, ", b"(-2, "), raw.replace(b"(20, 26, 22)", b"(9**9, 9, 9)"),
                     raw.replace(b"(20, 26, 22)", b"(2000000000, 2000000000, 2000000000)", 1)):
         path.write_bytes(content)
-        refused(path, "cannot be read as a NumPy array", affine=np.eye(4))
+        words = "cannot be read as a NumPy array" if content else "empty, 0 bytes"
+        refused(path, words, affine=np.eye(4))
     # version 2 counts the header in 4 bytes: here 4 GB
     path.write_bytes(raw[:6] + b"\2\0" + b"\xff\xff\xff\xff" + raw[10:])
     refused(path, "cannot be read as a NumPy array .*its header claims 4294967295 bytes",
             affine=np.eye(4))
     with zipfile.ZipFile(path, "w") as f:
         f.writestr("a.npy", raw)
-    refused(path, "cannot be read as a NumPy array", affine=np.eye(4))
+    refused(path, "no scan, but a zip archive; unpack it", affine=np.eye(4))
     refused(tmp_path / "none.npy", "no such file", affine=np.eye(4))
     refused(tmp_path, "is a directory|no such file|not a NIfTI")
 
@@ -271,13 +272,14 @@ def test_npy_scans_need_affine(tmp_path):
     save_nifti(tmp_path / "in" / "a.nii.gz", brain(), AFFINE)
     save(tmp_path / "in" / "b.npy", np.stack([brain()] * 2, -1))
     flags = ("--size", 16, "--workers", 1)
-    done = script("preprocess.py", "--input", tmp_path / "in", *flags, "--output", tmp_path / "d",
-                  expect=1)
-    assert f"skipped: {tmp_path / 'in' / 'b.npy'}: has no affine" in done.stderr
-    assert "give --affine FILE" in done.stderr
+    done = script("preprocess.py", "--input", tmp_path / "in", *flags, "--output", tmp_path / "d")
+    assert "left out: 1 without an affine (.npy; --affine says where they lie)" in done.stdout
+    assert [v["id"] for v in manifest.read_manifest(tmp_path / "d")[1]] == ["a"]
     done = script("preprocess.py", "--input", tmp_path / "in" / "b.npy", *flags,
                   "--output", tmp_path / "e", expect=2)
     assert "none of 1 scans could be used" in error_line(done) and not (tmp_path / "e").exists()
+    assert f"skipped: {tmp_path / 'in' / 'b.npy'}: has no affine" in done.stderr
+    assert "give --affine FILE" in done.stderr
     script("preprocess.py", "--input", tmp_path / "in" / "b.npy", *flags, "--volume", 1,
            "--affine", "identity", "--output", tmp_path / "e")
     header, (entry,) = manifest.read_manifest(tmp_path / "e")

@@ -1,7 +1,9 @@
-"""Which scans are found in a folder, by a glob and in a TSV."""
+"""Which scans are found in a folder, by a glob and in a TSV, and their ids and subjects."""
+import os
+
 import pytest
 
-from mri import scan_formats, scans
+from mri import scan_formats, scan_search, scans
 from utils.errors import UserError
 
 
@@ -40,8 +42,13 @@ def test_find_scans_in_a_folder_by_glob_and_by_tsv(tmp_path):
 def test_a_folder_gives_the_files_of_every_format(tmp_path):
     touch(*(tmp_path / f"s{i}{suffix}" for i, suffix in enumerate(scan_formats.SCAN_SUFFIXES)))
     touch(tmp_path / "s2.img", tmp_path / "s9.npz", tmp_path / "s9.png")
-    found = scans.find_scans(tmp_path)
-    assert [s.id for s in found] == [f"s{i}" for i in range(len(scan_formats.SCAN_SUFFIXES))]
+    ids = [f"s{i}" for i in range(len(scan_formats.SCAN_SUFFIXES))]
+    found = scans.search(tmp_path, scan_search.Choice(has_affine=True))
+    assert [s.id for s in found.scans] == ids
+    assert found.left_out == {"no scan (.npz)": 1, "no scan (.png)": 1}
+    found = scans.search(tmp_path)
+    assert [s.id for s in found.scans] == ids[:-1]
+    assert found.left_out["without an affine (.npy; --affine says where they lie)"] == 1
 
 
 def test_find_scans_errors(tmp_path):
@@ -50,7 +57,9 @@ def test_find_scans_errors(tmp_path):
     with pytest.raises(UserError, match="no .nii or .nii.gz"):
         scans.find_scans(tmp_path / "none*")
     touch(tmp_path / "p" / "scan.nii", tmp_path / "q" / "scan.nii")
-    with pytest.raises(UserError, match="has the id 'scan' of .*TSV"):
+    assert [s.id for s in scans.find_scans(tmp_path)] == ["p_scan", "q_scan"]
+    touch(tmp_path / "p" / "scan.nii.gz")
+    with pytest.raises(UserError, match="has the id 'p_scan' of .*TSV"):
         scans.find_scans(tmp_path)
     (tmp_path / "l.tsv").write_text("file\nx\n")
     with pytest.raises(UserError, match="no column `path`"):
@@ -60,3 +69,77 @@ def test_find_scans_errors(tmp_path):
         scans.find_scans(tmp_path / "l.tsv")
     with pytest.raises(UserError, match="no such file"):
         scans.find_scans(tmp_path / "none.tsv")
+
+
+# ----------------------------------------------------------------------------- ids and subjects
+
+def test_files_of_one_name_take_their_folders_names(tmp_path):
+    adni = "ADNI/003_S_0907/MPRAGE"
+    touch(*(tmp_path / path for path in (
+        f"{adni}/2007-08-01/I1/file.nii", f"{adni}/2008-08-01/I2/file.nii",
+        "ADNI/005_S_0001/MPRAGE/2007-08-01/I3/file.nii", "other.nii")))
+    found = scans.find_scans(tmp_path)
+    assert [(s.id, s.subject) for s in found] == [
+        ("I1_file", "003_S_0907"), ("I2_file", "003_S_0907"), ("I3_file", "005_S_0001"),
+        ("other", "other")]
+    touch(tmp_path / "k" / "p1" / "t1" / "s.nii", tmp_path / "k" / "p2" / "t1" / "s.nii")
+    assert [s.id for s in scans.find_scans(tmp_path / "k")] == ["p1_s", "p2_s"]
+
+
+def test_patterns_find_subject_and_id(tmp_path):
+    touch(*(tmp_path / "in" / path for path in ("c1/P01/v1.nii", "c1/P01/v2.nii", "c2/P01/v1.nii")))
+    found = scans.search(tmp_path / "in", subject_pattern=r"/(c\d)/(P\d+)/",
+                         id_pattern=r"(c\d)/(P\d+)/(v\d)").scans
+    assert [(s.id, s.subject) for s in found] == [
+        ("c1_P01_v1", "c1_P01"), ("c1_P01_v2", "c1_P01"), ("c2_P01_v1", "c2_P01")]
+    found = scans.search(tmp_path / "in", subject_pattern=r"P\d+").scans
+    assert {s.subject for s in found} == {"P01"}
+    with pytest.raises(UserError, match="--subject-pattern Q: finds nothing in .*v1.nii"):
+        scans.search(tmp_path / "in", subject_pattern="Q")
+    with pytest.raises(UserError, match=r"--id-pattern \(: not a regular expression"):
+        scans.search(tmp_path / "in", id_pattern="(")
+
+
+def test_names_that_cannot_be_ids_are_made_safe(tmp_path):
+    touch(tmp_path / "scan (1).nii", tmp_path / "-x.nii.gz", tmp_path / "Zoë.nii",
+          tmp_path / "ok.nii")
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.nii")
+    with open(bad, "wb"):
+        pass
+    found = scans.search(tmp_path)
+    assert [(s.id, s.name) for s in found.scans] == [
+        ("Zoë", None), ("_-x", "-x"), ("caf_", "caf\\udce9"), ("ok", None),
+        ("scan_1_", "scan (1)")]
+    assert [s.subject for s in found.scans] == [s.id for s in found.scans]
+    assert "3 ids are not the files' names" in found.warnings[0]
+    assert "scan (1) -> scan_1_" in found.warnings[0]
+    assert scans.printable(bad).endswith("caf\\udce9.nii")
+
+
+def test_columns_of_a_list(tmp_path):
+    touch(tmp_path / "a.nii", tmp_path / "b.nii", tmp_path / "m" / "a.nii")
+    (tmp_path / "l.tsv").write_text(
+        "path\tsub\tsession_id\tsplit\tmask\tclass\tage\na.nii\tp1\tses-1\ttrain\tm/a.nii\tAD\t70\n"
+        "b.nii\tp2\tn/a\t\t\tCN\t71\n")
+    found = scans.search(tmp_path / "l.tsv")
+    assert found.scans == [
+        scans.Scan("a", "p1", tmp_path / "a.nii", "ses-1", None, tmp_path / "m/a.nii", "AD",
+                   "train"),
+        scans.Scan("b", "p2", tmp_path / "b.nii", None, None, None, "CN", None)]
+    assert found.notes[0].endswith("columns that are not used: age")
+    assert "1 of 2 scans have no mask" in found.warnings[0]
+    (tmp_path / "l.csv").write_text("path;subject_id\na.nii;p1\n")
+    assert [s.subject for s in scans.find_scans(tmp_path / "l.csv")] == ["p1"]
+    with pytest.raises(UserError, match="a spreadsheet"):
+        scans.find_scans(tmp_path / "l.xlsx")
+
+
+def test_masks_of_the_scans_own_names_are_left_out(tmp_path):
+    touch(*(tmp_path / kind / f"s{i}.nii" for kind in ("t1", "masks") for i in range(2)))
+
+    def masks_of(found):
+        return {(scan.path.parent.parent / "masks" / scan.path.name).resolve() for scan in found}
+
+    found = scans.search(tmp_path, masks_of=masks_of)
+    assert [s.id for s in found.scans] == ["s0", "s1"]
+    assert found.left_out == {"masks of other scans": 2}

@@ -55,6 +55,8 @@ def test_intervals_show_value_floor_ceiling_and_target(drawn, tmp_path):
     assert [line.get_xdata()[0] for line in second.lines if line.get_linestyle() == ":"] == [0.8]
     assert [line.get_xdata()[0] for line in third.lines if line.get_linestyle() == ":"] == [1]
     assert first.get_title(loc="left") == "MMD, linear" and not unused.get_visible()
+    charts.intervals(tmp_path / "p.png", {"a": {**WHOLE, "p": 0.0314}})
+    assert drawn["p.png"].axes[0].get_title(loc="left") == "MMD, linear   p 0.031"
 
 
 def test_ratios_name_the_directions(drawn, tmp_path):

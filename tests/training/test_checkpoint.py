@@ -281,3 +281,12 @@ def test_full_disk_leaves_no_checkpoint(tmp_path):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000)),
     )
     assert "error: " in done.stderr and sorted(p.name for p in tmp_path.iterdir()) == ["save.py"]
+
+
+@pytest.mark.parametrize("part", [{"average": {"initial_share": "much"}}, {"average": []},
+                                  {"loss_scaling": {"scale": None}}, {"class_counts": 3}])
+def test_what_0_5_0_added_is_checked(tmp_path, part):
+    path = tmp_path / "a.safetensors"
+    checkpoint.save_checkpoint(path, dict(step=1, **part), raw={"w": torch.zeros(1)})
+    with pytest.raises(UserError, match=f"metadata is damaged .{next(iter(part))}"):
+        checkpoint.read_metadata(path)

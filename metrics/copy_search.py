@@ -1,0 +1,161 @@
+"""Search for copies: the training volume that each volume matches best, moved and mirrored.
+
+A copy need not be equal voxel for voxel: it may be mirrored, shifted by a few voxels, brighter or
+darker. So volumes are compared by their correlation, which no gain and offset changes, at the best
+of all mirror images and shifts: on a coarse grid for all training volumes, then by
+cross-correlation (FFT) on the full grid for the best few.
+
+Whether a volume is a copy shows in the *ratio* of its distance to the nearest training volume and
+its distance to the nearest one of another subject: a volume that was not copied is about as far
+from one as from the other, however smooth it is.
+"""
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import fft
+
+MAX_SHIFT = 3       # voxels of the full grid, along each axis
+COARSE_SIDE = 32    # voxels of the coarse grid; 16 for smaller volumes
+CANDIDATES = 5      # training volumes and mirror images to compare on the full grid
+FLIPS = {           # name: mirrored axes of a volume with axes right, anterior, superior
+    "": (),
+    "left-right": (0,),
+    "anterior-posterior": (1,),
+    "inferior-superior": (2,),
+}
+FLAGGED_BELOW = 0.8  # times the least ratio of the real volumes
+HIGHEST_FLAGGED = 0.6  # ratio; few real volumes say little about how low a ratio can be by chance
+
+
+@dataclass(frozen=True)
+class Match:
+    """The training volume that a volume matches best."""
+    index: int              # in the training set
+    distance: float         # 1 − correlation at the best mirror image and shift
+    second_distance: float  # to the nearest training volume of another subject
+    flip: str               # of FLIPS, that makes the training volume match
+    shift: tuple            # voxels by which it is moved then
+
+    @property
+    def ratio(self):
+        """Distance to the nearest over that to the second nearest, 0 to 1."""
+        if self.second_distance <= 0:
+            return 1.0  # both are equal to this volume: says nothing
+        return min(1.0, self.distance / self.second_distance)
+
+
+def threshold(ratios):
+    """The ratio below which a volume is flagged as a copy.
+
+    :param ratios: (..., N) of real volumes that were not trained on
+    :return: (...)
+    """
+    return np.minimum(FLAGGED_BELOW * np.min(ratios, axis=-1), HIGHEST_FLAGGED)
+
+
+class CopySearch:
+    """Finds the best match of any volume in one training set."""
+
+    def __init__(self, volumes, subjects, device="cpu"):
+        """
+        :param volumes: (M, D, D, D) training volumes, uint8, or a memory map
+        :param subjects: (M,) names; two training volumes of one subject are not compared
+        :param device: of the coarse search
+        """
+        self.volumes, self.device = volumes, device
+        self.subjects = np.unique(subjects, return_inverse=True)[1]
+        side = volumes.shape[1]
+        self.factor = max(1, min(2, side // 16), side // COARSE_SIDE)
+        coarse = np.stack([_coarse(v, self.factor) for v in volumes])
+        self.coarse = torch.from_numpy(coarse.reshape(len(coarse), -1)).to(device)
+
+    def best_match(self, volume):
+        """The best match of one volume, (D, D, D) uint8.
+
+        :return: Match; None if all training volumes are of one subject
+        """
+        spectrum, norm = _spectrum(volume)
+        nearest = {}  # subject: (distance, index, flip, shift)
+        for index, flip in self._candidates(volume):
+            distance, shift = self._fine_distance(spectrum, norm, index, flip)
+            found = (distance, index, flip, shift)
+            subject = self.subjects[index]
+            nearest[subject] = min(found, nearest.get(subject, found))
+        if len(nearest) < 2:
+            return None
+        (distance, index, flip, shift), (second_distance, *_) = sorted(nearest.values())[:2]
+        return Match(index, distance, second_distance, flip, shift)
+
+    def _candidates(self, volume):
+        """The training volumes and mirror images that match best on the coarse grid.
+
+        :return: list of (index, flip); of at least two subjects, if there are two
+        """
+        correlation = self._coarse_correlations(volume)
+        order = np.argsort(-correlation, axis=None, kind="stable")
+        flips, indices = np.unravel_index(order, correlation.shape)
+        others = np.flatnonzero(self.subjects[indices] != self.subjects[indices[0]])
+        chosen = sorted({*range(min(CANDIDATES, len(order))), *others[:1].tolist()})
+        return [(int(indices[k]), list(FLIPS)[flips[k]]) for k in chosen]
+
+    def _coarse_correlations(self, volume):
+        """The highest correlation over all shifts with each training volume on the coarse grid.
+
+        :return: (mirror images, M)
+        """
+        reach = -(-MAX_SHIFT // self.factor)
+        small = _coarse(volume, self.factor)
+        best = []
+        for axes in FLIPS.values():
+            # the volume is mirrored and moved, rather than each training volume the other way
+            moved = torch.from_numpy(_all_shifts(np.flip(small, axes), reach)).to(self.device)
+            best.append((moved @ self.coarse.T).amax(0).cpu().numpy())
+        return np.stack(best)
+
+    def _fine_distance(self, spectrum, norm, index, flip):
+        """Least distance to one training volume on the full grid over all shifts, and the shift."""
+        other, other_norm = _spectrum(np.flip(self.volumes[index], FLIPS[flip]))
+        products = fft.irfftn(spectrum * other.conj(), (self.volumes.shape[1],) * 3)
+        steps = np.arange(-MAX_SHIFT, MAX_SHIFT + 1)
+        window = products[np.ix_(steps, steps, steps)]
+        at = np.unravel_index(np.argmax(window), window.shape)
+        correlation = float(window[at]) / (norm * other_norm)
+        return max(0.0, 1 - correlation), tuple(int(steps[k]) for k in at)
+
+
+def _coarse(volume, factor):
+    """A volume on the coarse grid, centered and of norm 1, float32."""
+    side = volume.shape[0] // factor
+    x = volume[:side * factor, :side * factor, :side * factor].astype(np.float32)
+    x = x.reshape(side, factor, side, factor, side, factor).mean((1, 3, 5))
+    x -= x.mean()
+    return x / max(float(np.linalg.norm(x)), 1e-12)
+
+
+def _all_shifts(volume, reach):
+    """A volume moved by up to `reach` voxels along each axis, (shifts, voxels)."""
+    steps = range(-reach, reach + 1)
+    return np.stack([np.roll(volume, shift, (0, 1, 2)).reshape(-1)
+                     for shift in itertools.product(steps, repeat=3)])
+
+
+def _spectrum(volume):
+    """Fourier transform of a volume without its mean, and the volume's norm then."""
+    x = volume.astype(np.float32)
+    x -= x.mean()
+    return fft.rfftn(x), max(float(np.linalg.norm(x)), 1e-12)
+
+
+# ----------------------------------------------------------------------------------- what it finds
+
+def planted_copy(volume, rng):
+    """A copy that is hard to find: mirrored, shifted by up to MAX_SHIFT voxels, of 0.8 times the
+    contrast and with 5% noise.
+
+    :param volume: (D, D, D) uint8
+    """
+    moved = np.roll(volume[::-1], rng.integers(-MAX_SHIFT, MAX_SHIFT + 1, 3), (0, 1, 2))
+    noise = 0.05 * 255 * rng.standard_normal(volume.shape, np.float32)
+    return np.clip(np.rint(0.8 * moved + noise), 0, 255).astype(np.uint8)

@@ -1,0 +1,303 @@
+"""A data folder of many scans: its header, classes and split, written whole or added to."""
+import contextlib
+import csv
+import os
+import shutil
+import tempfile
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from mri import (
+    conversion,
+    geometry,
+    manifest,
+    mosaic,
+    mosaic_files,
+    preparation,
+    quality_control,
+    scans,
+    split,
+    tables,
+)
+from utils import leftovers
+from utils.errors import UserError
+
+ONE_CLASS = "all"            # name of the class where no labels are given
+COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """How subjects are assigned to sides."""
+    ratio: tuple             # (train, test)
+    seed: int
+    given: split.Split       # sides that are known
+    stratify: bool = False   # keep the proportion within each class
+
+
+@dataclass(frozen=True)
+class Existing:
+    """What a data folder holds already."""
+    header: dict
+    entries: list
+    summaries: list          # ScanSummary of each
+
+
+@dataclass(frozen=True)
+class SortedResults:
+    """What became of the scans."""
+    prepared: list           # of PreparedScan
+    skipped: dict            # {scan id: reason}
+    notes: list              # lines about files that are no scans
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """What was written."""
+    header: dict             # of the manifest
+    entries: list
+    skipped: dict            # {scan id: reason}
+    odd: list                # lines about scans to look at
+    notes: list              # lines for a person
+    warnings: list           # lines that a person should not miss
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+def sort_results(cohort, results, unlabeled):
+    """What became of each scan.
+
+    :param cohort: list of Scan
+    :param results: PreparedScan or SkippedScan of each
+    :param unlabeled: {scan id: reason} of scans that were not tried
+    :return: SortedResults
+    """
+    prepared, skipped, no_scans = [], dict(unlabeled), []
+    for scan, result in zip(cohort, results):
+        if isinstance(result, conversion.PreparedScan):
+            prepared.append(result)
+        elif result.is_scan:
+            skipped[scan.id] = result.reason
+        else:
+            no_scans.append(result.reason)
+    notes = [f"left out: {len(no_scans)} files that are no scans"] if no_scans else []
+    return SortedResults(prepared, skipped, [*notes, *no_scans])
+
+
+def write(folder, settings, results, labels, choice, existing=None):
+    """Completes the entries, and writes manifest.json and qc/.
+
+    :param settings: conversion.Settings
+    :param results: SortedResults
+    :param labels: labels.Labels
+    :param choice: SplitChoice
+    :param existing: Existing, whose volumes are kept as they are; None: there are none
+    :return: DataFolder
+    :raises UserError: classes or sides that do not go together
+    """
+    kept = existing.entries if existing else []
+    entries = [*kept, *(result.entry for result in results.prepared)]
+    summaries = [*(existing.summaries if existing else []),
+                 *(result.summary for result in results.prepared)]
+    order = sorted(range(len(entries)), key=lambda i: entries[i]["id"])
+    entries, summaries = [entries[i] for i in order], [summaries[i] for i in order]
+    notes, warnings = [], list(choice.given.notes)
+    names = _set_classes(entries, existing, labels, notes)
+    twins = quality_control.find_twins([entry["id"] for entry in entries],
+                                       [summary.digest for summary in summaries])
+    warnings += [f"the same image under {len(same)} names: {', '.join(same)}; all are kept, on one "
+                 "side of the split" for same in twins]
+    _set_splits(entries, kept, twins, choice, names, notes, warnings)
+    header = make_header(settings, entries, names)
+    manifest.write_manifest(folder, header, entries)
+    odd = quality_control.write(folder / "qc", entries, summaries, results.skipped)
+    return DataFolder(header, entries, results.skipped, odd, notes, warnings)
+
+
+def make_header(settings, entries, class_names):
+    """The manifest's header: the geometry of the cohort, and how it was prepared."""
+    grids = [preparation.prepared_grid(entry) for entry in entries]
+    affine, source_shape, source_affine = geometry.cohort_grid(
+        [shape for shape, _ in grids], [affine for _, affine in grids], settings.size,
+        settings.fit)
+    return {
+        "size": settings.size, "layout": settings.layout,
+        "grid": mosaic.grid_size(settings.size, settings.layout), "fit": settings.fit,
+        "window_percentiles": list(settings.window), "affine": affine.tolist(),
+        "source_shape": list(source_shape), "source_affine": source_affine.tolist(),
+        "classes": class_names, "preparation": preparations_of(settings)}
+
+
+def preparations_of(settings):
+    """What the manifest says of the flags that were given, {flag: value}.
+
+    :param settings: conversion.Settings
+    """
+    version = f"SimpleITK {preparation.load_n4().Version_VersionString()}" if settings.n4 else None
+    crop = "brain" if settings.crop_to_brain else None
+    values = {
+        "volume": settings.volume, "mask": settings.mask, "n4": version, "crop": crop,
+        "crop_margin": settings.crop_margin if crop else None, "affine": settings.affine_source,
+        "orientation": settings.orientation, "nan": "zero" if settings.nan_to_zero else None}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _set_classes(entries, existing, labels, notes):
+    """Gives each new entry its class; the names of the classes, by index.
+
+    Classes that the folder has keep their numbers: models were trained with them. A class counts
+    only if one of its scans could be used.
+    """
+    names = list(existing.header["classes"]) if existing else []
+    new = [entry for entry in entries if "class" not in entry]
+    used = {labels.label_of[entry["id"]] for entry in new}
+    if existing and used and (names == [ONE_CLASS]) != (used == {ONE_CLASS}):
+        raise UserError(f"--labels: the data folder has the classes {tables.some(names)}, the new "
+                        f"scans {tables.some(sorted(used))}; label both or neither")
+    added = sorted(used - set(names))
+    if existing and added:
+        notes.append(f"new classes, numbered after those that were there: {', '.join(added)}")
+    names += added
+    for entry in new:
+        entry["class"] = names.index(labels.label_of[entry["id"]])
+    return names
+
+
+def _set_splits(entries, kept, twins, choice, names, notes, warnings):
+    """Gives each new entry its side; subjects of kept entries, and their twins, stay on theirs."""
+    given = dict(choice.given.side_of)
+    given |= {entry["subject"]: entry["split"] for entry in kept}
+    subject_of = {entry["id"]: entry["subject"] for entry in entries}
+    classes = defaultdict(set)
+    for entry in entries:
+        classes[entry["subject"]].add(names[entry["class"]])
+    class_of = {subject: tuple(sorted(found)) for subject, found in classes.items()}
+    sides = split.split_subjects(
+        subject_of.values(), choice.ratio, choice.seed, given,
+        [{subject_of[scan_id] for scan_id in same} for same in twins],
+        class_of if choice.stratify else None)
+    for entry in entries:
+        entry.setdefault("split", sides.side_of[entry["subject"]])
+    warnings += sides.notes
+    count = Counter(sides.side_of.values())
+    counted = ", ".join(f"{count[side]} {side}" for side in manifest.SPLITS
+                        if count[side] or side != "val")
+    notes.append(f"split by subject: {counted}; asked for {choice.ratio[0]}:{choice.ratio[1]}"
+                 + (f", {len(given)} sides were given" if given else ""))
+    for index, name in enumerate(names):
+        found = {entry["split"] for entry in entries if entry["class"] == index}
+        lacking = [side for side in count if side not in found]
+        if found and lacking:
+            warnings.append(f"class {name!r} has no volume in the {' and the '.join(lacking)} "
+                            "split; --stratify keeps classes in proportion")
+
+
+# ----------------------------------------------------------------------------------------- adding
+
+def read_existing(folder, settings):
+    """What a data folder holds, if it was made with the same settings.
+
+    :param folder: Path of --output
+    :param settings: conversion.Settings
+    :return: Existing; None where there is no data folder
+    :raises UserError: it was made with other settings, or is damaged
+    """
+    if not (folder / manifest.FILE_NAMES[0]).is_file():
+        return None
+    header, entries = manifest.read_manifest(folder)
+    wanted = {"size": settings.size, "layout": settings.layout, "fit": settings.fit,
+              "window_percentiles": list(settings.window), **preparations_of(settings)}
+    made_with = {**{key: header[key] for key in COMPARED_KEYS}, **header.get("preparation", {})}
+    for key in sorted(wanted.keys() | made_with.keys()):
+        if wanted.get(key) != made_with.get(key):
+            raise UserError(
+                f"--output {folder}: exists already, a data folder made with other settings ({key} "
+                f"{made_with.get(key)}, now {wanted.get(key)}); give those to add scans to it, or "
+                "name a new folder")
+    masked = _masked_in_table(folder / "qc" / quality_control.TABLE_NAME)
+    return Existing(header, entries,
+                    [_summarize(folder, header, entry, masked) for entry in entries])
+
+
+def _masked_in_table(path):
+    """{scan id: whether it was masked} of an earlier qc.tsv; empty if that is gone."""
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            return {row["id"]: row["masked"] == "yes" for row in csv.DictReader(f, delimiter="\t")}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
+        return {}
+
+
+def _summarize(folder, header, entry, masked):
+    """The ScanSummary of a volume that was prepared before."""
+    path = mosaic_files.mosaic_path(folder, entry["id"])
+    pixels = mosaic_files.read_mosaic(path, header)
+    cube = mosaic.untile(pixels, header["size"], header["layout"])
+    shape, affine = preparation.prepared_grid(entry)
+    affine = geometry.cube_affine(shape, affine, header["size"], header["fit"])
+    was_masked = masked.get(entry["id"])
+    if was_masked is None:
+        was_masked = quality_control.is_masked(cube)
+    return quality_control.summarize(cube, geometry.voxel_sizes(affine), was_masked,
+                                     quality_control.digest_of(pixels))
+
+
+def new_scans(cohort, existing, output):
+    """The scans that a data folder does not hold; lines about those that it does.
+
+    :param cohort: list of Scan
+    :param existing: Existing
+    :return: list of Scan; lines
+    """
+    if existing is None:
+        return cohort, []
+    known = {entry["id"]: entry for entry in existing.entries}
+    new = [scan for scan in cohort if scan.id not in known]
+    lines = [f"{output}: exists already: its {len(known)} volumes are kept as they are, "
+             f"{len(known.keys() - {scan.id for scan in cohort})} of them not in --input; "
+             f"{len(new)} scans are new"]
+    same = [scan for scan in cohort if scan.id in known]
+    moved = [scan.id for scan in same
+             if known[scan.id].get("source") != scans.printable(scans.real_path(scan.path))]
+    if moved:
+        lines.append(f"{output}: {len(moved)} volumes were made from files at other paths: "
+                     f"{tables.some(moved)}")
+    newer = [scan.id for scan in same if _is_newer(
+        scan.path, mosaic_files.mosaic_path(output, scan.id))]
+    if newer:
+        lines.append(f"{output}: {len(newer)} scans changed after their volumes were made, which "
+                     f"are kept: {tables.some(newer)}; for them, preprocess into a new folder")
+    return new, lines
+
+
+def _is_newer(path, than):
+    try:
+        return path.stat().st_mtime > than.stat().st_mtime
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def added_to(output):
+    """Yields a temporary folder whose files are moved into a data folder on success.
+
+    Mosaics first, the manifest last: whenever this is interrupted, the folder is what it was, or
+    the whole new one.
+
+    :param output: Path of the data folder
+    """
+    leftovers.remove(output)
+    temporary = Path(tempfile.mkdtemp(prefix=leftovers.prefix_of(output), dir=output))
+    leftovers.claim(temporary)
+    try:
+        yield temporary
+        for name in ("mosaics", "bias", "qc"):
+            if (temporary / name).is_dir():
+                (output / name).mkdir(exist_ok=True)
+                for path in sorted((temporary / name).iterdir()):
+                    os.replace(path, output / name / path.name)
+        os.replace(temporary / manifest.FILE_NAMES[0], output / manifest.FILE_NAMES[0])
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        leftovers.release(temporary)

@@ -1,0 +1,50 @@
+"""The figures of an evaluation."""
+import numpy as np
+
+from reporting import charts, figures
+
+NEAREST_ROWS = 4    # synthetic volumes that come closest to a training volume
+
+
+def draw(folder, pool, entries, nearest):
+    """Writes all figures.
+
+    :param folder: Path to create
+    :param pool: metrics.statistic.Pool, loaded
+    :param entries: {key: entry of metrics.json}
+    :param nearest: {key: for each synthetic volume, the index of the nearest training volume}
+    """
+    folder.mkdir()
+    real, synthetic = pool.sets["real"], pool.sets["synthetic"]
+    middle = len(synthetic) // 2
+    figures.montage(
+        folder / "montage.png",
+        [(f"real ({figures.short_name(real.ids[0])})", pool.part("real")[0]),
+         (f"synthetic ({figures.short_name(synthetic.ids[middle])})",
+          pool.part("synthetic")[middle])],
+        real.voxel_sizes, affine=real.affine)
+    groups = {f"real, N = {len(real)}": pool.part("real"),
+              f"synthetic, N = {len(synthetic)}": pool.part("synthetic")}
+    for layout in pool.layouts:
+        groups[f"real after VAE, {layout}, N = {len(real)}"] = pool.part(f"vae {layout}")
+    figures.gallery(folder / "gallery.png", groups, real.voxel_sizes, affine=real.affine)
+    charts.draw_all(folder, entries)
+    if nearest:
+        key = "nearest_ms_ssim" if "nearest_ms_ssim" in nearest else "nearest_correlation"
+        _draw_nearest(folder / "nearest.png", pool, entries[key], nearest[key])
+
+
+def _draw_nearest(path, pool, entry, index):
+    """The synthetic volumes closest to a training volume.
+
+    :param entry: of metrics.json, with the similarity of each volume
+    :param index: (N,) nearest training volume of each synthetic one
+    """
+    similarity = np.array(entry["of_volumes"]["synthetic"])
+    synthetic, training = pool.part("synthetic"), pool.part("train")
+    closest = np.argsort(-similarity, kind="stable")[:NEAREST_ROWS]
+    rows = [(pool.sets["synthetic"].ids[i], pool.train.ids[index[i]], similarity[i], synthetic[i],
+             training[index[i]]) for i in closest]
+    measure = entry["name"].split(", ")[-1]
+    real = pool.sets["real"]
+    figures.nearest_neighbors(path, rows, real.voxel_sizes, measure, affine=real.affine)

@@ -1,0 +1,50 @@
+"""Numbers as text, with no more digits than their uncertainty lets them have."""
+import math
+
+
+def number(x, digits=4):
+    """A number of so many significant digits; a dash for None and NaN."""
+    if x is None or x != x:
+        return "–"
+    return f"{x:.{digits}g}".replace("-", "−")
+
+
+def with_span(value, pair):
+    """A value and its interval, both rounded by the interval's width.
+
+    The ends are rounded to the second significant digit of the width, the value to one more:
+    0.009612 [0.001877, 0.01339] -> 0.0096 [0.002, 0.013].
+
+    :param value: float or None
+    :param pair: [low, high], or None
+    :return: text of the value, text of the interval in brackets, after a space ("" without one)
+    """
+    if not pair or value is None:
+        return number(value), ""
+    width = pair[1] - pair[0]
+    if not width > 0 or not math.isfinite(width):
+        return number(value), f" [{number(pair[0])}, {number(pair[1])}]"
+    place = math.floor(math.log10(width)) - 1
+    ends = ", ".join(_rounded(end, place) for end in pair)
+    return _rounded(value, place - 1), f" [{ends}]"
+
+
+def with_range(mean, low, high):
+    """A mean and its lowest and highest value, all to the third significant digit of their spread.
+
+    :return: text
+    """
+    spread = high - low
+    if not spread > 0 or not math.isfinite(spread):
+        return f"{number(mean)} ({number(low)} … {number(high)})"
+    place = math.floor(math.log10(spread)) - 2
+    mean, low, high = (_rounded(x, place) for x in (mean, low, high))
+    return f"{mean} ({low} … {high})"
+
+
+def _rounded(x, place):
+    """A number rounded to a multiple of 10 to the power of `place`, without needless zeros."""
+    text = f"{round(x, -place):.{max(0, -place)}f}"
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text.replace("-", "−")

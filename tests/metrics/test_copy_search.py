@@ -1,0 +1,62 @@
+"""The search for copies, on blobs that are easily confused with each other when blurred."""
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from metrics import copy_search
+
+SIDE = 32
+
+
+def blobs(n, seed):
+    """(N, 32, 32, 32) uint8, smooth and empty at the border, all with a common part."""
+    rng = np.random.default_rng(seed)
+    own = ndimage.gaussian_filter(rng.normal(size=(n, SIDE, SIDE, SIDE)), (0, 2, 2, 2))
+    common = ndimage.gaussian_filter(np.random.default_rng(99).normal(size=(SIDE,) * 3), 3)
+    volumes = own / own.std() + 2 * common / common.std() + 5
+    mask = np.zeros((SIDE,) * 3)
+    mask[6:-6, 6:-6, 6:-6] = 1
+    return np.clip(25 * volumes * ndimage.gaussian_filter(mask, 1), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def search():
+    return copy_search.CopySearch(blobs(10, seed=0), [f"s{i // 2}" for i in range(10)])
+
+
+@pytest.mark.parametrize("flip, axis", [("", None), ("left-right", 0), ("inferior-superior", 2)])
+@pytest.mark.parametrize("shift", [(0, 0, 0), (3, -2, 1), (-1, 3, -3)])
+def test_copies_are_found_however_they_are_moved(search, flip, axis, shift):
+    source = search.volumes[7]
+    mirrored = source if axis is None else np.flip(source, axis)
+    match = search.best_match(np.roll(mirrored, shift, (0, 1, 2)))
+    assert match.index == 7 and match.flip == flip and match.shift == shift
+    assert match.distance < 1e-5 and match.ratio < 1e-3
+    darker = (0.8 * np.roll(mirrored, shift, (0, 1, 2)) + 20).astype(np.uint8)
+    match = search.best_match(darker)
+    assert match.index == 7 and match.ratio < 0.02
+
+
+def test_distance_is_that_of_the_correlation(search):
+    match = search.best_match(search.volumes[3])
+    others = [i for i in range(10) if i not in (2, 3)]  # volume 2 is of the same subject
+    correlation = np.corrcoef(search.volumes.reshape(10, -1))[3]
+    assert match.second_distance <= 1 - correlation[others].max() + 1e-5
+    assert match.second_distance > 0.03
+
+
+def test_planted_copies_are_flagged_and_new_volumes_are_not(search):
+    rng = np.random.default_rng(0)
+    real = [search.best_match(v).ratio for v in blobs(8, seed=1)]
+    threshold = copy_search.threshold(real)
+    assert threshold == pytest.approx(min(0.8 * min(real), copy_search.HIGHEST_FLAGGED))
+    for index in (0, 4, 9):
+        match = search.best_match(copy_search.planted_copy(search.volumes[index], rng))
+        assert match.index == index and match.ratio < threshold and match.flip == "left-right"
+    assert all(search.best_match(v).ratio > threshold for v in blobs(8, seed=2))
+
+
+def test_one_subject_has_no_second():
+    assert copy_search.CopySearch(blobs(2, 0), ["a", "a"]).best_match(blobs(1, 1)[0]) is None
+    same = copy_search.Match(0, 0.0, 0.0, "", (0, 0, 0))  # two equal training volumes
+    assert same.ratio == 1

@@ -1,0 +1,56 @@
+"""What metrics.json says, and whether it is still so."""
+import json
+
+import numpy as np
+import pytest
+
+from metrics import evaluation
+from metrics.volume_sets import VolumeSet
+from utils.errors import UserError
+
+SETTINGS = {"seed": 0, "pairs": None, "output": "a", "device": "cpu", "memory_gb": 4.0}
+
+
+def description(ids=("a", "b"), **made_by):
+    found = VolumeSet("--synthetic", "folder", None, list(ids), list(ids), 2, np.ones(3), None,
+                      made_by=made_by)
+    return {"synthetic": evaluation.describe_set(found)}
+
+
+@pytest.fixture
+def existing(tmp_path):
+    content = {"format": evaluation.FORMAT, "sets": description(recipe={"seed": 1}),
+               "settings": SETTINGS}
+    (tmp_path / "metrics.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_the_same_evaluation(existing):
+    assert evaluation.is_evaluation(existing) and not evaluation.is_evaluation(existing / "x")
+    other = {**SETTINGS, "output": "b", "device": "cuda", "memory_gb": 8.0, "update": True}
+    assert evaluation.differences(existing, description(recipe={"seed": 1}), other) == []
+
+
+@pytest.mark.parametrize("sets, settings, expected", [
+    (description(("a", "b", "c"), recipe={"seed": 1}), {}, ["synthetic: 2 volumes, now 3"]),
+    (description(("a", "c"), recipe={"seed": 1}), {}, ["synthetic: 2 volumes, now 2 others"]),
+    (description(recipe={"seed": 2}), {}, ["synthetic: another recipe"]),
+    (description(recipe={"seed": 1}), {"pairs": 3}, ["--pairs"]),
+    ({**description(recipe={"seed": 1}), "train": {"n": 3, "ids": ["x"]}}, {},
+     ["train: 0 volumes, now 3"])])
+def test_what_differs(existing, sets, settings, expected):
+    assert evaluation.differences(existing, sets, {**SETTINGS, **settings}) == expected
+
+
+def test_files_that_are_no_evaluation(tmp_path):
+    for text in ("{}", "[]", "{", '{"format": "mosaicdit-data"}'):
+        (tmp_path / "metrics.json").write_text(text)
+        assert not evaluation.is_evaluation(tmp_path)
+
+
+def test_nothing_of_what_was_named():
+    evaluation.require_some(None, [], {"FID": "no weights"})
+    evaluation.require_some(["fid", "mmd"], ["mmd"], {"FID": "no weights"})
+    with pytest.raises(UserError, match="--metrics fid kid: nothing can be computed; FID: no "
+                       "weights; KID: none"):
+        evaluation.require_some(["fid", "kid"], [], {"FID": "no weights", "KID": "none"})

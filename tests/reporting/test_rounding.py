@@ -1,0 +1,32 @@
+import pytest
+
+from reporting import rounding
+
+
+@pytest.mark.parametrize("value, expected", [
+    (None, "–"), (float("nan"), "–"), (0.0, "0"), (-1.23456, "−1.235"), (1e-7, "1e−07")])
+def test_number(value, expected):
+    assert rounding.number(value) == expected
+
+
+@pytest.mark.parametrize("value, pair, expected", [
+    (0.009612, (0.001877, 0.01339), "0.0096 [0.002, 0.013]"),
+    (47.6647, (26.1, 60.5), "47.7 [26, 60]"),
+    (0.91, (0.9, 0.92), "0.91 [0.9, 0.92]"),
+    (1234.5, (-410.2, 2100.0), "1230 [−400, 2100]"),
+    (0.98765, (0.98401, 0.99102), "0.98765 [0.984, 0.991]"),
+    (-0.00004, (-0.012, 0.011), "0 [−0.012, 0.011]"),
+    (0.0, (0.0, 0.1059), "0 [0, 0.11]"),
+    (3.14159, None, "3.142"),
+    (2.0, (2.0, 2.0), "2 [2, 2]"),
+    (None, (0, 1), "–"),
+])
+def test_digits_follow_the_interval(value, pair, expected):
+    assert "".join(rounding.with_span(value, pair)) == expected
+
+
+@pytest.mark.parametrize("values, expected", [
+    ((58.5, 35.6, 95.8), "58.5 (35.6 … 95.8)"), ((10683, 10487, 11021), "10683 (10487 … 11021)"),
+    ((-0.001, -0.0487, 0.0613), "−0.001 (−0.049 … 0.061)"), ((0.0, 0.0, 0.0), "0 (0 … 0)")])
+def test_digits_follow_the_spread(values, expected):
+    assert rounding.with_range(*values) == expected

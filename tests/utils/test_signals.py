@@ -1,0 +1,50 @@
+"""Ctrl-C at any moment of a script's start, and signals before there is anything to save."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from helpers import ROOT
+
+from utils import errors, signals
+
+
+@pytest.mark.parametrize("script", ["train", "sample"])
+def test_ctrl_c_while_a_script_imports_ends_in_one_line(script):
+    """The imports take more than a second; the signal comes when they have begun."""
+    process = subprocess.Popen([sys.executable, "-X", "importtime", f"{script}.py", "--help"],
+                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    lines = []
+    for line in process.stderr:  # -X importtime prints each module once it is imported
+        lines.append(line)
+        if "| " in line and line.split("|")[-1].strip() == "utils.errors":
+            break
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait(60) == errors.EXIT_INTERRUPTED
+    said = [line for line in rest.splitlines() if not line.startswith("import time:")]
+    assert said == [f"{script}.py: interrupted"]
+
+
+def test_no_handler_in_a_notebook_or_test():
+    assert not errors._is_script_starting()
+    assert signal.getsignal(signal.SIGINT) is not errors._exit_during_imports
+
+
+def test_a_signal_before_training_exits(monkeypatch, capsys):
+    numbers = [*signals.StopSignals.NUMBERS]
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        stop = signals.StopSignals()
+        with pytest.raises(SystemExit) as raised:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(1)
+        assert raised.value.code == errors.EXIT_STOPPED and stop.received is None
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert "SIGUSR1 during set-up: nothing to save" in capsys.readouterr().err

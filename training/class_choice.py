@@ -1,0 +1,71 @@
+"""Which class a sample is of: one class for all, or drawn as the training set is made up."""
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.errors import UserError
+
+COHORT = "cohort"    # value of --class-label: classes as frequent as among the training volumes
+
+
+@dataclass(frozen=True)
+class ClassChoice:
+    """The class of every sample.
+
+    :param label: index of the class, or COHORT
+    :param counts: training volumes of each class; of COHORT only
+    """
+    label: int | str
+    counts: tuple[int, ...] = ()
+
+    def of_sample(self, seed, i):
+        """Index of the class of sample i: drawn from (seed, i) alone."""
+        if self.label != COHORT:
+            return self.label
+        shares = np.cumsum(self.counts) / sum(self.counts)
+        # apart from the noise of the sample, which utils.seeding draws from (seed, i) itself
+        sequence = np.random.SeedSequence([seed, i], spawn_key=(1,))
+        return int(np.searchsorted(shares, np.random.default_rng(sequence).random(), side="right"))
+
+    def describe(self, names):
+        """A phrase for the user.
+
+        :param names: of the classes
+        """
+        if self.label != COHORT:
+            return f"class {self.label} ({names[self.label]})"
+        total = sum(self.counts)
+        shares = [f"{count / total:.1%} {name}" for name, count in zip(names, self.counts)]
+        return f"classes as in training: {', '.join(shares)}"
+
+
+def choose_class(text, metadata, names, checkpoint):
+    """The class that --class-label means.
+
+    :param text: index of a class, its name, or COHORT
+    :param metadata: of the checkpoint
+    :param names: of the classes, by index
+    :param checkpoint: its path, for errors
+    :return: ClassChoice
+    :raises UserError: no such class, or COHORT of a checkpoint that does not know it
+    """
+    if text.isascii() and text.isdigit() and int(text) < len(names):
+        return ClassChoice(int(text))
+    if text in names:
+        return ClassChoice(names.index(text))
+    if text == COHORT:
+        return ClassChoice(COHORT, _counts(metadata, names, checkpoint))
+    known = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+    raise UserError(f"--class-label {text}: the model was trained on {known}; give one of these, "
+                    f"by index or name, or {COHORT}")
+
+
+def _counts(metadata, names, checkpoint):
+    if "class_counts" not in metadata:
+        raise UserError(f"--class-label {COHORT}: {checkpoint} was written before 0.5.0 and "
+                        "does not say how frequent its classes were; name a class")
+    counts = metadata["class_counts"]
+    if (len(counts) != len(names) or not all(type(n) is int and n >= 0 for n in counts)
+            or not sum(counts)):
+        raise UserError(f"{checkpoint}: its class_counts are damaged; use another checkpoint")
+    return tuple(counts)

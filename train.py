@@ -9,21 +9,23 @@ Run the same command again to resume: it continues from the newest intact state 
 had never stopped (bitwise identical on a CPU). SIGTERM, SIGINT, SIGUSR1 or --max-minutes end the
 step, save, and exit with code 75; a second signal exits at once.
 """
-from utils.errors import UserError, run_script  # first: Ctrl-C during imports
+from utils.errors import EXIT_STOPPED, UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
 import argparse
 import hashlib
 import math
+import sys
 import time
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 import models
 from diffusion import vae as vae_module
 from mri import manifest
-from training import acceleration, dry_run, finetuning, latent_cache, loop, setup, step
+from training import acceleration, bookkeeping, dry_run, finetuning, latent_cache, setup, step
 from training.loss_scaling import LossScaler
 from training.resume import open_run
 from training.state import TrainingState
@@ -195,13 +197,76 @@ def check_flags(args):
 
 # --------------------------------------------------------------------------------------- training
 
-def announce(run, args, model, state, options, volumes, notes):
+def train(args, *, model, config, state, batches, run, entries, metadata, max_steps, precision,
+          device, stop_watch):
+    """Trains up to `max_steps`, or until asked to stop.
+
+    :param run: the Run in process 0, which alone writes; None in the others
+    :return: exit code
+    """
+    parameters = list(state.trained.values())
+    show_bar = run is not None and sys.stderr.isatty()
+    bar = tqdm(total=max_steps, initial=state.step, desc="steps", disable=not show_bar,
+               dynamic_ncols=True)
+    clock, clock_step = time.monotonic(), state.step
+    stop = end = False
+    while not (stop or end):
+        state.step += 1
+        lr = step.learning_rate(state.step, lr=args.lr, schedule=args.lr_schedule,
+                                max_steps=max_steps)
+        losses, is_bad = step.compute_gradients(
+            model, batches.take(state.step), parameters, accum=args.accum, device=device,
+            global_batch_size=args.global_batch_size, precision=precision,
+            loss_scaler=state.loss_scaler)
+        state.update(losses, is_bad, lr)
+        state.optimizer.zero_grad(set_to_none=True)
+        bar.update()
+
+        end = state.step == max_steps
+        stop, overdue = stop_watch.decide()
+        checkpoint_due = end or state.step % args.ckpt_every == 0
+        save_due = checkpoint_due or stop or overdue
+        log_due = end or state.step % args.log_every == 0
+        if log_due or save_due:
+            bookkeeping.report_skipped_steps(run, state, batches, entries, lr=args.lr,
+                                             tolerate=args.skip_nonfinite)
+        if log_due:
+            speed = (state.step - clock_step) / (time.monotonic() - clock)
+            if run:
+                bookkeeping.log_means(run, state, max_steps=max_steps, lr=lr,
+                                      steps_per_second=speed, batch_size=args.global_batch_size)
+            state.start_log_line()
+            clock, clock_step = time.monotonic(), state.step
+        if run and save_due:
+            bookkeeping.save(run, state, metadata, with_checkpoint=checkpoint_due, lr=args.lr,
+                             keep=args.keep, keep_every=args.keep_every)
+            stop_watch.saved()
+        if run and args.sample_every and state.step % args.sample_every == 0:
+            path = run.folder / "samples" / f"{state.step:07d}.png"
+            bookkeeping.sample_preview(path, model, state, config, vae=args.vae, device=device,
+                                       seed=args.global_seed, precision=precision)
+    bar.close()
+    if run:
+        say_how_it_ended(run, state.step, max_steps, stop_watch)
+    # until process 0 has saved: torchrun ends the others as soon as one has ended
+    distributed.barrier()
+    return 0 if end else EXIT_STOPPED
+
+
+def say_how_it_ended(run, last_step, max_steps, stop_watch):
+    if last_step == max_steps:
+        run.say(f"done: {run.checkpoints / f'{last_step:07d}.safetensors'}")
+    else:
+        run.say(f"stopped by {stop_watch.reason()} after step {last_step}/{max_steps}, saved; "
+                "the same command resumes")
+
+
+def announce(run, args, model, state, precision, device, volumes, notes):
     """Opens the logs and says what is about to happen."""
     run.open_logs(state.step)
     n = sum(p.numel() for p in state.trained.values())
     message = (f"{run.folder}: {args.model} on {volumes} mosaics, --tune {args.tune}: "
-               f"{n:,} trainable values, {model.grid ** 2} tokens, {options.precision} on "
-               f"{options.device}")
+               f"{n:,} trainable values, {model.grid ** 2} tokens, {precision} on {device}")
     if distributed.world_size() > 1:
         message += f", {distributed.world_size()} processes, {4 * n / 1e6:.1f} MB reduced per step"
     if state.step:
@@ -215,15 +280,6 @@ def model_options(args):
         name=args.model, num_classes=args.num_classes, gamma_blocks=args.gamma_blocks,
         weights_path=args.ckpt, base_path=args.base, pos_embed=args.pos_embed,
         base_grid=args.base_grid, seed=args.global_seed)
-
-
-def loop_options(args, max_steps, precision, device):
-    return loop.LoopOptions(
-        lr=args.lr, lr_schedule=args.lr_schedule, max_steps=max_steps,
-        global_batch_size=args.global_batch_size, accum=args.accum, precision=precision,
-        device=device, seed=args.global_seed, vae=args.vae, skip_nonfinite=args.skip_nonfinite,
-        log_every=args.log_every, ckpt_every=args.ckpt_every, keep=args.keep,
-        keep_every=args.keep_every, sample_every=args.sample_every)
 
 
 def build(args, side, channels, precision, device):
@@ -298,9 +354,8 @@ def main():
                 print(f"{run.folder} has its {state.step} steps already; give --resume none for "
                       "another run, or a higher --max-steps to continue this one")
             return 0
-        options = loop_options(args, max_steps, precision, device)
         if run:
-            announce(run, args, start.model, state, options, len(entries),
+            announce(run, args, start.model, state, precision, device, len(entries),
                      (*start.notes, *opened.notes, compile_message))
         batches = step.Batches(
             moments, labels, vae_config, start.model.num_classes, seed=args.global_seed,
@@ -308,9 +363,9 @@ def main():
             last_step=max_steps, device=device, prefetch=args.prefetch)
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
-        return loop.train(options, model=start.model, config=start.config, state=state,
-                          batches=batches, run=run, entries=entries, metadata=metadata,
-                          stop_watch=watch)
+        return train(args, model=start.model, config=start.config, state=state, batches=batches,
+                     run=run, entries=entries, metadata=metadata, max_steps=max_steps,
+                     precision=precision, device=device, stop_watch=watch)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from utils.progress import progress  # noqa: E402
 # mean intensity of cerebrospinal fluid, gray and white matter: weak and strong T1 weighting
 CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.10, 0.50, 0.92)}
 TISSUE_DEVIATION = 0.04       # of those intensities between subjects
-MARGIN_MM = 6                 # around the brain; the template has voxels of 1 mm
+MARGIN_MM = 15                # around the brain, so that none leaves the field of view
 VOXEL_SIZE_MM = 3             # of the scans
 POINT_SPREAD_MM = 2.6         # standard deviation of the scanner's point spread
 MAX_ROTATION_DEGREES = 4
@@ -57,10 +57,10 @@ def load_template():
     box = []
     for across in ((1, 2), (0, 2), (0, 1)):
         inside = np.flatnonzero(mask.any(across))
-        box.append(slice(max(0, inside[0] - MARGIN_MM), inside[-1] + MARGIN_MM))
-    affine = images[0].affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [interval.start for interval in box]
-    return [tissue[tuple(box)] for tissue in (csf, gray, white)], affine
+        box.append(slice(inside[0], inside[-1] + 1))
+    affine = images[0].affine.copy()  # voxels of 1 mm
+    affine[:3, 3] += affine[:3, :3] @ [interval.start - MARGIN_MM for interval in box]
+    return [np.pad(tissue[tuple(box)], MARGIN_MM) for tissue in (csf, gray, white)], affine
 
 
 def smooth_field(rng, deviation, knots, shape):

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole pipeline on a CPU: made-up brains in two contrasts, a small VAE, a small DiT pretrained on
-# the first contrast and finetuned by DiffFit on the second, samples, NIfTIs, evaluation. Every step is
-# the command line that a user would type.
+# The whole pipeline on a CPU: made-up brains in two contrasts, a small VAE, a small DiT pretrained
+# on the first contrast and finetuned by DiffFit on the second, samples, NIfTIs, evaluation. Every
+# step is the command line that a user would type.
 #
 #     make demo        or        bash demo/run.sh [FOLDER]
 set -euo pipefail

@@ -33,6 +33,7 @@ MAX_COLUMNS_MARKDOWN = 140
 MAX_FUNCTION_LINES = 60
 MAX_MODULE_LINES = 400
 MAX_SCRIPT_LINES = 320
+LONGER_SCRIPTS = {"train.py": 380}  # it holds the training loop
 GENERATED = ("docs/demo-report/", "tests/golden/")  # their lines may be longer
 LONGER_FUNCTIONS = ()  # "file.py:function", each with a reason
 
@@ -335,6 +336,7 @@ def test_files_are_short():
     wrong = []
     for path in code_files():
         limit = MAX_SCRIPT_LINES if Path(path).stem in SCRIPTS else MAX_MODULE_LINES
+        limit = LONGER_SCRIPTS.get(path, limit)
         lines = len(text(path).splitlines())
         if lines > limit:
             wrong.append(f"{path} has {lines} lines")

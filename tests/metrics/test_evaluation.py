@@ -1,10 +1,11 @@
 """What metrics.json says, and whether it is still so."""
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from metrics import evaluation
+from metrics import evaluation, inception, statistic
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
 
@@ -54,3 +55,22 @@ def test_nothing_of_what_was_named():
     with pytest.raises(UserError, match="--metrics fid kid: nothing can be computed; FID: no "
                        "weights; KID: none"):
         evaluation.require_some(["fid", "kid"], [], {"FID": "no weights", "KID": "none"})
+
+
+def test_fid_infinity_of_a_set_against_its_copy_is_not_negative(tmp_path):
+    """It is extrapolated, so it can come out below 0, where no distance is."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(60, 20))
+    products = np.concatenate([features, features]) @ np.concatenate([features, features]).T
+
+    def a_set(flag):
+        ids = [f"{flag}{i}" for i in range(60)]
+        return VolumeSet(flag, "folder", None, ids, ids, 2, np.ones(3), None)
+
+    pool = statistic.Pool(a_set("--real"), a_set("--synthetic"))
+    found = inception._infinity_statistic(pool, products, {"view": "axial", "slices": 1}, seed=0)
+    nothing = statistic.Resamples(
+        **{field.name: None for field in dataclasses.fields(statistic.Resamples)})
+    entry = statistic.summarize(found, pool, nothing)
+    assert found.value < 0 and entry["value"] == 0
+    assert entry["n"][-1] == 60 and len(entry["fid"]) == len(entry["n"])

@@ -76,14 +76,15 @@ def add_data_and_model_flags(p):
                    help="base weights of --ckpt, if that is a checkpoint of train.py; default: "
                    "where it found them, or weights/")
     g.add_argument("--num-classes", type=int, default=1000,
-                   help="number of classes; keep 1000 for the public weights")
+                   help="number of classes in the class table; keep 1000 for the public weights: the "
+                   "classes of your data take its first rows")
     g.add_argument("--pos-embed", choices=("interpolate", "extrapolate"), default="interpolate",
                    help="position embedding of a grid larger than at pretraining: interpolate "
                    "scales positions to the pretraining grid, extrapolate keeps them")
     g.add_argument("--base-grid", type=int, metavar="PATCHES",
                    help="only with --ckpt none: patches along a side to which positions are "
-                   "scaled; default: the grid itself. More make positions on small grids easier "
-                   "to distinguish")
+                   "scaled; default: the grid itself. A larger value spaces positions on a small "
+                   "grid further apart")
     g = p.add_argument_group("trainable parameters")
     g.add_argument("--tune", choices=finetuning.TUNING_METHODS, default="difffit",
                    help="which parameters train. " + finetuning.describe_methods())
@@ -126,7 +127,7 @@ def add_memory_flags(p):
                    "a number every block; 0: none")
     g.add_argument("--keep-activations", action="store_true",
                    help="keep gates, norms and the attention's output projection for the backward "
-                   "pass: more memory, 2 %% faster; default: recompute them")
+                   "pass: more memory, 2%% faster; default: recompute them")
     add_compile_flag(g)
     g.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True,
                    help="prepare the next batch while one is computed; default: yes")

@@ -74,10 +74,10 @@ def add_data_and_model_flags(p):
                    "repository, diffusers folder, .safetensors, or none for random weights")
     g.add_argument("--base", metavar="FILE",
                    help="base weights of --ckpt, if that is a checkpoint of train.py; default: "
-                   "where it found them, or weights/")
+                   "the path recorded in that checkpoint, or weights/")
     g.add_argument("--num-classes", type=int, default=1000,
-                   help="number of classes in the class table; keep 1000 for the public weights: the "
-                   "classes of your data take its first rows")
+                   help="number of classes in the class table; keep 1000 for the public weights: "
+                   "the classes of your data take its first rows")
     g.add_argument("--pos-embed", choices=("interpolate", "extrapolate"), default="interpolate",
                    help="position embedding of a grid larger than at pretraining: interpolate "
                    "scales positions to the pretraining grid, extrapolate keeps them")

@@ -24,7 +24,8 @@ TUNING_METHODS = {
     # LayerNorms have no parameters: their affine is the adaLN modulation, whose biases train.
     "difffit": TuningMethod(
         ("matrix", "position table"),
-        "biases, normalization parameters, class table and scale vectors"),
+        "biases, normalization parameters, class table, and scale vectors if "
+        "--gamma-blocks adds any"),
     "full": TuningMethod(
         ("position table",), "all parameters except the fixed position table", needs_base=False),
 }

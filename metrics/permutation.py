@@ -6,8 +6,6 @@ however few the subjects (Fisher 1935; Phipson and Smyth 2010).
 """
 import numpy as np
 
-TAILS = ("upper", "both")
-
 
 def one_volume_per_subject(subjects, seed):
     """Indices of one random volume of each subject, in ascending order.

@@ -3,7 +3,6 @@ import torch
 
 from utils.errors import UserError
 
-PRECISIONS = ("bf16", "fp16", "fp32")
 NARROW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FAST_BF16_CAPABILITY = (8, 0)    # CUDA compute capability from which attention has bf16 kernels
 

@@ -16,10 +16,8 @@ import os
 import resource
 import shutil
 import signal
-import struct
 import sys
 import tempfile
-import zlib
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
@@ -29,10 +27,13 @@ import nibabel as nib
 import numpy as np
 import torch
 from helpers import AFFINE, GOLDEN, brain, random_vae, save_nifti
+from mutations import mutate_bytes, mutate_header, mutate_json, mutate_png
+from odd_inputs import OddInputs
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import evaluate
 import models
 import postprocess
 import preprocess
@@ -46,128 +47,12 @@ from utils import errors
 
 MAX_SECONDS = 10              # per case
 MAX_EXTRA_BYTES = 2 * 2 ** 30
-NUMBERS = [0, -0.0, 1, -1, 2, 3, 7, 127, 128, 255, 256, 32767, -32768, 65535, 2 ** 31 - 1,
-           -2 ** 31, 2 ** 63 - 1, 1e-40, 1e30, -1e30, float("nan"), float("inf"), 0.5, 1000]
-VALUES = [None, True, False, 0, 1, -1, 2, 10 ** 12, 10 ** 400, 1e308, -1e308, float("nan"),
-          float("inf"), 0.5, "", "x", "../../x", "/etc/passwd", "a" * 5000, "\u0000", "\n", "é",
-          [], {}, [[]], [1, 2, 3], [0, 0, 0], [10 ** 6] * 3, {"a": 1}, [None] * 16, "1"]
 CUBE = (12, 14, 13)
-
-
-# -------------------------------------------------------------------------------------- mutations
-
-def mutate_bytes(raw, rng):
-    """One to three changes anywhere: flipped, overwritten, cut, doubled, zeroed or added bytes.
-
-    :param rng: generator; None changes nothing
-    """
-    if rng is None:
-        return raw
-    raw = bytearray(raw)
-    for _ in range(rng.integers(1, 4)):
-        n = max(1, len(raw))
-        at = int(rng.integers(n))
-        length = int(rng.integers(1, max(2, min(n, 64))))
-        what = rng.integers(7)
-        if what == 0 and raw:
-            raw[min(at, len(raw) - 1)] ^= 1 << int(rng.integers(8))
-        elif what == 1:
-            raw[at:at + length] = rng.bytes(length)
-        elif what == 2:
-            del raw[at:]
-        elif what == 3:
-            raw[at:at] = raw[at:at + length]
-        elif what == 4:
-            raw[at:at + length] = bytes(length)
-        elif what == 5:
-            raw += rng.bytes(length)
-        else:
-            del raw[at:at + length]
-    return bytes(raw)
-
-
-def mutate_header(raw, cls, rng, endian="<"):
-    """One to three fields of a header become an odd value, or random bytes."""
-    if rng is None:
-        return raw
-    raw = bytearray(raw)
-    fields = cls.template_dtype.fields
-    for _ in range(rng.integers(1, 4)):
-        dtype, start = fields[str(rng.choice(list(fields)))][:2]
-        scalar = dtype.base.newbyteorder(endian)
-        if scalar.kind == "S" or rng.integers(4) == 0:
-            raw[start:start + dtype.itemsize] = rng.bytes(dtype.itemsize)
-            continue
-        start += int(rng.integers(dtype.itemsize // scalar.itemsize)) * scalar.itemsize
-        value = NUMBERS[rng.integers(len(NUMBERS))]
-        raw[start:start + scalar.itemsize] = encode(value, scalar, endian)
-    return bytes(raw)
-
-
-def encode(value, scalar, endian):
-    """A number as bytes of this dtype; integers wrap around."""
-    with np.errstate(all="ignore"):
-        if scalar.kind not in "iu":
-            return np.array([value], scalar).tobytes()
-        value = int(value) & (2 ** (8 * scalar.itemsize) - 1) if np.isfinite(value) else 0
-        return np.array([value], f"{endian}u{scalar.itemsize}").tobytes()
-
-
-def mutate_json(text, rng):
-    """One or two values anywhere in the tree are replaced, removed or doubled.
-
-    One time in four the bytes are mutated instead.
-    """
-    if rng is None or rng.integers(4) == 0:
-        return mutate_bytes(text.encode(), rng)
-    content = json.loads(text)
-    for _ in range(rng.integers(1, 3)):
-        parent, key = random_place(content, rng)
-        if parent is None:
-            continue
-        what = rng.integers(4)
-        if what == 0:
-            del parent[key]
-        elif what == 1 and isinstance(parent, list):
-            parent.insert(key, parent[key])
-        else:
-            parent[key] = VALUES[rng.integers(len(VALUES))]
-    return json.dumps(content).encode()
-
-
-def random_place(content, rng):
-    """A random (container, key) within JSON; (None, None) if it has none."""
-    node, parent, key = content, None, None
-    while isinstance(node, dict | list) and node and (parent is None or rng.integers(4)):
-        parent = node
-        keys = list(node) if isinstance(node, dict) else range(len(node))
-        key = keys[int(rng.integers(len(keys)))]
-        node = node[key]
-    return parent, key
-
-
-def png_chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def mutate_png(raw, rng):
-    """The bytes; or a header of another size or kind with a valid checksum; or a bomb of text."""
-    what = rng.integers(4) if rng else 3
-    if what == 0:
-        header = bytearray(raw[16:29])
-        header[int(rng.integers(13))] = int(rng.integers(256))
-        return raw[:8] + png_chunk(b"IHDR", bytes(header)) + raw[33:]
-    if what == 1:
-        bomb = zlib.compress(bytes(50_000_000), 9)
-        chunks = [png_chunk(b"zTXt", b"k\0\0" + bomb), png_chunk(b"iCCP", b"k\0\0" + bomb),
-                  png_chunk(b"IDAT", bomb)]
-        return raw[:33] + chunks[rng.integers(3)] + raw[33:]
-    return mutate_bytes(raw, rng)
 
 
 # -------------------------------------------------------------------------------------------- cases
 
-class Cases:
+class Cases(OddInputs):
     """Valid files of every kind, and for each kind a function that mutates one and uses it.
 
     These functions take a generator, None for no mutation, and an empty folder; they return the
@@ -200,15 +85,11 @@ class Cases:
         yield self.keep / "m.mgh", (image.header_class, ">")
 
     def _write_cohort(self):
-        """Scans with a mask and tables, and the data folder of them."""
+        """Scans with a mask, and the data folder of them."""
         names = [f"sub-0{i}_T1w.nii.gz" for i in range(3)]
         for i, name in enumerate(names):
             save_nifti(self.keep / "in" / name, brain(CUBE, i), AFFINE)
         save_nifti(self.keep / "mask.nii.gz", self.array > 200, AFFINE, np.uint8)
-        rows = [f"in/{name}\ts{i}\tp{i}\n" for i, name in enumerate(names)]
-        (self.keep / "list.tsv").write_text("path\tid\tsubject\n" + "".join(rows))
-        rows = [f"sub-0{i}\t{'ab'[i % 2]}\n" for i in range(3)]
-        (self.keep / "labels.tsv").write_text("participant_id\tgroup\n" + "".join(rows))
         self.preprocess(self.keep / "in", self.keep / "data", "--mask", self.keep / "mask.nii.gz",
                         "--crop", "brain")
 
@@ -235,6 +116,16 @@ class Cases:
 
     def postprocess(self, source, output, *more):
         return call(postprocess.main, "--input", source, "--output", output, *more)
+
+    def read_sets(self, real, synthetic, *more):
+        """As evaluate.py reads them."""
+        def read():
+            for found in filter(None, evaluate.find_sets(evaluate.parse_args())):
+                volume_sets.load(found, volume_sets.allocate(len(found), found.side, 0.1, real))
+                json.dumps([describe(found.made_by), found.warnings, found.notes()])
+
+        return call(read, "--real", real, "--synthetic", synthetic, "--output", real / "out",
+                    "--device", "cpu", *more)
 
     # Kinds of cases: the names are those in KINDS.
 
@@ -283,15 +174,6 @@ class Cases:
         (work / "m.nii.gz").write_bytes(gzip.compress(raw, 1))
         return self.preprocess(self.keep / "in", work / "d", "--mask", work / "m.nii.gz",
                                "--crop", "brain", "--crop-margin", 0)
-
-    def table(self, rng, work):
-        shutil.copytree(self.keep / "in", work / "in")
-        name = "list.tsv" if rng and rng.integers(2) else "labels.tsv"
-        (work / name).write_bytes(mutate_bytes((self.keep / name).read_bytes(), rng))
-        if name == "list.tsv":
-            return self.preprocess(work / name, work / "d")
-        return self.preprocess(work / "in", work / "d", "--labels", work / name,
-                               "--label-column", "group")
 
     def manifest(self, rng, work):
         shutil.copytree(self.keep / "data", work / "d")
@@ -381,19 +263,23 @@ class Cases:
 
 
 # the kinds, and how many of the cases are of each
-KINDS = dict(cubes=0.06, samples=0.04, scan=0.34, npy=0.06, manifest=0.14, png=0.08, mask=0.06,
-             table=0.08, checkpoint=0.08, weights=0.06)
+KINDS = dict(cubes=0.05, samples=0.04, scan=0.20, npy=0.05, manifest=0.10, png=0.06, mask=0.05,
+             checkpoint=0.06, weights=0.05, labels=0.07, splits=0.05, lists=0.05, ranges=0.05,
+             links=0.04, folders=0.08)
 
 
 def call(main, *args):
     """Runs a script's main() as the script does. Returns its exit code and its stderr."""
-    out, err = io.StringIO(), io.StringIO()
+    # as Python opens them: stdout refuses what is not UTF-8
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    err = io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace")
     before, sys.argv = sys.argv, ["script.py", *map(str, args)]
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             errors.run_script(main)
     except SystemExit as e:
-        return e.code or 0, err.getvalue()
+        err.flush()
+        return e.code or 0, err.buffer.getvalue().decode()
     finally:
         sys.argv = before
 
@@ -444,6 +330,7 @@ def main():
     torch.set_num_threads(1)
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o755)   # for the cases of another user, see odd_inputs.py
         cases = Cases(Path(root))
         Image.init()
         limit_memory()

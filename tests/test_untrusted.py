@@ -13,8 +13,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from fuzz import png_chunk
 from helpers import AFFINE, TRAIN, brain, error_line, save_nifti, script, train_flags
+from mutations import png_chunk
 from PIL import Image
 
 from diffusion import vae as vae_module

@@ -236,11 +236,15 @@ def computable_metrics(args, sets, options):
     return metrics, skipped
 
 
-def is_there_already(args, descriptions):
-    """Whether --output holds this very evaluation; says so, or what has changed."""
+def is_there_already(args, sets, skipped):
+    """Whether --output holds this very evaluation; says so, or what has changed.
+
+    :param sets: {"real": VolumeSet, …}
+    :param skipped: {title: why it cannot be computed}
+    """
     if not (args.update and evaluation.is_evaluation(args.output)):
         return False
-    changes = evaluation.differences(args.output, descriptions, settings_of(args))
+    changes = evaluation.changes(args.output, sets, settings_of(args), skipped)
     if changes:
         print(f"{args.output}: is replaced, as it is of other volumes or settings: "
               f"{'; '.join(changes)}", flush=True)
@@ -285,10 +289,10 @@ def main():
     real, synthetic, train = sets = find_sets(args)
     if args.by_class:
         by_class.class_names(real, synthetic)
-    descriptions = {found.flag[2:]: evaluation.describe_set(found) for found in sets if found}
+    by_name = {found.flag[2:]: found for found in sets if found}
     metrics, skipped = computable_metrics(args, sets, options_of(args))
-    if is_there_already(args, descriptions):
-        return
+    if is_there_already(args, by_name, skipped):
+        return evaluation.require_named(args.metrics, skipped, args.output)
     vae, layouts, skipped_layouts = None, [], {}
     if args.vae:
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
@@ -301,7 +305,8 @@ def main():
         content = {
             "format": evaluation.FORMAT, "version": evaluation.FORMAT_VERSION,
             "mosaicdit_version": __version__, "git_commit": git_commit(), "date": now(),
-            "size": pool.side, "sets": descriptions, "settings": settings_of(args), **computed,
+            "size": pool.side, "sets": evaluation.describe_sets(by_name, pool),
+            "settings": settings_of(args), **computed,
             "skipped": {**computed["skipped"], **skipped, **skipped_layouts},
             "versions": versions("torch", "torchmetrics", "numpy", "nibabel")}
         write_text(folder / "metrics.json",
@@ -310,7 +315,8 @@ def main():
         report.write_report(folder, content)
     for line in report.terminal_lines(content):
         print(line)
-    print(f"{args.output}: metrics.json, report.md, report.html, figures/")
+    print(f"{args.output}: metrics.json, report.md, report.html, figures/", flush=True)
+    evaluation.require_named(args.metrics, content["skipped"], args.output)
 
 
 if __name__ == "__main__":

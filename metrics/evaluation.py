@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from metrics import by_class, statistic
+from metrics import by_class, registry, statistic, volume_sets
 from metrics.options import NotComputed
 from metrics.orientation import orientation_warnings
 from metrics.overlap import overlap_warnings
@@ -11,6 +11,7 @@ from utils.files import read_json
 
 FORMAT = "mosaicdit-evaluation"
 FORMAT_VERSION = 1
+CHECKSUM = "sha256"     # of a set's voxels, in its description
 NO_EFFECT = ("output", "update", "device", "memory_gb")  # settings that change no number
 
 
@@ -78,6 +79,20 @@ def require_some(chosen_by_name, entries, skipped):
         raise UserError(f"--metrics {' '.join(chosen_by_name)}: nothing can be computed; {reasons}")
 
 
+def require_named(chosen_by_name, skipped, path):
+    """Raises UserError if anything that was asked for by name is not among what was written.
+
+    :param chosen_by_name: names that --metrics was given; None: it was not given
+    :param skipped: {title: why it was not computed}
+    :param path: of the evaluation
+    """
+    titles = registry.titles_of(chosen_by_name or ())
+    reasons = "; ".join(f"{title}: {skipped[title]}" for title in titles if title in skipped)
+    if reasons:
+        raise UserError(f"--metrics {' '.join(chosen_by_name)}: not all could be computed; "
+                        f"{reasons}. The others are in {path}")
+
+
 def warnings_of(pool):
     """What makes numbers misleading, and what was decided while volumes were read, as sentences.
 
@@ -122,15 +137,42 @@ def is_evaluation(path):
         return False
 
 
-def differences(path, sets, settings):
+def describe_sets(sets, pool):
+    """Sets as metrics.json holds them, with checksums of their voxels.
+
+    :param sets: {"real": VolumeSet, …}
+    :param pool: statistic.Pool of them, loaded
+    """
+    return {name: {**describe_set(found), CHECKSUM: volume_sets.fingerprint(pool.part(name))}
+            for name, found in sets.items()}
+
+
+# ------------------------------------------------------------------------ an evaluation that exists
+
+def changes(path, sets, settings, skipped):
     """What differs between an evaluation that exists and one that is asked for, as phrases.
 
+    Volumes are read only if nothing else differs.
+
     :param path: folder of the former
-    :param sets: {"real": of `describe_set`, …} of the latter
+    :param sets: {"real": VolumeSet, …} of the latter
     :param settings: of the latter, as metrics.json holds them
+    :param skipped: {title: why it cannot be computed} of the latter
     :return: list; empty if it would be the same
     """
     old = read_json(Path(path) / "metrics.json")
+    descriptions = {name: describe_set(found) for name, found in sets.items()}
+    return (differences(old, descriptions, settings) or _now_computable(old, skipped)
+            or _changed_voxels(old, sets))
+
+
+def differences(old, sets, settings):
+    """What differs in sets and settings, voxels aside, as phrases.
+
+    :param old: content of the metrics.json that exists
+    :param sets: {"real": of `describe_set`, …}
+    :param settings: as metrics.json holds them
+    """
     found = []
     for name in sorted({*sets, *old["sets"]}):
         was, now = old["sets"].get(name, {}), sets.get(name, {})
@@ -139,9 +181,28 @@ def differences(path, sets, settings):
                          + (" others" if was.get("n") == now.get("n") else ""))
         elif was.get("made_by") != now.get("made_by"):
             found.append(f"{name}: another recipe")
-        elif was != now:
+        elif {**was, CHECKSUM: None} != {**now, CHECKSUM: None}:
             found.append(f"{name}: another folder, split or geometry")
     for name in sorted({*settings, *old["settings"]} - {*NO_EFFECT}):
         if settings.get(name) != old["settings"].get(name):
             found.append(f"--{name.replace('_', '-')}")
+    return found
+
+
+def _now_computable(old, skipped):
+    """What could not be computed then and can be now, as phrases."""
+    lacked = old.get("skipped", {})
+    return [f"{title} can be computed now" for title in registry.titles_of(registry.NAMES)
+            if title in lacked and title not in skipped]
+
+
+def _changed_voxels(old, sets):
+    """Which sets hold other voxels than then, as phrases; reads all volumes."""
+    found = []
+    for name, volume_set in sets.items():
+        recorded = old["sets"][name].get(CHECKSUM)
+        if recorded is None:
+            found.append(f"{name}: its voxels were not recorded by the earlier version")
+        elif recorded != volume_sets.fingerprint(volume_sets.read_all(volume_set)):
+            found.append(f"{name}: other voxels in volumes of the same names")
     return found

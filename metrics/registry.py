@@ -44,6 +44,11 @@ NAMES = tuple(name for metric in METRICS for name in metric.titles)
 FORMER_NAMES = {"memorisation": "memorization"}  # still accepted
 
 
+def titles_of(names):
+    """Names in reports of the metrics of these names, in the order of the report."""
+    return [metric.titles[name] for metric in METRICS for name in metric.chosen(names)]
+
+
 def metric_name(text):
     """A flag's type: the name of a metric; former names are translated."""
     return FORMER_NAMES.get(text, text)

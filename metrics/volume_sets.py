@@ -163,14 +163,19 @@ def allocate(count, side, memory_gb, folder):
     return np.memmap(tempfile.TemporaryFile(dir=folder), np.uint8, "w+", shape=shape)
 
 
+def read_all(volume_set):
+    """Yields the volumes of a set, (D, D, D) uint8, with progress."""
+    for i in progress(range(len(volume_set)), f"{volume_set.flag[2:]} volumes"):
+        yield volume_set.read(i)
+
+
 def load(volume_set, out):
     """Reads the volumes of a set into `out`, (N, D, D, D) uint8.
 
     :raises UserError: a volume of another size than the first, or constant
     """
     name = f"{volume_set.flag} {volume_set.path}"
-    for i in progress(range(len(volume_set)), f"{volume_set.flag[2:]} volumes"):
-        cube = volume_set.read(i)
+    for i, cube in enumerate(read_all(volume_set)):
         if cube.shape != out.shape[1:]:
             raise UserError(
                 f"{name}: {volume_set.ids[i]} is {cube.shape}, {volume_set.ids[0]} is "
@@ -178,6 +183,17 @@ def load(volume_set, out):
         if cube.min() == cube.max():
             raise UserError(f"{name}: {volume_set.ids[i]} is constant, {cube.flat[0]}; remove it")
         out[i] = cube
+
+
+def fingerprint(volumes):
+    """SHA-256 of the voxels of a whole set, in hex.
+
+    :param volumes: (D, D, D) uint8 each, in the order of the set
+    """
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(np.ascontiguousarray(volume))
+    return digest.hexdigest()
 
 
 def digests(volumes):

@@ -2,7 +2,6 @@
 """
 import os
 import re
-import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,14 +47,6 @@ class FoundScans:
     left_out: Counter      # {reason: number of files}
     notes: list            # lines for a person
     warnings: list         # lines that a person should not miss
-
-
-def find_scans(source, flag="--input"):
-    """The scans of a folder, a glob pattern, a file or a list, sorted by id; see `search`."""
-    found = search(source, flag=flag)
-    for line in found.warnings:
-        print(f"warning: {printable(line)}", file=sys.stderr)
-    return found.scans
 
 
 def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,

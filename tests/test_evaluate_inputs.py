@@ -205,6 +205,15 @@ def test_nothing_that_was_named_can_be_computed(real, tmp_path):
     assert "--train" in error_line(done)
 
 
+def test_some_of_what_was_named_cannot_be_computed(real, tmp_path):
+    """The others are written, and the exit code is 2."""
+    done = script("evaluate.py", "--real", real, "--synthetic", real, "--output", tmp_path / "e",
+                  *METRICS, "fid", cwd=tmp_path, expect=2, env={"TORCH_HOME": str(tmp_path)})
+    assert "--metrics mmd fid: not all could be computed; FID: no Inception weights" in (
+        error_line(done))
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["metrics"]["mmd_linear"]
+
+
 def test_where_the_numbers_come_from(real, tmp_path):
     fake = samples_folder(tmp_path / "s", FAKE, ["AD"] * 12)
     script("postprocess.py", "--input", fake, "--output", tmp_path / "n")
@@ -231,6 +240,10 @@ def test_an_evaluation_is_done_again_if_its_volumes_changed(real, tmp_path):
     _, done = evaluate(output, *flags)
     assert f"{output}: is there already" in done.stdout
     assert (output / "metrics.json").read_bytes() == before
+    path = fake / "mosaics" / "m00.png"
+    mosaic_files.write_mosaic(path, mosaic.tile(FAKE[5], "rgb"))
+    _, done = evaluate(output, *flags)
+    assert "synthetic: other voxels in volumes of the same names" in done.stdout
     shutil.rmtree(fake)
     samples_folder(tmp_path / "s", FAKE, ["AD"] * 12)
     content, done = evaluate(output, *flags)

@@ -344,4 +344,4 @@ def test_files_of_a_terabyte(tmp_path):
         manifest.read_manifest(tmp_path / "manifest.json")
     os.rename(tmp_path / "manifest.json", tmp_path / "a.tsv")
     with frugal("larger than the 64 MiB that are read"):
-        scans.find_scans(tmp_path / "a.tsv")
+        scans.search(tmp_path / "a.tsv")

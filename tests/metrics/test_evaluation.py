@@ -1,5 +1,6 @@
 """What metrics.json says, and whether it is still so."""
 import dataclasses
+import hashlib
 import json
 
 import numpy as np
@@ -19,15 +20,14 @@ def description(ids=("a", "b"), **made_by):
 
 
 @pytest.fixture
-def existing(tmp_path):
-    content = {"format": evaluation.FORMAT, "sets": description(recipe={"seed": 1}),
-               "settings": SETTINGS}
-    (tmp_path / "metrics.json").write_text(json.dumps(content))
-    return tmp_path
+def existing():
+    return {"format": evaluation.FORMAT, "sets": description(recipe={"seed": 1}),
+            "settings": SETTINGS}
 
 
-def test_the_same_evaluation(existing):
-    assert evaluation.is_evaluation(existing) and not evaluation.is_evaluation(existing / "x")
+def test_the_same_evaluation(existing, tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps(existing))
+    assert evaluation.is_evaluation(tmp_path) and not evaluation.is_evaluation(tmp_path / "x")
     other = {**SETTINGS, "output": "b", "device": "cuda", "memory_gb": 8.0, "update": True}
     assert evaluation.differences(existing, description(recipe={"seed": 1}), other) == []
 
@@ -57,17 +57,49 @@ def test_nothing_of_what_was_named():
         evaluation.require_some(["fid", "kid"], [], {"FID": "no weights", "KID": "none"})
 
 
+def a_set(voxels):
+    ids = [f"v{i}" for i in range(len(voxels))]
+    return VolumeSet("--real", "folder", None, ids, ids, 2, np.ones(3), lambda i: voxels[i])
+
+
+def test_other_voxels_in_volumes_of_the_same_names(tmp_path):
+    voxels = np.arange(16, dtype=np.uint8).reshape(2, 2, 2, 2)
+    found = {"real": a_set(voxels)}
+    pool = statistic.Pool(found["real"], found["real"])
+    pool.load(1, tmp_path)
+    sets = evaluation.describe_sets(found, pool)
+    assert sets["real"]["sha256"] == hashlib.sha256(bytes(range(16))).hexdigest()
+
+    def changes(voxels, sets, skipped_then, skipped_now=()):
+        content = {"format": evaluation.FORMAT, "sets": sets, "settings": SETTINGS,
+                   "skipped": dict.fromkeys(skipped_then, "")}
+        (tmp_path / "metrics.json").write_text(json.dumps(content))
+        return evaluation.changes(tmp_path, {"real": a_set(voxels)}, SETTINGS,
+                                  dict.fromkeys(skipped_now, ""))
+
+    assert changes(voxels, sets, ["FID", "p"], ["FID"]) == []
+    assert changes(voxels, sets, ["FID", "p"]) == ["FID can be computed now"]
+    assert changes(voxels[::-1], sets, []) == ["real: other voxels in volumes of the same names"]
+    del sets["real"]["sha256"]
+    assert changes(voxels, sets, []) == [
+        "real: its voxels were not recorded by the earlier version"]
+
+
+def test_what_was_named_and_is_not_computed():
+    evaluation.require_named(None, {"FID": "no weights"}, "e")
+    evaluation.require_named(["mmd"], {"FID": "no weights", "p": "no subjects"}, "e")
+    with pytest.raises(UserError, match="--metrics mmd kid fid: not all could be computed; FID: no "
+                       "weights; KID: none. The others are in e"):
+        evaluation.require_named(["mmd", "kid", "fid"], {"KID": "none", "FID": "no weights"}, "e")
+
+
 def test_fid_infinity_of_a_set_against_its_copy_is_not_negative(tmp_path):
     """It is extrapolated, so it can come out below 0, where no distance is."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(60, 20))
     products = np.concatenate([features, features]) @ np.concatenate([features, features]).T
 
-    def a_set(flag):
-        ids = [f"{flag}{i}" for i in range(60)]
-        return VolumeSet(flag, "folder", None, ids, ids, 2, np.ones(3), None)
-
-    pool = statistic.Pool(a_set("--real"), a_set("--synthetic"))
+    pool = statistic.Pool(a_set(np.zeros(60)), a_set(np.zeros(60)))
     found = inception._infinity_statistic(pool, products, {"view": "axial", "slices": 1}, seed=0)
     nothing = statistic.Resamples(
         **{field.name: None for field in dataclasses.fields(statistic.Resamples)})

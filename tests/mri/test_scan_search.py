@@ -53,7 +53,7 @@ def test_capitals_do_not_matter(tmp_path):
     found = search(tmp_path)
     assert names(found, tmp_path) == ["a.NII.GZ", "b.Nii", "c.MGZ", "d.HDR"]
     assert found.left_out == {"no scan (.img)": 1}
-    assert [s.id for s in scans.find_scans(tmp_path)] == ["a", "b", "c", "d"]
+    assert [s.id for s in scans.search(tmp_path).scans] == ["a", "b", "c", "d"]
     touch(tmp_path, "t/sub-1/sub-1_T1w.nii", "t/sub-2/sub-2_t1w.nii.gz")
     assert len(search(tmp_path / "t").paths) == 2
 

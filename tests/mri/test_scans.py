@@ -13,28 +13,28 @@ def touch(*paths):
         path.write_bytes(b"")
 
 
-def test_find_scans_in_a_bids_tree(tmp_path):
+def test_search_in_a_bids_tree(tmp_path):
     touch(*(tmp_path / path for path in (
         "sub-01/anat/sub-01_T1w.nii.gz",
         "sub-01/anat/sub-01_T2w.nii.gz",
         "sub-02/ses-1/anat/sub-02_ses-1_T1w.nii",
         "derivatives/x/sub-01_desc-a_T1w.nii.gz",
         "sub-02/func/sub-02_bold.nii.gz")))
-    found = scans.find_scans(tmp_path)
+    found = scans.search(tmp_path).scans
     assert [(s.id, s.subject) for s in found] == [
         ("sub-01_T1w", "sub-01"), ("sub-02_ses-1_T1w", "sub-02")]
 
 
-def test_find_scans_in_a_folder_by_glob_and_by_tsv(tmp_path):
+def test_search_in_a_folder_by_glob_and_by_tsv(tmp_path):
     touch(tmp_path / "b.nii", tmp_path / "a.nii.gz", tmp_path / "x" / "c.nii.gz",
           tmp_path / "notes.txt", tmp_path / "._a.nii.gz")
-    found = scans.find_scans(tmp_path)
+    found = scans.search(tmp_path).scans
     assert [(s.id, s.subject) for s in found] == [("a", "a"), ("b", "b"), ("c", "c")]
-    assert [s.id for s in scans.find_scans(tmp_path / "*.nii*")] == ["a", "b"]
-    assert [s.id for s in scans.find_scans(tmp_path / "a.nii.gz")] == ["a"]
+    assert [s.id for s in scans.search(tmp_path / "*.nii*").scans] == ["a", "b"]
+    assert [s.id for s in scans.search(tmp_path / "a.nii.gz").scans] == ["a"]
     (tmp_path / "list.tsv").write_text(
         "path\tid\tparticipant_id\na.nii.gz\tone\tp1\nx/c.nii.gz\ttwo\tp1\n")
-    found = scans.find_scans(tmp_path / "list.tsv")
+    found = scans.search(tmp_path / "list.tsv").scans
     assert [(s.id, s.subject, s.path) for s in found] == [
         ("one", "p1", tmp_path / "a.nii.gz"), ("two", "p1", tmp_path / "x" / "c.nii.gz")]
 
@@ -51,24 +51,24 @@ def test_a_folder_gives_the_files_of_every_format(tmp_path):
     assert found.left_out["without an affine (.npy; --affine says where they lie)"] == 1
 
 
-def test_find_scans_errors(tmp_path):
+def test_search_errors(tmp_path):
     with pytest.raises(UserError, match=r"no \.nii or \.nii\.gz \(or .*\.npy\) files; name a"):
-        scans.find_scans(tmp_path)
+        scans.search(tmp_path)
     with pytest.raises(UserError, match="no .nii or .nii.gz"):
-        scans.find_scans(tmp_path / "none*")
+        scans.search(tmp_path / "none*")
     touch(tmp_path / "p" / "scan.nii", tmp_path / "q" / "scan.nii")
-    assert [s.id for s in scans.find_scans(tmp_path)] == ["p_scan", "q_scan"]
+    assert [s.id for s in scans.search(tmp_path).scans] == ["p_scan", "q_scan"]
     touch(tmp_path / "p" / "scan.nii.gz")
     with pytest.raises(UserError, match="has the id 'p_scan' of .*TSV"):
-        scans.find_scans(tmp_path)
+        scans.search(tmp_path)
     (tmp_path / "l.tsv").write_text("file\nx\n")
     with pytest.raises(UserError, match="no column `path`"):
-        scans.find_scans(tmp_path / "l.tsv")
+        scans.search(tmp_path / "l.tsv")
     (tmp_path / "l.tsv").write_text("path\tid\na.nii\t../../evil\n")
     with pytest.raises(UserError, match="cannot name a file"):
-        scans.find_scans(tmp_path / "l.tsv")
+        scans.search(tmp_path / "l.tsv")
     with pytest.raises(UserError, match="no such file"):
-        scans.find_scans(tmp_path / "none.tsv")
+        scans.search(tmp_path / "none.tsv")
 
 
 # ----------------------------------------------------------------------------- ids and subjects
@@ -78,12 +78,12 @@ def test_files_of_one_name_take_their_folders_names(tmp_path):
     touch(*(tmp_path / path for path in (
         f"{adni}/2007-08-01/I1/file.nii", f"{adni}/2008-08-01/I2/file.nii",
         "ADNI/005_S_0001/MPRAGE/2007-08-01/I3/file.nii", "other.nii")))
-    found = scans.find_scans(tmp_path)
+    found = scans.search(tmp_path).scans
     assert [(s.id, s.subject) for s in found] == [
         ("I1_file", "003_S_0907"), ("I2_file", "003_S_0907"), ("I3_file", "005_S_0001"),
         ("other", "other")]
     touch(tmp_path / "k" / "p1" / "t1" / "s.nii", tmp_path / "k" / "p2" / "t1" / "s.nii")
-    assert [s.id for s in scans.find_scans(tmp_path / "k")] == ["p1_s", "p2_s"]
+    assert [s.id for s in scans.search(tmp_path / "k").scans] == ["p1_s", "p2_s"]
 
 
 def test_patterns_find_subject_and_id(tmp_path):
@@ -129,9 +129,9 @@ def test_columns_of_a_list(tmp_path):
     assert found.notes[0].endswith("columns that are not used: age")
     assert "1 of 2 scans have no mask" in found.warnings[0]
     (tmp_path / "l.csv").write_text("path;subject_id\na.nii;p1\n")
-    assert [s.subject for s in scans.find_scans(tmp_path / "l.csv")] == ["p1"]
+    assert [s.subject for s in scans.search(tmp_path / "l.csv").scans] == ["p1"]
     with pytest.raises(UserError, match="a spreadsheet"):
-        scans.find_scans(tmp_path / "l.xlsx")
+        scans.search(tmp_path / "l.xlsx")
 
 
 def test_masks_of_the_scans_own_names_are_left_out(tmp_path):

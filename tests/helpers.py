@@ -103,6 +103,21 @@ def save_nifti(path, array, affine, dtype=np.int16):
 
 # ---------------------------------------------------------------------------------------- weights
 
+def small_dit(**config):
+    """A DiT of 3 blocks of width 64, for latents of 4 x 8 x 8, unless the config says otherwise."""
+    import models
+    return models.DiT(**{"input_size": 8, "patch_size": 2, "in_channels": 4, "hidden_size": 64,
+                         "depth": 3, "num_heads": 4, "num_classes": 10, **config})
+
+
+def randomize(model, std=0.1):
+    """Draws all parameters that train from a normal distribution: then every branch matters."""
+    for p in model.parameters():
+        if p.requires_grad:
+            torch.nn.init.normal_(p, std=std)
+    return model
+
+
 def random_vae(folder, blocks=(16, 16, 16), channels=5, seed=0, **config):
     """Writes a small AutoencoderKL of random weights; by default of factor 4 with 5 channels."""
     from diffusers import AutoencoderKL

@@ -4,29 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
-from helpers import GOLDEN, golden
+from helpers import GOLDEN, golden, randomize, small_dit
 
 import models
 from benchmarks import baseline
 from diffusion import gaussian_diffusion
 from training import acceleration, dry_run, finetuning
-
-
-def small(**kwargs):
-    return models.DiT(
-        **{
-            **dict(
-                input_size=8,
-                patch_size=2,
-                in_channels=4,
-                hidden_size=64,
-                depth=3,
-                num_heads=4,
-                num_classes=10,
-            ),
-            **kwargs,
-        }
-    )
 
 
 @pytest.mark.parametrize(
@@ -125,9 +108,8 @@ def test_difffit_trains_what_the_paper_says():
 
 def test_gamma_of_ones_changes_nothing_and_scales_both_branches():
     torch.manual_seed(0)
-    plain, scaled = small(), small(gamma_blocks=2)
-    for p in plain.parameters():
-        torch.nn.init.normal_(p, std=0.1)
+    plain, scaled = small_dit(), small_dit(gamma_blocks=2)
+    randomize(plain)
     scaled.load_state_dict(plain.state_dict(), strict=False)
     args = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
     assert torch.equal(plain(*args), scaled(*args))
@@ -139,7 +121,7 @@ def test_gamma_of_ones_changes_nothing_and_scales_both_branches():
 
 
 def test_initialization_makes_every_block_the_identity():
-    model = small().initialize_weights()
+    model = small_dit().initialize_weights()
     assert (
         torch.count_nonzero(model(torch.randn(1, 4, 8, 8), torch.tensor([5]), torch.tensor([0])))
         == 0
@@ -161,10 +143,8 @@ def gradients(network, trained, args, bf16=False):
 def deep(gamma_blocks=2):
     """A DiT of 8 blocks in which every branch matters, its trainable parameters, a batch."""
     torch.manual_seed(0)
-    model = small(depth=8, hidden_size=96, gamma_blocks=gamma_blocks).initialize_weights()
-    for p in model.parameters():
-        if p.requires_grad:
-            torch.nn.init.normal_(p, std=0.08)
+    model = small_dit(depth=8, hidden_size=96, gamma_blocks=gamma_blocks).initialize_weights()
+    randomize(model, 0.08)
     args = (
         torch.randn(4, 4, 8, 8),
         torch.tensor([3, 250, 700, 990]),
@@ -248,7 +228,7 @@ def test_blocks_of_a_kind_share_one_compilation():
 
 def test_frozen_matrices_in_bf16_give_autocasts_results():
     torch.manual_seed(0)
-    model = small()
+    model = small_dit()
     args = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([1, 10])
     trained = finetuning.set_trainable(model, "difffit")
     results = []
@@ -271,7 +251,7 @@ def test_frozen_matrices_in_bf16_give_autocasts_results():
 )
 def test_errors(kwargs, words):
     with pytest.raises(ValueError, match=words):
-        small(**kwargs)
+        small_dit(**kwargs)
     with pytest.raises(ValueError, match="multiple of 4"):
         models.pos_embed(6, 4, 4)
     with pytest.raises(KeyError):

@@ -3,7 +3,7 @@ import os
 
 import pytest
 import torch
-from helpers import ROOT, random_vae, script
+from helpers import ROOT, random_vae, randomize, script, small_dit
 from safetensors.torch import load_file, save_file
 
 import models
@@ -25,10 +25,8 @@ CONFIG = dict(
 def official(path, grid=4, wrap=lambda state: state, **config):
     """Writes random weights in the official format, as torch.save did. Returns the model."""
     torch.manual_seed(0)
-    model = models.DiT(input_size=grid * 2, base_grid=grid, **{**CONFIG, **config}).eval()
-    for p in model.parameters():
-        if p.requires_grad:
-            torch.nn.init.normal_(p, std=0.1)
+    model = small_dit(input_size=grid * 2, base_grid=grid, **{**CONFIG, **config}).eval()
+    randomize(model)
     torch.save(wrap({k: v.clone() for k, v in model.state_dict().items()}), path)
     return model
 
@@ -104,8 +102,7 @@ def diffusers_folder(path, tied=True):
         sample_size=8,
         num_embeds_ada_norm=3,
     ).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.1)
+    randomize(model)
     for block in model.transformer_blocks[1:] if tied else []:
         block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
     model.save_pretrained(path)

@@ -107,8 +107,10 @@ def add_optimization_flags(p):
     g.add_argument("--global-batch-size", type=int, default=4,
                    help="volumes per step, over all processes")
     g.add_argument("--ema-decay", type=float, default=0.9999,
-                   help="decay per step of the moving average (EMA) of the trainable parameters; "
-                   "at step s at most (1 + s) / (10 + s)")
+                   help="decay per step of the moving average (EMA) of the trainable parameters")
+    g.add_argument("--ema-warmup", action=argparse.BooleanOptionalAction, default=True,
+                   help="limit the decay at step s to (1 + s) / (10 + s), so that early averages "
+                   "are not the base model's weights; default: yes")
     g.add_argument("--global-seed", type=whole_number, default=0,
                    help="random seed; the same seed trains the same model")
     g.add_argument("--skip-nonfinite", action="store_true",
@@ -343,7 +345,8 @@ def main():
             class_counts=labels.bincount(minlength=len(header["classes"])).tolist())
         scaler = LossScaler(device) if precision == "fp16" else None
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
-                              ema_decay=args.ema_decay, device=device, loss_scaler=scaler)
+                              ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup,
+                              device=device, loss_scaler=scaler)
         resolved = {"max_steps": max_steps, "device": device, "precision": precision}
         flags = {name: str(value) if isinstance(value, Path) else value for name, value
                  in {**vars(args), **resolved}.items()}

@@ -13,7 +13,7 @@ class AverageLag:
     """What the average consists of, known without looking at it.
 
     :param decay: largest decay per step, 0…1
-    :param warm_up: whether the decay warms up; runs of versions before 0.5.0 did not
+    :param warm_up: whether the decay warms up; that of versions before 0.5.0 did not
     :param initial_share: share of the initial weights in the average, 0…1
     :param steps: mean age of the weights in the average, in steps
     """

@@ -95,8 +95,8 @@ def load_weights(path, base=None, headers_only=False):
     """Reads all weights of a DiT.
 
     :param path: official .pt, training checkpoint of the original repository (its EMA) or of
-        Lightning, diffusers DiTTransformer2DModel folder, safetensors, or a checkpoint of train.py;
-        also looked for in weights/
+        Lightning, diffusers DiTTransformer2DModel folder, folder of a sharded state dict,
+        safetensors, or a checkpoint of train.py; also looked for in weights/
     :param base: base weights of a checkpoint of train.py, instead of those that it names
     :param headers_only: read names and shapes only, in seconds; the tensors have no values
     :return: Weights
@@ -214,23 +214,40 @@ def _load_diffusers_folder(path, headers_only):
 
 
 def _weights_of_diffusers(folder, headers_only):
-    """Weights of a DiTTransformer2DModel folder, or of a pipeline folder with transformer/."""
+    """Weights of a DiTTransformer2DModel folder, or of a pipeline folder with transformer/.
+
+    A folder without config.json, as accelerate writes, holds a state dict of official names.
+    """
     folder = weight_files.transformer_folder(folder)
+    is_known = (folder / "config.json").is_file()
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text()) if is_known else {}
     except (OSError, ValueError):
         config = {}
-    if config.get("_class_name") != "DiTTransformer2DModel":
+    if is_known and config.get("_class_name") != "DiTTransformer2DModel":
         raise UserError(f"--ckpt {folder}: no DiTTransformer2DModel (config.json); "
                         "give a .pt, a .safetensors, or such a folder")
-    theirs = {}
     files = weight_files.files_of(folder)
-    for file in files:
-        is_pickle = file.suffix != ".safetensors"
-        theirs |= (_load_pickle(file, headers_only) if is_pickle
-                   else weight_files.read_safetensors(file, headers_only))
+    theirs = _read_files(files, headers_only)
+    if not is_known:
+        return _weights_of_state_dict(theirs, folder)
     tensors = diffusers_names.rename_tensors(theirs, files[0])
     return Weights(tensors, config["sample_size"] // config["patch_size"], "diffusers")
+
+
+def _read_files(files, headers_only):
+    """The tensors of several files together.
+
+    :raises UserError: one holds something else, such as a pickle of more than weights
+    """
+    tensors = {}
+    for file in files:
+        found = (weight_files.read_safetensors(file, headers_only)
+                 if file.suffix == ".safetensors" else _load_pickle(file, headers_only))
+        if not isinstance(found, dict):
+            raise UserError(f"{file}: holds no state dict; download it again")
+        tensors |= found
+    return tensors
 
 
 # ------------------------------------------------------------------------------ weights -> model

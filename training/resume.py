@@ -49,7 +49,7 @@ def open_run(state, metadata, *, results_dir, model, resume, flags):
     newest = distributed.broadcast_json(newest)
     if newest:
         state.load(*newest)
-        if not state.lag.warm_up:
+        if flags["ema_warmup"] and not state.lag.warm_up:
             notes.append("the EMA continues without warm-up, as this run began: "
                          f"{state.lag.describe()}")
     return OpenedRun(run, tuple(notes))

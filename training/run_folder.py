@@ -30,6 +30,8 @@ FREE_FLAGS = (
     "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every", "sample_every",
     "skip_nonfinite", "device", "compile", "grad_checkpoint", "keep_activations", "prefetch",
     "dry_run")
+# flags that earlier versions lacked, and what their runs did; the EMA's state knows it better
+LATER_FLAGS = {"ema_warmup": True}
 # what a resumed run must have in common with its state, beyond the flags: metadata key and name
 CONTENT = {
     "header": "the data folder's geometry",
@@ -85,7 +87,7 @@ def states_in(checkpoints):
 
 def differing_flags(ours, theirs):
     """Names of the flags that make a run what it is and differ between two sets of flags."""
-    ours, theirs = identity(ours), theirs if isinstance(theirs, dict) else {}
+    ours, theirs = identity(ours), LATER_FLAGS | theirs if isinstance(theirs, dict) else {}
     return [name for name in ours if theirs.get(name) != ours[name]]
 
 

@@ -18,14 +18,15 @@ class TrainingState:
     """Trainable parameters, their exponential moving average (EMA), AdamW's moments, log sums.
 
     :param trained: {name: parameter} that trains
-    :param ema_decay: largest decay of the average per step, 0…1; it warms up, see AverageLag
+    :param ema_decay: largest decay of the average per step, 0…1
+    :param ema_warm_up: whether it warms up, see AverageLag
     :param loss_scaler: LossScaler of fp16, or None
     """
 
-    def __init__(self, trained, *, lr, weight_decay=0.0, ema_decay=0.9999, device="cpu",
-                 loss_scaler=None):
+    def __init__(self, trained, *, lr, weight_decay=0.0, ema_decay=0.9999, ema_warm_up=True,
+                 device="cpu", loss_scaler=None):
         self.trained = trained
-        self.lag = AverageLag(ema_decay)
+        self.lag = AverageLag(ema_decay, ema_warm_up)
         self.loss_scaler = loss_scaler
         self.ema = {name: p.detach().clone() for name, p in trained.items()}
         self.optimizer = torch.optim.AdamW(trained.values(), lr, weight_decay=weight_decay,

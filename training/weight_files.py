@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from utils.errors import UserError, shorten
 from utils.files import is_safe_name, read_json, sha256_of_file
 
-STEM = "diffusion_pytorch_model"                    # of diffusers' files
+# of diffusers' files, and of those that transformers and accelerate write
+STEMS = ("diffusion_pytorch_model", "pytorch_model", "model")
 WRAPPERS = ("ema", "model", "state_dict", "model_state_dict")   # keys under which weights lie
 # prefixes that torch.compile, DataParallel, Lightning and the like put before a name
 PREFIX = re.compile(r"(?:(?:_orig_mod|module|model|net)\.)+")
@@ -29,29 +30,45 @@ def transformer_folder(folder):
 
 
 def files_of(path):
-    """The files that hold the weights: the path itself, or in a diffusers folder those that do.
+    """The files that hold the weights: the path itself, or in a folder those that do.
 
-    In a folder: STEM.safetensors, or the shards that STEM.safetensors.index.json lists, or a
-    variant such as STEM.fp16.safetensors, or STEM.bin.
+    In a folder, the first of these that is there: for each stem in STEMS, STEM.safetensors, the
+    shards that STEM.safetensors.index.json lists, a variant such as STEM.fp16.safetensors; then
+    likewise for pickles, STEM.bin and STEM.bin.index.json.
 
     :return: list of paths
-    :raises UserError: the folder holds none of them
+    :raises UserError: the folder holds none of them, or a part of the shards
     """
     path = Path(path)
     if not path.is_dir():
         return [path]
     folder = transformer_folder(path)
-    for name in (f"{STEM}.safetensors", f"{STEM}.safetensors.index.json"):
-        if (folder / name).is_file():
-            return _shards(folder / name) if name.endswith(".json") else [folder / name]
-    variants = sorted(file for file in folder.glob(f"{STEM}.*.safetensors")
+    for suffix in (".safetensors", ".bin"):
+        for stem in STEMS:
+            found = _files_of_kind(folder, stem, suffix)
+            if found:
+                return found
+    raise UserError(f"--ckpt {folder}: holds no {STEMS[0]}.safetensors, and no weights of another "
+                    "name that is known")
+
+
+def _files_of_kind(folder, stem, suffix):
+    """The weights STEM.SUFFIX of a folder, whole, as shards or as a variant; [] if there are none.
+    """
+    whole = folder / f"{stem}{suffix}"
+    index = folder / f"{stem}{suffix}.index.json"
+    if whole.is_file() or index.is_file():
+        return [whole] if whole.is_file() else _shards(index)
+    variants = sorted(file for file in folder.glob(f"{stem}.*{suffix}")
                       if file.name.count(".") == 2)
-    indices = sorted(folder.glob(f"{STEM}.safetensors.index.*.json"))
+    indices = sorted(folder.glob(f"{stem}{suffix}.index.*.json"))
     if variants or indices:
         return [variants[0]] if variants else _shards(indices[0])
-    if (folder / f"{STEM}.bin").is_file():
-        return [folder / f"{STEM}.bin"]
-    raise UserError(f"--ckpt {folder}: holds no {STEM}.safetensors")
+    numbered = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
+    if numbered:
+        raise UserError(f"{numbered[0]}: one of several files, without the list of them, "
+                        f"{index.name}; copy that, too")
+    return []
 
 
 def _shards(index):

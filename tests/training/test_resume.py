@@ -1,16 +1,18 @@
 """What a run is, is its content: paths do not matter, and a new run says why it is one."""
 import json
 import os
+import re
 import shutil
 
 import pytest
 import torch
-from helpers import TRAIN, error_line, finetune_flags, random_vae, script
+from helpers import ROOT, TRAIN, error_line, finetune_flags, random_vae, script
 from safetensors.torch import load_file
 
 from training import checkpoint, resume, run_folder
 from training.run_folder import Run
 from utils.errors import UserError
+from utils.flags import flag_of
 
 
 def train(*args, **kwargs):
@@ -91,6 +93,30 @@ def test_a_new_run_says_what_differs(begun, tmp_path):
     assert "a new run" not in line and len(runs(begun / "results")) == 5  # on other data
 
 
+def test_a_run_without_warm_up_of_its_average(begun, tmp_path):
+    """It is another run than one with warm-up, and resumes exactly."""
+    command = ("data", "vae", "base.safetensors")
+    line = train(*flags(*command), "--no-ema-warmup", cwd=begun).stdout
+    assert "in --ema-warmup (False, there True)" in line
+    done = train(*flags(*command, steps=3), "--no-ema-warmup", cwd=begun)
+    assert "resumes at step 2" in done.stdout and "as this run began" not in done.stdout
+    train(*flags(*command, steps=3), "--no-ema-warmup", "--results-dir", tmp_path / "whole",
+          cwd=begun)
+    ours, theirs = (folder / "checkpoints" / "0000003.safetensors" for folder in (
+        begun / "results" / "001-DiT-T-4", tmp_path / "whole" / "000-DiT-T-4"))
+    assert all(torch.equal(value, load_file(theirs)[key])
+               for key, value in load_file(ours).items())
+    average = checkpoint.read_metadata(ours)["average"]
+    assert not average["warm_up"] and average["initial_share"] == pytest.approx(0.9 ** 3)
+
+
+def test_the_documents_list_the_flags_that_a_resumed_run_may_change():
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    rows = text[text.index("What a resumed run may change"):].split("\n\n")[1]
+    assert set(re.findall(r"`(--[\w-]+)`", rows)) == {
+        flag_of(name) for name in run_folder.FREE_FLAGS}
+
+
 def test_data_that_changed_in_its_place_is_an_error(begun):
     path = begun / "data" / "manifest.json"
     content = json.loads(path.read_text())
@@ -117,6 +143,8 @@ def test_which_flags_make_a_run(tmp_path):
     cosine = ours | {"lr_schedule": "cosine"}
     assert run_folder.differing_flags(cosine, cosine | {"max_steps": 8}) == ["max_steps"]
     assert run_folder.differing_flags(ours, []) == ["lr", "lr_schedule"]
+    for warm_up, differing in ((True, []), (False, ["ema_warmup"])):  # runs before there was one
+        assert run_folder.differing_flags(ours | {"ema_warmup": warm_up}, ours) == differing
     os.symlink(tmp_path, tmp_path / "link")
     assert run_folder.has_same_paths({"data_path": str(tmp_path)},
                                      {"data_path": str(tmp_path / "link")})

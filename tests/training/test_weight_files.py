@@ -9,7 +9,7 @@ from test_checkpoint import assembled, diffusers_folder, inputs, official
 from training import diffusers_names, pretrained, setup, weight_files
 from utils.errors import UserError
 
-NAME = weight_files.STEM
+NAME = weight_files.STEMS[0]
 
 
 def prefixed(prefix):
@@ -75,7 +75,25 @@ def shards(folder, names=("one-of-two.safetensors", "two-of-two.safetensors")):
     (folder / f"{NAME}.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("change, tolerance", [(variant, 0.01), (shards, 1e-5)])
+def pickled_shards(folder):
+    """As accelerate and transformers write them."""
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    state = load_file(folder / f"{NAME}.safetensors")
+    (folder / f"{NAME}.safetensors").unlink()
+    write_pickled_shards(folder, state, names)
+
+
+def write_pickled_shards(folder, state, names):
+    folder.mkdir(exist_ok=True)
+    where = {key: names[i % 2] for i, key in enumerate(state)}
+    for name in names:
+        torch.save({key: state[key] for key in state if where[key] == name}, folder / name)
+    index = {"metadata": {}, "weight_map": where}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("change, tolerance", [
+    (variant, 0.01), (shards, 1e-5), (pickled_shards, 1e-5)])
 def test_variants_and_shards_of_diffusers_folders(tmp_path, change, tolerance):
     theirs = diffusers_folder(tmp_path)
     change(tmp_path)
@@ -98,6 +116,29 @@ def test_shards_that_are_missing_or_elsewhere(tmp_path):
         index.write_text(json.dumps(content))
         with pytest.raises(UserError, match="not a list of weight files"):
             pretrained.load_weights(tmp_path)
+
+
+def test_pickled_shards_of_official_names(tmp_path):
+    """Without config.json; and what is no tensor in one of them never runs."""
+    theirs = official(tmp_path / "a.pt")
+    names = [f"pytorch_model-0000{i}-of-00002.bin" for i in (1, 2)]
+    write_pickled_shards(tmp_path / "d", theirs.state_dict(), names)
+    assert torch.equal(assembled(tmp_path / "d", 4)(*inputs(4)), theirs(*inputs(4)))
+    torch.save({"x": Evil()}, tmp_path / "d" / names[1])
+    with pytest.raises(UserError, match=f"{names[1]}: refused, its pickle holds print"):
+        pretrained.load_weights(tmp_path / "d")
+    torch.save([1], tmp_path / "d" / names[1])
+    with pytest.raises(UserError, match=f"{names[1]}: holds no state dict"):
+        pretrained.load_weights(tmp_path / "d")
+    (tmp_path / "d" / "pytorch_model.bin.index.json").unlink()
+    with pytest.raises(UserError, match=f"{names[0]}: one of several files, without the list of "
+                                        "them, pytorch_model.bin.index.json"):
+        pretrained.load_weights(tmp_path / "d")
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("it ran",)
 
 
 @pytest.mark.parametrize("kind", ["pickle", "safetensors", "diffusers"])

@@ -37,6 +37,7 @@ from benchmarks import (
 from metrics import ms_ssim
 from utils import flags
 from utils.files import require_new_folder
+from utils.precision import resolve_precision
 
 FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too
 LEAST_VALUES = dict(steps=1, turns=1, batch_size=1, accum=1, grad_checkpoint=0, plain_scans=1,
@@ -66,22 +67,27 @@ def bench_scaling(args):
         if cost:
             measured.append((sized, cost))
     if args.output and measured:
-        title = f"{args.model}, {args.precision}, {args.device}"
+        title = f"{args.model}, {setup.precision}, {args.device}"
         scaling.write(args.output, lines, measured, title)
         print(f"{args.output}: scaling.md, scaling.png")
 
 
 def training_setup(args, **more):
     return training_cost.TrainingSetup(
-        model=args.model, steps=args.steps, device=args.device, precision=args.precision,
+        model=args.model, steps=args.steps, device=args.device, precision=precision_of(args),
         compile=args.compile, memory_limit=args.memory_limit, accum=args.accum,
         grad_checkpoint=args.grad_checkpoint, keep_activations=args.keep_activations, **more)
+
+
+def precision_of(args):
+    """The compute dtype that --precision names, or that fits --device."""
+    return resolve_precision(args.precision, args.device)
 
 
 def bench_sample(args):
     setup = sampling_cost.SamplingSetup(
         model=args.model, image_size=args.image_size, batch_size=args.batch_size,
-        steps=args.steps, device=args.device, precision=args.precision, compile=args.compile,
+        steps=args.steps, device=args.device, precision=precision_of(args), compile=args.compile,
         memory_limit=args.memory_limit, vae=args.vae, vae_precision=args.vae_precision)
     ways = selected(sampling_cost.WAYS, args.only)
     turns = measure.alternate_processes(ways, args.turns, setup)
@@ -98,7 +104,7 @@ def bench_samplers(args):
     real = sampler_comparison.read_volumes(args.real) if args.real else None
     trained = sampler_comparison.load(
         args.ckpt, base=args.base, vae_name=args.vae, device=args.device,
-        precision=args.precision, compiled=args.compile)
+        precision=precision_of(args), compiled=args.compile)
     if trained.message:
         print(trained.message)
     seconds, drawn = sampler_comparison.measure(trained, args.num_samples, args.seed, args.turns)
@@ -165,7 +171,7 @@ def add_network_flags(command):
     group = command.add_argument_group("network")
     group.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
                        help="network with random weights: DiT-{XL,L,B,S,T}/{2,4,8}")
-    flags.add_precision_flag(group, "the optimized way")
+    flags.add_precision_flag(group, "the optimized way", default=None)
     flags.add_compile_flag(group)
     group = command.add_argument_group("measurement")
     group.add_argument("--steps", type=int, default=3, help="measured steps per turn")
@@ -222,7 +228,7 @@ def add_samplers_flags(command):
                        help="checkpoint written by train.py")
     group.add_argument("--base", metavar="FILE",
                        help="file of base weights; default: where train.py read them")
-    group.add_argument("--vae", metavar="ema|mse|PATH",
+    group.add_argument("--vae", metavar="ema|mse|DIR",
                        help="VAE that decodes; default: the one of the training")
     group.add_argument("--real", type=Path, metavar="DIR", help="data folder; MMD is computed "
                        "against its test split; default: no MMD")
@@ -234,7 +240,7 @@ def add_samplers_flags(command):
     group.add_argument("--seed", type=flags.whole_number, default=0,
                        help="random seed; sample i depends on (seed, i) alone")
     group.add_argument("--turns", type=int, default=1, help="turns of each sampler")
-    flags.add_precision_flag(group)
+    flags.add_precision_flag(group, default=None)
     flags.add_compile_flag(group)
     flags.add_device_flag(group)
 
@@ -247,7 +253,7 @@ def add_preprocess_flags(command):
     group.add_argument("--plain-scans", type=int, default=14,
                        help="number of these scans for the baseline")
     group.add_argument("--workers", type=int, default=flags.CPU_CORES,
-                       help="processes of preprocess.py")
+                       help="processes of preprocess.py; by default one per CPU core")
     group.add_argument("--turns", type=int, default=3, help="turns of each way")
 
 

@@ -51,7 +51,7 @@ def parse_args():
     add_volume_flags(p.add_argument_group("volumes"))
     add_metric_flags(p.add_argument_group("metrics"))
     g = p.add_argument_group("ceiling")
-    g.add_argument("--vae", metavar="ema|mse|PATH",
+    g.add_argument("--vae", metavar="ema|mse|DIR",
                    help="VAE that real volumes are encoded and decoded with, for the ceiling of "
                    "every number: ema or mse for a public one, or a folder that train_vae.py "
                    "wrote; default: no ceiling")
@@ -116,15 +116,15 @@ def add_metric_flags(g):
                    help="number of random pairs of volumes per set for MS-SSIM; default: all pairs "
                    "(500 volumes have 124,750)")
     g.add_argument("--shortlist", type=int, default=DEFAULTS.shortlist, metavar="K",
-                   help="number of most correlated training volumes among which the most similar "
-                   "one by MS-SSIM is searched for")
+                   help="training volumes per synthetic volume, the most correlated ones, that are "
+                   "compared by MS-SSIM")
     g.add_argument("--mmd-batch", type=int, metavar="B",
                    help="number of volumes per batch that the linear MMD is averaged over; "
                    "default: whole sets at once")
-    g.add_argument("--mmd-range", nargs=2, type=float, metavar=("LOWEST", "HIGHEST"),
-                   help="intensities that black and white voxels stand for in MMD: -1 1 is the "
-                   "range of 3dbraingen, whose linear MMD is 4 times that of 0 1; default: 0 1, "
-                   "but the row of this evaluation among the published numbers is always for -1 1")
+    g.add_argument("--mmd-range", nargs=2, type=float, metavar=("LO", "HI"),
+                   help="intensities of black and white voxels in MMD; with -1 1, the range of "
+                   "3dbraingen, linear MMD is 4 times that with 0 1; default: 0 1, but -1 1 in the "
+                   "table of published numbers")
     g.add_argument("--slices", type=int, default=DEFAULTS.slices, metavar="K",
                    help="number of middle slices of each view for FID and KID")
     g.add_argument("--inception-weights", type=Path, metavar="FILE",
@@ -237,11 +237,7 @@ def computable_metrics(args, sets, options):
 
 
 def is_there_already(args, sets, skipped):
-    """Whether --output holds this very evaluation; says so, or what has changed.
-
-    :param sets: {"real": VolumeSet, …}
-    :param skipped: {title: why it cannot be computed}
-    """
+    """Whether --output holds this very evaluation; says so, or what has changed."""
     if not (args.update and evaluation.is_evaluation(args.output)):
         return False
     changes = evaluation.changes(args.output, sets, settings_of(args), skipped)

@@ -80,7 +80,7 @@ def parse_args():
 
     g = p.add_argument_group("work")
     g.add_argument("--workers", type=int, default=CPU_CORES,
-                   help="number of processes, one thread each")
+                   help="number of processes of one thread each; by default one per CPU core")
     g.add_argument("--shard", type=shard, metavar="I/N",
                    help="convert part I of N only, counted from 1, as one task of a job array; the "
                    "last task to finish writes --output; by default all scans are converted")
@@ -122,7 +122,7 @@ def add_input_flags(p):
                    "text file or .npy with 4 x 4 numbers, or a scan whose affine is taken; "
                    f"{scan_formats.IDENTITY}: voxels of 1 mm, axes right, anterior, superior; by "
                    "default such scans are left out")
-    g.add_argument("--orientation", metavar="LAS",
+    g.add_argument("--orientation", metavar="LETTERS",
                    help="directions of the axes of Analyze 7.5 files, which do not say it: LAS "
                    "where the first axis runs to the left, the second to anterior, the third to "
                    "superior; by default such scans are skipped")

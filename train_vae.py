@@ -237,8 +237,9 @@ def parse_flags():
                        help="new folder for the VAE in diffusers' format, psnr.json and "
                        "reconstruction.png")
     group = parser.add_argument_group("model")
-    group.add_argument("--init", required=True, metavar="PATH|tiny",
-                       help="VAE to start from: ema, mse, a folder, or tiny for a small random one")
+    group.add_argument("--init", required=True, metavar="ema|mse|DIR|tiny",
+                       help="VAE to start from: ema or mse for a public one, a folder, or tiny for "
+                       "a small random one")
     group.add_argument("--tune", choices=("decoder", "all"), default="decoder",
                        help="part that is trained")
     group = parser.add_argument_group("training")

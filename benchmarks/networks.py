@@ -6,6 +6,7 @@ import torch
 import models
 from training import finetuning
 from utils.errors import UserError
+from utils.precision import NARROW_DTYPES
 
 VAE_FACTOR = 8                      # pixels per latent along a side, of Stable Diffusion's VAE
 VAE_CHANNELS = {                    # of the VAE's blocks
@@ -51,11 +52,12 @@ def check_image_size(model, image_size, flag):
         raise UserError(f"{flag} {image_size}: must be a multiple of {unit} for {model}")
 
 
-def random_dit(setup, bf16_matrices):
+def random_dit(setup, precision):
     """A DiT on its device, with everything frozen that DiffFit freezes.
 
     :param setup: NetworkSetup
-    :param bf16_matrices: create frozen matrices in bf16, so that they never take fp32's memory
+    :param precision: compute dtype; frozen matrices are created in it, so that they never take
+        the memory of fp32
     :return: model, {name: trainable parameter}
     """
     with torch.device("meta"):
@@ -63,8 +65,8 @@ def random_dit(setup, bf16_matrices):
     generator = torch.Generator(setup.device).manual_seed(0)
     state = {}
     for name, p in model.state_dict().items():
-        narrow = bf16_matrices and finetuning.parameter_kind(name) == "matrix"
-        dtype = torch.bfloat16 if narrow else torch.float32
+        is_matrix = finetuning.parameter_kind(name) == "matrix"
+        dtype = NARROW_DTYPES.get(precision, torch.float32) if is_matrix else torch.float32
         state[name] = torch.empty(p.shape, device=setup.device, dtype=dtype)
         state[name].normal_(std=0.02, generator=generator)
     width = model.pos_embed.shape[2]

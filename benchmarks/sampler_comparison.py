@@ -15,9 +15,22 @@ from utils.files import atomic_folder, write_text
 from utils.precision import autocast
 from utils.seeding import seeded_generator
 
-WAYS = (("ddpm", 250), ("ddim", 250), ("dpm++", 50), ("dpm++", 25), ("unipc", 25))  # sampler, steps
-SLOWEST = WAYS[0]           # times are compared with it
-REFERENCE = ("ddim", 250)   # results are compared with it: dpm++ and unipc approximate its path
+FEW_STEPS = 100     # samplers whose default is fewer are also compared at twice as many
+
+
+def _ways(all_samplers):
+    """(sampler, steps) of each sampler at its default number of steps, and with few at twice it."""
+    for name, sampler in all_samplers.items():
+        if sampler.default_steps < FEW_STEPS:
+            yield name, 2 * sampler.default_steps
+        yield name, sampler.default_steps
+
+
+WAYS = tuple(_ways(samplers.SAMPLERS))
+# times are compared with the slowest; results with the deterministic one of many steps, whose path
+# dpm++ and unipc approximate
+SLOWEST = ("ddpm", samplers.SAMPLERS["ddpm"].default_steps)
+REFERENCE = ("ddim", samplers.SAMPLERS["ddim"].default_steps)
 
 
 @dataclass(frozen=True)
@@ -99,8 +112,9 @@ def table(seconds, drawn, real, device):
     :param real: (M, D, D, D) uint8 real volumes for MMD, or None
     """
     count = len(drawn[REFERENCE])
-    headings = ["sampler, steps", f"s for {count}", "times faster", "gray levels from ddim 250",
-                "MS-SSIM"]
+    name, steps = REFERENCE
+    headings = ["sampler, steps", f"s for {count}", "times faster",
+                f"gray levels from {name} {steps}", "MS-SSIM"]
     if real is not None:
         headings.append("linear MMD")
     lines = [_markdown_row(headings), "|---" * len(headings) + "|"]
@@ -132,4 +146,5 @@ def write(folder, lines, drawn, header):
     groups = {f"{sampler} {steps}": drawn[sampler, steps] for sampler, steps in WAYS}
     with atomic_folder(folder) as temporary:
         write_text(temporary / "samplers.md", "\n".join(lines) + "\n")
-        figures.gallery(temporary / "samplers.png", groups, geometry.voxel_sizes(header["affine"]))
+        figures.gallery(temporary / "samplers.png", groups, geometry.voxel_sizes(header["affine"]),
+                        affine=header["affine"])

@@ -36,7 +36,7 @@ def baseline_step(setup):
     :return: SamplingCost
     """
     measure.limit_memory(setup.device, setup.memory_limit)
-    model = _frozen_dit(setup, bf16_matrices=False)
+    model = _frozen_dit(setup, "fp32")
     autoencoder = networks.random_vae(setup, torch.contiguous_format)
     baseline.allow_tf32()
 
@@ -59,9 +59,9 @@ def optimized_step(setup):
     :return: SamplingCost
     """
     measure.limit_memory(setup.device, setup.memory_limit)
-    model = _frozen_dit(setup, bf16_matrices=setup.precision == "bf16")
+    model = _frozen_dit(setup, setup.precision)
     autoencoder = networks.random_vae(setup, torch.channels_last)
-    message = acceleration.compile_blocks(model, setup.device, setup.compile)
+    message = acceleration.compile_blocks(model, setup.device, setup.compile, setup.precision)
 
     def decode(z):
         return vae.decode(autoencoder, z, setup.vae_precision)
@@ -72,8 +72,8 @@ def optimized_step(setup):
                         peak_gb=measure.peak_gb(setup.device), message=message)
 
 
-def _frozen_dit(setup, bf16_matrices):
-    model, _ = networks.random_dit(setup, bf16_matrices)
+def _frozen_dit(setup, precision):
+    model, _ = networks.random_dit(setup, precision)
     return model.requires_grad_(False).eval()
 
 

@@ -8,8 +8,10 @@ import torch
 from benchmarks import baseline, measure, networks
 from diffusion import vae
 from training import acceleration
+from training.loss_scaling import LossScaler
 from training.state import TrainingState
 from training.step import Batches, compute_gradients
+from utils.precision import NARROW_DTYPES
 
 LEARNING_RATE = 5e-4
 LABEL_DROPOUT = 0.1
@@ -45,7 +47,7 @@ def baseline_step(setup):
     """
     device = setup.device
     measure.limit_memory(device, setup.memory_limit)
-    model, trained = networks.random_dit(setup, bf16_matrices=False)
+    model, trained = networks.random_dit(setup, "fp32")
     autoencoder = networks.random_vae(setup, torch.contiguous_format)
     trainer = baseline.Trainer(model, autoencoder, trained, LEARNING_RATE)
     shape = (setup.batch_size, setup.image_size, setup.image_size, 3)
@@ -83,11 +85,10 @@ def optimized_step(setup):
     """
     device = setup.device
     measure.limit_memory(device, setup.memory_limit)
-    bf16 = setup.precision == "bf16"
-    model, trained = networks.random_dit(setup, bf16_matrices=bf16)
+    model, trained = networks.random_dit(setup, setup.precision)
     model.save_memory(not setup.keep_activations, setup.grad_checkpoint).train()
     start = time.perf_counter()
-    message = acceleration.compile_blocks(model, device, setup.compile)
+    message = acceleration.compile_blocks(model, device, setup.compile, setup.precision)
     step = _optimized_step(setup, model, trained)
     step()
     measure.wait(device)
@@ -98,7 +99,7 @@ def optimized_step(setup):
     return TrainingCost(
         step_seconds=seconds, peak_gb=peak, message=message, first_seconds=first,
         operations=count_operations(model, setup.tokens, backward=True),
-        matmul_rate=measure.matmul_rate(device, torch.bfloat16 if bf16 else torch.float32),
+        matmul_rate=measure.matmul_rate(device, NARROW_DTYPES.get(setup.precision, torch.float32)),
         profile=tuple(measure.slowest_operations(step, device)) if setup.profile else ())
 
 
@@ -112,14 +113,15 @@ def _optimized_step(setup, model, trained):
         moments, labels, dict(scaling_factor=SCALING_FACTOR), model.num_classes, seed=0,
         global_batch_size=setup.batch_size, label_dropout=LABEL_DROPOUT, last_step=10 ** 6,
         device=setup.device, prefetch=True)
-    state = TrainingState(trained, lr=LEARNING_RATE, device=setup.device)
+    scaler = LossScaler(setup.device) if setup.precision == "fp16" else None
+    state = TrainingState(trained, lr=LEARNING_RATE, device=setup.device, loss_scaler=scaler)
     parameters = list(trained.values())
 
     def step():
         state.step += 1
         losses, bad = compute_gradients(
             model, batches.take(state.step), parameters, global_batch_size=setup.batch_size,
-            accum=setup.accum, precision=setup.precision, device=setup.device)
+            accum=setup.accum, precision=setup.precision, device=setup.device, loss_scaler=scaler)
         state.update(losses, bad, LEARNING_RATE)
         state.optimizer.zero_grad(set_to_none=True)
 

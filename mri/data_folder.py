@@ -81,8 +81,12 @@ def sort_results(cohort, results, unlabeled):
             skipped[scan.id] = result.reason
         else:
             no_scans.append(result.reason)
-    notes = [f"left out: {len(no_scans)} files that are no scans"] if no_scans else []
-    return SortedResults(prepared, skipped, [*notes, *no_scans])
+    notes = [f"left out: {len(no_scans)} files that are no scans", *no_scans] if no_scans else []
+    shifted = sum("n4_shift" in result.entry for result in prepared)
+    if shifted:
+        notes.append(f"N4 was estimated on shifted intensities of {shifted} scans, which have "
+                     "values below 0 (n4_shift in manifest.json)")
+    return SortedResults(prepared, skipped, notes)
 
 
 def write(folder, settings, results, labels, choice, existing=None):

@@ -89,7 +89,7 @@ def check_intensities(path, array):
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
         nan = np.count_nonzero(np.isnan(array))
-        what = ("--nan zero sets NaN to 0" if nan == bad else
+        what = ("preprocess.py --nan zero sets NaN to 0" if nan == bad else
                 "replace them first, as with numpy.nan_to_num")
         raise UserError(f"{path}: {bad} voxels are NaN or infinite in single precision ({nan} of "
                         f"them NaN); {what}")

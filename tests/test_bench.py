@@ -88,7 +88,8 @@ def test_samplers(finetuned, data, tmp_path):
     lines = [line for line in done.stdout.splitlines() if re.match(r"\| \S+ \d+ \|", line)]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
     rows = {name: [float(number) for number in numbers] for name, *numbers in cells}
-    assert list(rows) == ["ddpm 250", "ddim 250", "dpm++ 50", "dpm++ 25", "unipc 25"]
+    assert list(rows) == [
+        "ddpm 250", "ddim 250", "dpm++ 50", "dpm++ 25", "unipc 50", "unipc 25"]
     assert all(len(numbers) == 5 for numbers in rows.values())
     faster = {name: numbers[1] for name, numbers in rows.items()}
     difference = {name: numbers[2] for name, numbers in rows.items()}

@@ -152,7 +152,8 @@ def test_git_ignores_what_is_of_patients(tmp_path):
         return done.returncode == 0
 
     for path in ("adni/a.txt", "scans/x.dcm", "restored/x", "somewhere/deep/x.nii.gz", "x.nii",
-                 "y.mgz", "nifti/a", "train-123.log", "sample-123_4.log", "data/x/manifest.json"):
+                 "y.mgz", "nifti/a", "train-123.log", "sample-123_4.log", "slurm-123.out",
+                 "data/x/manifest.json"):
         assert is_ignored(path), path
     for path in ("tests/golden/v2/scans/sub-00_T1w.nii.gz", "mri/nifti.py", "docs/demo.png",
                  "tests/golden/v2/data/mosaics/a.png"):

@@ -380,6 +380,7 @@ def test_the_dry_run_counts_the_vae_of_previews(data, vae_folder):
     without = dry_run_of(data, vae_folder, *random)
     counted = dry_run_of(data, vae_folder, *random, "--sample-every", 5)
     assert "VAE of --sample-every" in counted and "VAE of" not in without
+    assert "the VAE is estimated" in counted and "estimated" not in without
     vae = vae_module.load_vae(vae_folder)
     weights = 4 * sum(p.numel() for p in vae.parameters())
     found = dry_run.decoder_bytes(vae, 12)

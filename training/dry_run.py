@@ -57,9 +57,10 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None):
         rows["attention weights"] = attention_bytes(config, model.grid ** 2, options)
         print("warning: --precision bf16: this GPU has no bf16 attention (compute capability below "
               "8.0) and keeps whole attention matrices; --precision fp16 does not")
-    if preview_vae is not None:
+    if preview_vae:
         rows["VAE of --sample-every"] = decoder_bytes(preview_vae, config["input_size"])
-    print("memory on each device, GB (activations measured on one block here; "
+    estimated = " the VAE is estimated from its weights and largest layer;" if preview_vae else ""
+    print(f"memory on each device, GB (activations are measured on one block here;{estimated} "
           "workspace comes on top):")
     for what, size in {**rows, "all": sum(rows.values())}.items():
         print(f"  {what:24} {size / 1e9:7.2f}")
@@ -122,9 +123,8 @@ def attention_bytes(config, tokens, options):
 
 
 def decoder_bytes(vae, side):
-    """Bytes that the VAE takes while it decodes one mosaic: its weights and its largest layer.
-
-    Measured on tensors without values.
+    """Bytes that the VAE takes while it decodes one mosaic, estimated: its weights, and input and
+    output of its largest layer, whose sizes are measured on tensors without values.
 
     :param vae: AutoencoderKL
     :param side: of the latents

@@ -211,8 +211,9 @@ def test_n4_takes_slightly_negative_intensities(tmp_path):
     divided = preparation.divide_bias(array, field)
     assert np.allclose(preparation.multiply_bias(divided, field), array, atol=1e-3)
     save_nifti(tmp_path / "in" / "a.nii.gz", array, AFFINE, np.float32)
-    script("preprocess.py", "--input", tmp_path / "in", "--n4", "--size", 16, "--workers", 1,
-           "--output", tmp_path / "d")
+    done = script("preprocess.py", "--input", tmp_path / "in", "--n4", "--size", 16,
+                  "--workers", 1, "--output", tmp_path / "d")
+    assert "N4 was estimated on shifted intensities of 1 scans" in done.stdout
     entry, = manifest.read_manifest(tmp_path / "d")[1]
     assert entry["n4"] is True and entry["n4_shift"] == 20
     script("postprocess.py", "--input", tmp_path / "d", "--output", tmp_path / "n",

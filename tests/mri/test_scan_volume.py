@@ -27,7 +27,7 @@ def test_nan_is_refused_or_zero(tmp_path):
     array = brain()
     array[0, 0, :5] = np.nan
     path = save_nifti(tmp_path / "a.nii.gz", array, AFFINE, np.float32)
-    with pytest.raises(UserError, match="5 voxels are NaN .* --nan zero sets NaN to 0"):
+    with pytest.raises(UserError, match="5 voxels are NaN .*; preprocess.py --nan zero sets"):
         scan_formats.read_scan(path)
     scan = scan_formats.read_scan(path, nan_to_zero=True)
     assert np.array_equal(scan.array, np.nan_to_num(array))

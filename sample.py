@@ -29,7 +29,7 @@ from diffusion import vae as vae_module
 from mri import manifest, mosaic, mosaic_files, nifti
 from training import acceleration, checkpoint, checkpoint_choice, pretrained
 from training.class_choice import COHORT, ClassChoice, choose_class
-from utils import distributed, flags
+from utils import distributed, flags, leftovers
 from utils.files import read_json, write_text
 from utils.flags import make_parser, shard, whole_number
 from utils.precision import autocast, resolve_precision
@@ -152,8 +152,7 @@ def planned_count(output, num_samples, recipe):
 def begin_folder(output, plan, recipe, count, provenance):
     """Creates the samples folder, or continues it.
 
-    Every process and job there writes the same samples.json, so none waits for another. What a
-    folder records of its beginning stays.
+    All processes and jobs write the same samples.json; what it records of the beginning stays.
     """
     output.mkdir(parents=True, exist_ok=True)
     path = output / "samples.json"
@@ -166,8 +165,9 @@ def begin_folder(output, plan, recipe, count, provenance):
                "description": begun.get("description", plan.description),
                "recipe": recipe, "samples": samples}
     write_text(path, json.dumps(content, indent=1) + "\n")
-    for name in ("mosaics", "nifti"):
-        (output / name).mkdir(exist_ok=True)
+    for folder in (output, output / "mosaics", output / "nifti"):
+        folder.mkdir(exist_ok=True)
+        leftovers.remove(folder)    # what a killed run was writing
 
 
 def nifti_path(output, i):

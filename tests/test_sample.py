@@ -1,7 +1,9 @@
 """sample.py and postprocess.py as a user runs them."""
 
 import json
+import os
 import shutil
+import subprocess
 
 import nibabel as nib
 import numpy as np
@@ -14,7 +16,7 @@ from diffusion import samplers
 from diffusion import vae as vae_module
 from mri import manifest, mosaic
 from training import class_choice, pretrained
-from utils import seeding
+from utils import leftovers, seeding
 from utils.version import __version__
 
 SAMPLER = ("--sampler", "ddim", "--num-sampling-steps", 3, "--precision", "fp32", "--device", "cpu")
@@ -88,8 +90,14 @@ def test_samples_do_not_depend_on_the_batch_and_go_on(samples, ckpt, tmp_path):
     args = ("--ckpt", ckpt, "--output", tmp_path / "s", "--cfg-scale", 8, *SAMPLER)
     script("sample.py", *args, "--num-samples", 1, "--batch-size", 1)
     before = (tmp_path / "s" / "mosaics" / "000000.png").stat().st_mtime_ns
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    beginning = leftovers.prefix_of("000001.png").replace(f"-{os.getpid()}-", f"-{killed.pid}-")
+    left = tmp_path / "s" / "mosaics" / f"{beginning}abc.png"
+    left.write_bytes(b"half")
     script("sample.py", *args, "--num-samples", 3, "--batch-size", 8)
     assert (tmp_path / "s" / "mosaics" / "000000.png").stat().st_mtime_ns == before
+    assert not left.exists()
     for i in range(3):
         a, b = (
             np.array(Image.open(f / "mosaics" / f"{i:06d}.png")).astype(int)

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import checkpoint
+from utils import leftovers
 from utils.errors import UserError
 from utils.files import read_json, umask, write_text
 from utils.flags import flag_of
@@ -120,6 +121,7 @@ class Run:
         for leftover in (*self.checkpoints.glob(".*.safetensors"), *self.checkpoints.glob(".tmp*"),
                          *self.folder.glob(".*.tmp")):
             leftover.unlink()
+        leftovers.remove(self.folder / "samples")
 
     @classmethod
     def create(cls, results_dir, model, flags):

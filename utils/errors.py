@@ -3,6 +3,7 @@
 The scripts import this module before any other: from then on, Ctrl-C during the seconds in which
 they import PyTorch ends in one line.
 """
+import gc
 import os
 import signal
 import sys
@@ -52,6 +53,8 @@ def run_script(main):
     except KeyboardInterrupt:
         print(f"{_script_name()}: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    if _is_script_running():
+        gc.freeze()     # Python's last search for garbage, through all of PyTorch, takes over 1 s
     sys.exit(code)
 
 
@@ -84,7 +87,7 @@ def _exit_during_imports(*_):
     os._exit(EXIT_INTERRUPTED)
 
 
-def _is_script_starting():
+def _is_script_running():
     """Whether this process runs one of our scripts, and not a notebook, a test or a worker."""
     file = getattr(sys.modules.get("__main__"), "__file__", None)
     if file is None or threading.current_thread() is not threading.main_thread():
@@ -92,5 +95,5 @@ def _is_script_starting():
     return Path(file).resolve().parent in (_ROOT, _ROOT / "demo")
 
 
-if _is_script_starting() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if _is_script_running() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _exit_during_imports)

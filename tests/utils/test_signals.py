@@ -30,7 +30,7 @@ def test_ctrl_c_while_a_script_imports_ends_in_one_line(script):
 
 
 def test_no_handler_in_a_notebook_or_test():
-    assert not errors._is_script_starting()
+    assert not errors._is_script_running()
     assert signal.getsignal(signal.SIGINT) is not errors._exit_during_imports
 
 

@@ -1,4 +1,4 @@
-"""Mutated files through the scripts' own main().
+"""Mutated files, tables, links and folders through the scripts' own main().
 
     python tests/fuzz.py --cases 2000 --seed 0
 

@@ -1,4 +1,4 @@
-"""Mutated files: every case ends in success or in one line, within 10 s and 2 GB. See fuzz.py."""
+"""Mutated inputs: every case ends in success or in one line, within 10 s and 2 GB. See fuzz.py."""
 import collections
 import json
 import os

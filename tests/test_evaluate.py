@@ -343,10 +343,12 @@ def test_small_volumes_and_few(tmp_path):
     """Too small for five levels, two volumes a side: what can be computed is, and nothing is made
     up. The former spelling of a metric is still accepted."""
     v = (related(4, 12) * 255).astype(np.uint8)
-    content, _ = evaluate(
+    content, done = evaluate(
         tmp_path / "e", "--real", cubes(tmp_path / "r", v[:2]),
         "--synthetic", cubes(tmp_path / "f", v[2:]), "--train", tmp_path / "r", "--bootstrap", 0,
-        "--metrics", "ms-ssim", "mmd", "memorisation")
+        "--metrics", "ms-ssim", "mmd", "memorisation", expect=2)
+    assert "--metrics ms-ssim mmd memorization: not all could be computed; MS-SSIM: " in (
+        error_line(done))
     m = content["metrics"]
     assert "too small for five levels; at least 16" in content["skipped"]["MS-SSIM"]
     assert "ms_ssim" not in m and "nearest_ms_ssim" not in m

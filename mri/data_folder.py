@@ -22,6 +22,7 @@ from mri import (
 )
 from utils import leftovers
 from utils.errors import UserError
+from utils.escaping import printable
 
 ONE_CLASS = "all"            # name of the class where no labels are given
 COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
@@ -259,7 +260,7 @@ def new_scans(cohort, existing, output):
              f"{len(new)} scans are new"]
     same = [scan for scan in cohort if scan.id in known]
     moved = [scan.id for scan in same
-             if known[scan.id].get("source") != scans.printable(scans.real_path(scan.path))]
+             if known[scan.id].get("source") != printable(scans.real_path(scan.path))]
     if moved:
         lines.append(f"{output}: {len(moved)} volumes were made from files at other paths: "
                      f"{tables.some(moved)}")

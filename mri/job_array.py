@@ -16,6 +16,7 @@ from mri.conversion import PreparedScan, SkippedScan
 from mri.quality_control import ScanSummary
 from utils.errors import UserError
 from utils.files import atomic_folder, read_json, require_new_folder
+from utils.shared_folders import open_own
 
 
 class JobArray:
@@ -66,7 +67,7 @@ class JobArray:
 
         If so, this process holds a lock until it ends.
         """
-        self._lock = open(self._root.with_name(f".{self._root.name}.lock"), "a")
+        self._lock = open_own(self._root.with_name(f".{self._root.name}.lock"))
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         if (self.output / "manifest.json").exists():  # another job was faster
             Path(self._lock.name).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from utils.version import __version__
 FILE_NAME = "source.json"
 FORMAT = "mosaicdit-source"
 FORMAT_VERSION = 1
+MAX_SHOWN_CHARACTERS = 200      # of a value in a description
 NOT_MADE_BY = {"format", "version", "samples", "volumes", *manifest.HEADER_KEYS}
 
 
@@ -77,7 +78,7 @@ def describe(made_by):
 
 
 def _short(key, value):
-    return str(value)[:12] if "sha256" in key else str(value)
+    return str(value)[:12 if "sha256" in key else MAX_SHOWN_CHARACTERS]
 
 
 def _of_data_folder(path):

@@ -8,6 +8,7 @@ import fcntl
 import json
 import math
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -19,8 +20,10 @@ from tqdm import tqdm
 
 from training import checkpoint
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.files import read_json, umask, write_text
 from utils.flags import flag_of
+from utils.shared_folders import open_own
 
 # flags that name files: what counts is what the files hold, see CONTENT
 PATH_FLAGS = ("data_path", "vae", "ckpt", "base")
@@ -259,13 +262,15 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))
-        self._text_log = open(self.folder / "log.txt", "a")
-        self._json_log = open(path, "a")
-        self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
+        self._text_log = open_own(self.folder / "log.txt")
+        self._json_log = open_own(path)
+        # TensorBoard opens its file without such checks: nobody can put a link at a random name
+        self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None,
+                                    filename_suffix=f".{secrets.token_hex(8)}")
 
     def say(self, message):
         """Prints a message with the time, and appends it to log.txt."""
-        line = f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {message}"
+        line = f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {printable(message)}"
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
         print(line, file=self._text_log, flush=True)
@@ -317,7 +322,7 @@ def _lock_file(path, patience):
     :raises BlockingIOError: another process holds the lock after `patience` seconds
     """
     end = time.monotonic() + patience
-    file = open(path, "a+")
+    file = open_own(path, "a+")
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

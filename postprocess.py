@@ -10,6 +10,9 @@ intensities of their source scans: a crop is put back into its place, and a bias
 removed is put back. What a mask removed is gone. A mosaic without a source scan, such as a sample,
 gets the cohort's median geometry. source.json takes along how samples were made, and the class and
 subject of each volume.
+
+A mosaic that the manifest of --input lists and that is not there is named; the others are
+converted, and the exit code is then 1.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mri import conversion, geometry, manifest, mosaic, mosaic_files, nifti, origin, preparation
+from utils.escaping import printable
 from utils.files import atomic_folder
 from utils.flags import make_parser
 from utils.progress import progress
@@ -53,6 +57,22 @@ def find_mosaics(folder):
         raise UserError(f"--input {folder}: no PNG mosaics there or in its mosaics/; "
                         "name the folder that holds them")
     return found
+
+
+def missing_mosaics(args, entries, source, paths):
+    """Ids that the manifest of --input lists and that have no mosaic there, sorted.
+
+    With a --manifest of another folder, --input may be a part of it.
+    """
+    if args.manifest and args.manifest.resolve() not in manifest_files(args.input):
+        return []
+    listed = [entry["id"] for entry in entries] or source.listed or []
+    return sorted({*listed} - {path.stem for path in paths})
+
+
+def manifest_files(folder):
+    """The paths, without links, that name the manifest of a folder."""
+    return [path.resolve() for path in (folder, *(folder / name for name in manifest.FILE_NAMES))]
 
 
 def restored_volume(cube, entry, fit, data_folder):
@@ -94,13 +114,21 @@ def main():
                               entry.get("codes", (1, 1)),
                               description if entry is cohort_entry else "")
         origin.write_origin(folder, source, [path.stem for path in paths])
-    print(f"{args.output}: {len(paths)} NIfTI volumes")
+    print(f"{printable(args.output)}: {len(paths)} NIfTI volumes")
     unknown = [path.stem for path in paths if path.stem not in entry_of]
     if unknown and entries:
         more = ", …" if len(unknown) > PRINTED_IDS else ""
         print(f"warning: {len(unknown)} of {len(paths)} mosaics are not in the manifest and got "
-              f"the cohort's median geometry: {', '.join(unknown[:PRINTED_IDS])}{more}",
+              f"the cohort's median geometry: {printable(', '.join(unknown[:PRINTED_IDS]))}{more}",
               file=sys.stderr)
+    missing = missing_mosaics(args, entries, source, paths)
+    if missing:
+        more = ", …" if len(missing) > PRINTED_IDS else ""
+        print(f"{len(missing)} of {len(missing) + len(paths) - len(unknown)} volumes that the "
+              f"manifest lists have no mosaic in {printable(args.input)}: "
+              f"{', '.join(missing[:PRINTED_IDS])}{more}; the command that wrote the folder "
+              "completes it", file=sys.stderr)
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -176,6 +176,10 @@ def make_plan(args, ckpt, metadata, sha256, device):
     channels = config["in_channels"]
     if args.cfg_channels is not None and not 1 <= args.cfg_channels <= channels:
         raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {channels}")
+    pixels = header["grid"] * header["size"]
+    if metadata["image_size"] != pixels:
+        raise UserError(f"{ckpt}: its model makes mosaics of {metadata['image_size']} pixels, its "
+                        f"header describes {pixels}; use another checkpoint")
     steps = args.num_sampling_steps
     return Plan(
         header=header, config=config,

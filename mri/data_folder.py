@@ -1,6 +1,5 @@
 """A data folder of many scans: its header, classes and split, written whole or added to."""
 import contextlib
-import csv
 import os
 import shutil
 import tempfile
@@ -224,9 +223,8 @@ def read_existing(folder, settings):
 def _masked_in_table(path):
     """{scan id: whether it was masked} of an earlier qc.tsv; empty if that is gone."""
     try:
-        with open(path, newline="", encoding="utf-8") as f:
-            return {row["id"]: row["masked"] == "yes" for row in csv.DictReader(f, delimiter="\t")}
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
+        return {row["id"]: row["masked"] == "yes" for row in tables.read_table(path).rows}
+    except (OSError, KeyError, UserError):
         return {}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mri import manifest
 from utils.errors import UserError
-from utils.files import read_json, write_text
+from utils.files import is_safe_name, read_json, write_text
 from utils.version import __version__
 
 FILE_NAME = "source.json"
@@ -98,7 +98,8 @@ def _of_samples(path):
         listed = [sample["id"] for sample in content["samples"]]
         class_of = {sample["id"]: header["classes"][sample["class"]]
                     for sample in content["samples"] if sample.get("class") is not None}
-        if not all(isinstance(name, str) for name in listed):
+        indices = [sample.get("class") or 0 for sample in content["samples"]]
+        if not all(map(is_safe_name, listed)) or min(indices, default=0) < 0:
             raise TypeError
     except (KeyError, TypeError, IndexError, AttributeError):
         raise UserError(f"{path}: damaged (bad `samples`); sample again") from None

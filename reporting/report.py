@@ -207,9 +207,9 @@ def _notes(content, layouts):
         notes.append(
             "*Ceiling*: the real volumes after a round trip through the VAE "
             f"({code(settings['vae'])}), the best that samples can reach with it. `rgb` against "
-            "`gray` shows what it costs to store three slices in the three colors of a pixel. MMD, FID "
-            "and KID are lower than for other subjects, as these are the same ones. PSNR of the "
-            f"round trip: {psnr}.")
+            "`gray` shows what it costs to store three slices in the three colors of a pixel. MMD, "
+            "FID and KID are lower than for other subjects, as these are the same ones. PSNR of "
+            f"the round trip: {psnr}.")
     return notes
 
 

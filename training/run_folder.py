@@ -6,7 +6,6 @@
 """
 import fcntl
 import json
-import math
 import os
 import secrets
 import shutil
@@ -19,9 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import checkpoint
+from training.log_lines import lines_until
 from utils.errors import UserError
 from utils.escaping import printable
-from utils.files import read_json, umask, write_text
+from utils.files import read_json, umask, write_bytes, write_text
 from utils.flags import flag_of
 from utils.shared_folders import open_own
 
@@ -43,6 +43,7 @@ CONTENT = {
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
 LOCK_PATIENCE = 120   # seconds that a requeued Slurm job waits for its own last processes to end
+SET_ASIDE = ".damaged"   # after the name of a state that is not resumed from
 STATE_PATTERN = "[0-9]*.state.safetensors"
 CHECKPOINT_PATTERN = "[0-9]*[0-9].safetensors"
 
@@ -98,7 +99,19 @@ def has_same_paths(ours, theirs, names=PATH_FLAGS):
 
 
 def _spelled_out(path):
-    return path and os.path.realpath(path)
+    is_path = isinstance(path, str) and path and "\0" not in path
+    return os.path.realpath(path) if is_path else path
+
+
+def read_flags(folder):
+    """The flags of a run folder, from its args.json.
+
+    :raises UserError: missing, damaged, or no flags
+    """
+    flags = read_json(folder / "args.json")
+    if not isinstance(flags, dict):
+        raise UserError(f"{folder / 'args.json'}: holds no flags of train.py")
+    return flags
 
 
 class Run:
@@ -113,6 +126,8 @@ class Run:
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
         self._lock = _lock_file(folder / ".lock", patience)
+        self._intact = set()    # names of states that this process wrote or resumed from
+        self.identity = None    # what its states say of the run: `identity` of its flags
         self.checkpoints.mkdir(exist_ok=True)
         self._remove_temporary_files()
 
@@ -169,7 +184,7 @@ class Run:
     def _open_named(cls, folder, flags):
         if folder.suffix == ".safetensors":
             folder = folder.parent.parent
-        theirs = read_json(folder / "args.json")
+        theirs = read_flags(folder)
         for name in differing_flags(flags, theirs):
             raise UserError(f"{flag_of(name)} {flags[name]}: {folder} was begun with "
                             f"{theirs.get(name)}; give that, or --resume none")
@@ -194,9 +209,12 @@ class Run:
             any(folder.glob("checkpoints/*.safetensors")), folder.name))
         same, changed = [], []
         for folder in newest_first:
-            if not (folder / "args.json").is_file():
+            try:
+                theirs = read_flags(folder)
+            except (UserError, OSError) as e:
+                print(f"warning: {printable(folder)} is not resumed: {printable(e)}",
+                      file=sys.stderr, flush=True)
                 continue
-            theirs = read_json(folder / "args.json")
             if differing_flags(flags, theirs):
                 continue
             recorded = recorded_content(folder)
@@ -217,23 +235,40 @@ class Run:
         """Files to resume from, newest first."""
         return states_in(self.checkpoints)
 
-    def newest_state(self):
-        """The newest intact state and its metadata, or None if there is none.
+    def newest_state(self, flags=None):
+        """The newest intact state of this run and its metadata, or None if there is none.
 
-        Damaged states are named in a warning.
+        Damaged states, and those of other runs, are named in a warning.
 
+        :param flags: {name: value} of all flags; None: any run's state will do
         :raises UserError: there are states, and none is intact
         """
         states = self.states()
         for path in states:
             try:
-                return path, checkpoint.verify(path)
+                metadata = checkpoint.verify(path)
+                _check_is_of_run(path, metadata, flags)
+                return path, metadata
             except UserError as e:
-                print(f"warning: {e}", file=sys.stderr, flush=True)
+                print(f"warning: {printable(e)}", file=sys.stderr, flush=True)
         if states:
             raise UserError(f"{self.folder}: none of its states to resume from is intact; "
                             "give --resume none to start again")
         return None
+
+    def resume_from(self, path):
+        """Sets aside the states later than the one that is resumed from, none of which is usable.
+
+        They get SET_ASIDE behind their names: neither the newest state nor one of those to keep.
+        """
+        self._intact.add(path.name)
+        for later in self.states():
+            if later == path:
+                break
+            aside = later.with_name(later.name + SET_ASIDE)
+            os.replace(later, aside)
+            print(f"warning: {printable(later)} is set aside as {aside.name}", file=sys.stderr,
+                  flush=True)
 
     def save_state(self, step, metadata, groups, keep=None, keep_every=None):
         """Writes the state of a step, and removes files that need not be kept.
@@ -246,22 +281,31 @@ class Run:
         for log in (self._text_log, self._json_log):
             os.fsync(log.fileno())  # never a state whose log is lost
         path = self.checkpoints / f"{step:07d}.state.safetensors"
-        checkpoint.save_checkpoint(path, {**metadata, "step": step}, **groups)
-        for old in self.states()[max(keep or 0, MIN_STATES):]:
-            old.unlink()
+        own = {"step": step, "identity": self.identity} if self.identity else {"step": step}
+        checkpoint.save_checkpoint(path, {**metadata, **own}, **groups)
+        self._intact.add(path.name)
+        self._remove_old_states(max(keep or 0, MIN_STATES))
         if keep:
             for old in sorted(self.checkpoints.glob(CHECKPOINT_PATTERN))[:-keep]:
                 if not keep_every or int(old.stem) % keep_every:
                     old.unlink()
+
+    def _remove_old_states(self, keep):
+        """Removes all but the last states, once MIN_STATES of those are known to be intact.
+
+        Known are those that this process wrote or resumed from; any other may be damaged.
+        """
+        states = self.states()
+        if sum(path.name in self._intact for path in states[:keep]) >= MIN_STATES:
+            for old in states[keep:]:
+                old.unlink()
 
     # ----------------------------------------------------------------------------------- logs
 
     def open_logs(self, step):
         """Opens the logs after `step`; what an interrupted run wrote beyond it is dropped."""
         path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
+        write_bytes(path, b"".join(lines_until(step, path)))
         self._text_log = open_own(self.folder / "log.txt")
         self._json_log = open_own(path)
         # TensorBoard opens its file without such checks: nobody can put a link at a random name
@@ -306,12 +350,13 @@ def _rename_to_next_number(hidden, results_dir, model):
             number += 1  # another job was faster
 
 
-def _step_of(line):
-    """The step of a line of log.jsonl; infinity if it was cut short when the job was killed."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
+def _check_is_of_run(path, metadata, flags):
+    """Raises UserError if a state says that it is of another run; older ones do not say it."""
+    if flags is None or "identity" not in metadata:
+        return
+    for name in differing_flags(flags, metadata["identity"]):
+        raise UserError(f"{path}: belongs to another run ({flag_of(name)} "
+                        f"{metadata['identity'].get(name)}, here {flags[name]})")
 
 
 # ------------------------------------------------------------------------------------------ lock

@@ -57,13 +57,16 @@ def _check_archive(path):
 
 
 def _tensors_in(content):
-    """(name, tensor) of all tensors in a dict, at any depth."""
-    waiting = [("", content)]
+    """(name, tensor) of all tensors in a dict, at any depth; a dict may hold itself."""
+    waiting, seen = [("", content)], set()
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, torch.Tensor):
             yield name, value
-        elif isinstance(value, dict):
+        elif id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
             waiting += value.items()
         elif isinstance(value, list | tuple):
             waiting += [(name, item) for item in value]
@@ -77,8 +80,8 @@ def _checked_bytes(name, tensor, path):
     :raises UserError: it is larger than its storage, or not of plain numbers
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise UserError(f"{path}: {shorten(name, 60)} is no tensor of plain numbers; save the state "
-                        "dict of a model and give that")
+        raise UserError(f"{path}: {shorten(name, 60)} is no tensor of plain numbers; save the "
+                        "state dict of a model and give that")
     claimed = tensor.numel() * tensor.element_size()
     held = tensor.untyped_storage().nbytes()
     if claimed > held:

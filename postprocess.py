@@ -59,15 +59,14 @@ def find_mosaics(folder):
     return found
 
 
-def missing_mosaics(args, entries, source, paths):
-    """Ids that the manifest of --input lists and that have no mosaic there, sorted.
+def listed_ids(args, entries, source):
+    """Ids of the volumes that --input is to hold: those that its own manifest lists.
 
-    With a --manifest of another folder, --input may be a part of it.
+    With a --manifest of another folder, --input may be a part of it: none are.
     """
     if args.manifest and args.manifest.resolve() not in manifest_files(args.input):
-        return []
-    listed = [entry["id"] for entry in entries] or source.listed or []
-    return sorted({*listed} - {path.stem for path in paths})
+        return set()
+    return {entry["id"] for entry in entries} or set(source.listed or ())
 
 
 def manifest_files(folder):
@@ -85,6 +84,32 @@ def restored_volume(cube, entry, fit, data_folder):
     if entry.get("n4"):
         bias, _ = nifti.read_nifti(manifest.bias_path(data_folder, entry["id"]))
     return conversion.restore(cube, entry, fit, bias), np.array(entry["affine"], float)
+
+
+def warn_of_unknown(unknown, count):
+    """Names mosaics that the manifest does not list.
+
+    :param count: of all mosaics
+    """
+    if unknown:
+        print(f"warning: {len(unknown)} of {count} mosaics are not in the manifest and got the "
+              f"cohort's median geometry: {first_ids(unknown)}", file=sys.stderr)
+
+
+def name_missing(folder, listed, found):
+    """Names the volumes that the manifest lists and that have no mosaic. Returns the exit code."""
+    missing = sorted(listed - found)
+    if not missing:
+        return 0
+    print(f"{len(missing)} of {len(listed)} volumes that the manifest lists have no mosaic in "
+          f"{printable(folder)}: {first_ids(missing)}; the command that wrote the folder "
+          "completes it", file=sys.stderr)
+    return 1
+
+
+def first_ids(ids):
+    more = ", …" if len(ids) > PRINTED_IDS else ""
+    return printable(", ".join(ids[:PRINTED_IDS])) + more
 
 
 def main():
@@ -115,20 +140,10 @@ def main():
                               description if entry is cohort_entry else "")
         origin.write_origin(folder, source, [path.stem for path in paths])
     print(f"{printable(args.output)}: {len(paths)} NIfTI volumes")
-    unknown = [path.stem for path in paths if path.stem not in entry_of]
-    if unknown and entries:
-        more = ", …" if len(unknown) > PRINTED_IDS else ""
-        print(f"warning: {len(unknown)} of {len(paths)} mosaics are not in the manifest and got "
-              f"the cohort's median geometry: {printable(', '.join(unknown[:PRINTED_IDS]))}{more}",
-              file=sys.stderr)
-    missing = missing_mosaics(args, entries, source, paths)
-    if missing:
-        more = ", …" if len(missing) > PRINTED_IDS else ""
-        print(f"{len(missing)} of {len(missing) + len(paths) - len(unknown)} volumes that the "
-              f"manifest lists have no mosaic in {printable(args.input)}: "
-              f"{', '.join(missing[:PRINTED_IDS])}{more}; the command that wrote the folder "
-              "completes it", file=sys.stderr)
-    return 1 if missing else 0
+    stems = {path.stem for path in paths}
+    if entries:
+        warn_of_unknown(sorted(stems - entry_of.keys()), len(paths))
+    return name_missing(args.input, listed_ids(args, entries, source), stems)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from helpers import GOLDEN, script
@@ -53,15 +52,13 @@ def test_a_samples_folder_that_is_not_finished(tmp_path):
     assert sorted(os.listdir(tmp_path / "n")) == ["000000.nii.gz", "source.json"]
 
 
-def test_two_samplers_of_one_folder(finetuned, tmp_path):
+def test_two_samplers_of_one_folder(finetuned, server, tmp_path):
     """They start together, one for 5 samples, one for 12: all 12 are there, and listed."""
     command = ("--ckpt", finetuned, "--output", tmp_path / "s", "--sampler", "dpm++",
                "--num-sampling-steps", 2, "--batch-size", 4, "--device", "cpu")
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(script, "sample.py", *command, "--num-samples", n, fresh=n == 5)
-                for n in (5, 12)]
-        for job in jobs:
-            job.result()
+    jobs = [server.start("sample", *command, "--num-samples", n, output=tmp_path / f"log{n}")
+            for n in (12, 5, 7)]
+    assert [server.wait(job) for job in jobs] == [0, 0, 0]
     content = json.loads((tmp_path / "s" / "samples.json").read_text())
     assert len(content["samples"]) == 12
     assert len(os.listdir(tmp_path / "s" / "mosaics")) == 12

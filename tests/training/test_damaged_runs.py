@@ -223,6 +223,6 @@ def test_links_in_a_run_folder_are_not_written(train, tmp_path, name):
     else:
         path.symlink_to(victim)
     done = train(4, "--resume", run_of(tmp_path), expect=0 if name == "log.jsonl" else 2)
-    if name != "log.jsonl":     # that one is written anew, and takes the place of the link
+    if name != "log.jsonl":     # it is written again, in the place of the link
         assert f"{path}: is a " in error_line(done)
     assert victim.read_text() == "precious"

@@ -123,6 +123,11 @@ def add_speed_flags(p):
 
 # --------------------------------------------------------------------------------- samples folder
 
+def nifti_path(output, i):
+    """NIfTI of sample i. It is written last: if it exists, the sample is complete."""
+    return output / "nifti" / f"{i:06d}.nii.gz"
+
+
 def missing_batches(args):
     """The batches of this shard and process in which a sample is missing, as ranges of samples."""
     batches = [range(i, min(i + args.batch_size, args.num_samples))
@@ -130,7 +135,7 @@ def missing_batches(args):
     part, parts = args.shard or (1, 1)
     mine = batches[part - 1::parts][distributed.rank()::distributed.world_size()]
     return [batch for batch in mine
-            if not all(samples_folder.nifti_path(args.output, i).is_file() for i in batch)]
+            if not all(nifti_path(args.output, i).is_file() for i in batch)]
 
 
 class Writer:
@@ -154,9 +159,8 @@ class Writer:
         mosaic_files.write_mosaic(mosaic_files.mosaic_path(self.output, f"{i:06d}"), pixels)
         header = self.plan.header
         volume = mosaic.untile(pixels, header["size"], header["layout"])
-        path = samples_folder.nifti_path(self.output, i)
-        nifti.write_nifti(path, volume, np.array(header["affine"]), nifti.SYNTHETIC_CODES,
-                          self.plan.description)
+        nifti.write_nifti(nifti_path(self.output, i), volume, np.array(header["affine"]),
+                          nifti.SYNTHETIC_CODES, self.plan.description)
 
     def __enter__(self):
         return self
@@ -215,7 +219,7 @@ def write_batches(args, model, plan, vae, batches, device):
             # a batch is computed as a whole even if only one sample of it is missing: the bits of
             # a sample depend on its batch
             for i, latent in zip(batch, sample_batch(args, model, plan, batch, device)):
-                if not samples_folder.nifti_path(args.output, i).is_file():
+                if not nifti_path(args.output, i).is_file():
                     writer.write(i, vae_module.decode(vae, latent[None], args.vae_precision)[0])
                     written += 1
     return written

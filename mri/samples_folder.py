@@ -17,11 +17,6 @@ FORMAT = "mosaicdit-samples"
 LOCK_NAME = ".samples.lock"
 
 
-def nifti_path(output, i):
-    """NIfTI of sample i. It is written last: if it exists, the sample is complete."""
-    return output / "nifti" / f"{i:06d}.nii.gz"
-
-
 def planned_count(output, num_samples, recipe, defaults):
     """How many samples the folder is to hold: more than asked for if it was begun with more.
 

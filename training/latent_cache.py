@@ -63,6 +63,8 @@ def _cache_key(folder, entries, vae):
 
 def _read_cache(path, key):
     """The moments in a cache with this key; None if there are none, or the file is damaged."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, "pt") as f:
             if (f.metadata() or {}).get("key") == key:

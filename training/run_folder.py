@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.escaping import printable
 from utils.files import read_json, umask, write_bytes, write_text
 from utils.flags import flag_of
-from utils.shared_folders import open_own
+from utils.shared_folders import open_own, open_regular
 
 # flags that name files: what counts is what the files hold, see CONTENT
 PATH_FLAGS = ("data_path", "vae", "ckpt", "base")
@@ -390,6 +390,7 @@ def _lock_patience(folder):
     """Seconds to wait for the lock: a requeued Slurm job waits for its own last processes."""
     job = os.environ.get("SLURM_JOB_ID")
     try:
-        return LOCK_PATIENCE if job and (folder / ".lock").read_text() == job else 0
-    except OSError:
+        with open_regular(folder / ".lock") as f:
+            return LOCK_PATIENCE if job and f.read(len(job) + 1) == job.encode() else 0
+    except (OSError, UserError):
         return 0

@@ -46,7 +46,7 @@ def files_of(path):
         if (folder / name).is_file():
             return _shards(folder / name) if name.endswith(".json") else [folder / name]
     variants = sorted(file for file in folder.glob(f"{STEM}.*.safetensors")
-                      if file.name.count(".") == 2)
+                      if file.name.count(".") == 2 and file.is_file())
     indices = sorted(folder.glob(f"{STEM}.safetensors.index.*.json"))
     if variants or indices:
         return [variants[0]] if variants else _shards(indices[0])

@@ -24,7 +24,8 @@ def open_own(path, mode="a"):
     :return: open file
     :raises UserError: a symbolic link, a file with a second name, or no regular file
     """
-    return open(path, mode, opener=_open_to_append)
+    encoding = None if "b" in mode else "utf-8"
+    return open(path, mode, encoding=encoding, opener=_open_to_append)
 
 
 def _open_to_append(path, _):

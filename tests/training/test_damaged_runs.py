@@ -212,6 +212,19 @@ def test_a_run_with_a_damaged_log_resumes(train, tmp_path):
 
 # ----------------------------------------------------------------------------------------- links
 
+def test_a_lock_that_is_a_pipe(tmp_path, monkeypatch):
+    """Also in a Slurm job, which reads what the lock holds."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    Run.create(tmp_path, "DiT-T/4", {"lr": 1})._lock.close()
+    lock = tmp_path / "000-DiT-T-4" / ".lock"
+    assert lock.read_text() == "7"
+    assert run_folder._lock_patience(lock.parent) == run_folder.LOCK_PATIENCE
+    lock.unlink()
+    os.mkfifo(lock)
+    with pytest.raises(UserError, match="not a regular file"):
+        Run.find(tmp_path, "DiT-T/4", "auto", {"lr": 1})
+
+
 @pytest.mark.parametrize("name", [".lock", "log.txt", "log.jsonl"])
 def test_links_in_a_run_folder_are_not_written(train, tmp_path, name):
     train(2)

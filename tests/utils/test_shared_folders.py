@@ -1,10 +1,13 @@
 """Files in folders that others may write: links are not written, pipes and devices not read."""
+import ast
 import multiprocessing
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
 from mri import tables
 from utils import shared_folders
@@ -57,7 +60,18 @@ def test_devices_and_pipes_are_not_read(tmp_path, read):
     assert time.monotonic() - start < 5
 
 
-def _append_twice(folder):
+def test_nothing_else_opens_files_to_write():
+    """They are written under another name first (utils/files.py), or opened here."""
+    folders = (path for path in ROOT.iterdir() if (path / "__init__.py").is_file())
+    files = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.glob("*.py"))]
+    calls = [(path.name, ast.unparse(node)) for path in files
+             for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "open"]
+    assert len(calls) > 8
+    assert [name for name, call in calls if re.search(r"""['"][rb]*[wax+]""", call)] == []
+
+
+def _append(folder):
     with shared_folders.locked(folder / ".lock"):
         before = (folder / "log").read_text()
         time.sleep(0.05)
@@ -67,7 +81,7 @@ def _append_twice(folder):
 def test_one_at_a_time(tmp_path):
     (tmp_path / "log").write_text("")
     context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=_append_twice, args=(tmp_path,)) for _ in range(5)]
+    processes = [context.Process(target=_append, args=(tmp_path,)) for _ in range(5)]
     for process in processes:
         process.start()
     for process in processes:

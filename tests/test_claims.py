@@ -98,7 +98,7 @@ def test_a_header_of_other_mosaics(ckpt, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    dict(step=-1), dict(step=10 ** 400), dict(step=True), dict(log_sums=["x"]), dict(log_count=-1),
+    dict(step=-1), dict(step=10 ** 40), dict(step=True), dict(log_sums=["x"]), dict(log_count=-1),
     dict(skipped=2 ** 80), dict(identity=[1])], ids=str)
 def test_metadata_that_no_run_writes(ckpt, tmp_path, changes):
     path = rewrite(ckpt, tmp_path / "c" / "a.safetensors", **changes)
@@ -117,7 +117,7 @@ def pretrained_weights(ckpt):
     return pretrained.load_weights(ckpt)
 
 
-@pytest.mark.parametrize("sizes", [(64, 0), (0, 2), (-64, 2), (10 ** 400, 2), ("64", 2),
+@pytest.mark.parametrize("sizes", [(64, 0), (0, 2), (-64, 2), (10 ** 40, 2), ("64", 2),
                                    (True, True)], ids=str)
 def test_a_transformer_folder_of_impossible_sizes(tmp_path, sizes):
     config = dict(_class_name="DiTTransformer2DModel", sample_size=sizes[0], patch_size=sizes[1])

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from training import checkpoint
 from training.log_lines import lines_until
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.escaping import printable
 from utils.files import read_json, umask, write_bytes, write_text
 from utils.flags import flag_of
@@ -355,8 +355,9 @@ def _check_is_of_run(path, metadata, flags):
     if flags is None or "identity" not in metadata:
         return
     for name in differing_flags(flags, metadata["identity"]):
-        raise UserError(f"{path}: belongs to another run ({flag_of(name)} "
-                        f"{metadata['identity'].get(name)}, here {flags[name]})")
+        theirs = shorten(metadata["identity"].get(name), 60)
+        raise UserError(f"{path}: belongs to another run ({flag_of(name)} {theirs}, here "
+                        f"{flags[name]})")
 
 
 # ------------------------------------------------------------------------------------------ lock

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import TRAIN, error_line, script
+from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
 
 from training import checkpoint, log_lines, run_folder
@@ -16,18 +16,35 @@ from utils.errors import UserError
 STATES = ("0000002.state.safetensors", "0000004.state.safetensors")
 
 
-@pytest.fixture
-def train(data, vae_folder, tmp_path):
-    """A function that trains in the results folder of this test, from random weights."""
-    def run(steps, *more, expect=0):
+@pytest.fixture(scope="module")
+def train_in(data, vae_folder, pretrained):
+    """A function that trains in a results folder."""
+    def run(results, steps, *more, expect=0):
         return script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir",
-                      tmp_path / "r", "--tune", "full", "--max-steps", steps, *TRAIN, *more,
+                      results, "--max-steps", steps, *finetune_flags(pretrained), *more,
                       expect=expect)
     return run
 
 
-def run_of(tmp_path, number=0):
-    return tmp_path / "r" / f"{number:03d}-DiT-T-4"
+@pytest.fixture(scope="module")
+def trained(train_in, tmp_path_factory):
+    """A results folder with a run of 4 steps, and one of 6 with another seed and rate."""
+    results = tmp_path_factory.mktemp("damaged")
+    train_in(results, 4)
+    train_in(results, 6, "--global-seed", 1, "--lr", 2e-3)
+    return results
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of the run of 4 steps, alone in its results folder."""
+    return shutil.copytree(trained / "000-DiT-T-4", tmp_path / "r" / "000-DiT-T-4")
+
+
+@pytest.fixture
+def train(train_in, tmp_path):
+    """A function that trains in the results folder of `run`."""
+    return lambda *args, **kwargs: train_in(tmp_path / "r", *args, **kwargs)
 
 
 def states_of(run):
@@ -47,30 +64,27 @@ def same_tensors(a, b):
 
 # ------------------------------------------------------------------------------- damaged states
 
-def test_a_damaged_state_is_set_aside_and_never_one_of_the_two_kept(train, tmp_path):
-    train(4)
-    run = run_of(tmp_path)
+def test_a_damaged_state_is_set_aside_and_never_one_of_the_two_kept(train, trained, run):
     assert states_of(run) == list(STATES)
-    whole = shutil.copytree(run, tmp_path / "whole")
     flip_a_byte(run / "checkpoints" / STATES[1])
     done = train(6)
     assert f"{STATES[1]}: damaged" in done.stderr and "resumes at step 2" in done.stdout
     assert f"is set aside as {STATES[1]}.damaged" in done.stderr
     assert states_of(run) == [STATES[1], f"{STATES[1]}.damaged", "0000006.state.safetensors"]
-    assert same_tensors(run / "checkpoints" / STATES[1], whole / "checkpoints" / STATES[1])
     for name in (STATES[1], "0000006.state.safetensors"):
         checkpoint.verify(run / "checkpoints" / name)
+    before = trained / run.name / "checkpoints" / STATES[1]
+    assert same_tensors(run / "checkpoints" / STATES[1], before)
 
 
-def test_the_good_state_stays_until_two_are_written(train, tmp_path):
+def test_the_good_state_stays_until_two_are_written(train, run):
     """As before, but stopped right after the first save: both states are intact."""
-    train(4)
-    flip_a_byte(run_of(tmp_path) / "checkpoints" / STATES[1])
+    flip_a_byte(run / "checkpoints" / STATES[1])
     train(3, "--ckpt-every", 3)
-    intact = [name for name in states_of(run_of(tmp_path)) if not name.endswith("damaged")]
+    intact = [name for name in states_of(run) if not name.endswith("damaged")]
     assert intact == [STATES[0], "0000003.state.safetensors"]
     for name in intact:
-        checkpoint.verify(run_of(tmp_path) / "checkpoints" / name)
+        checkpoint.verify(run / "checkpoints" / name)
 
 
 def small_run(folder):
@@ -115,12 +129,9 @@ def test_nothing_is_removed_while_only_one_state_is_known_to_be_good(tmp_path):
 
 # ------------------------------------------------------------------------- states of another run
 
-def test_a_state_of_another_run(train, tmp_path):
-    train(4)
-    train(6, "--global-seed", 1, "--lr", 2e-3)
-    run, other = run_of(tmp_path), run_of(tmp_path, 1)
+def test_a_state_of_another_run(train, trained, run):
     for name in STATES[1], "0000006.state.safetensors":
-        shutil.copy(other / "checkpoints" / name, run / "checkpoints" / name)
+        shutil.copy(trained / "001-DiT-T-4" / "checkpoints" / name, run / "checkpoints" / name)
     done = train(6)
     assert "belongs to another run (--lr 0.002, here 0.001)" in done.stderr
     assert "resumes at step 2" in done.stdout
@@ -131,19 +142,18 @@ def test_a_state_of_another_run(train, tmp_path):
     assert "data_path" not in identity and "ckpt" not in identity
 
 
-def test_only_states_of_other_runs(train, tmp_path):
-    train(2)
-    train(2, "--global-seed", 1)
-    shutil.copy(run_of(tmp_path, 1) / "checkpoints" / STATES[0],
-                run_of(tmp_path) / "checkpoints" / STATES[0])
-    line = error_line(train(4, "--resume", run_of(tmp_path), expect=2))
+def test_only_states_of_other_runs(train, trained, run):
+    for name in STATES:
+        shutil.copy(trained / "001-DiT-T-4" / "checkpoints" / STATES[1],
+                    run / "checkpoints" / name)
+    line = error_line(train(4, "--resume", run, expect=2))
     assert "none of its states to resume from is intact" in line
-    assert states_of(run_of(tmp_path)) == [STATES[0]]       # nothing is touched
+    assert states_of(run) == list(STATES)       # nothing is touched
 
 
-def test_older_states_do_not_say_whose_they_are(train, tmp_path, monkeypatch):
-    train(2)
-    path = run_of(tmp_path) / "checkpoints" / STATES[0]
+def test_older_states_do_not_say_whose_they_are(train, run):
+    (run / "checkpoints" / STATES[1]).unlink()
+    path = run / "checkpoints" / STATES[0]
     metadata, tensors = dict(checkpoint.read_metadata(path)), load_file(path)
     for key in ("format", "version", "mosaicdit_version", "sha256", "identity"):
         metadata.pop(key)
@@ -153,8 +163,8 @@ def test_older_states_do_not_say_whose_they_are(train, tmp_path, monkeypatch):
         groups.setdefault(group, {})[name] = tensor
     checkpoint.save_checkpoint(path, metadata, **groups)
     done = train(4)
-    assert "resumes at step 2" in done.stdout and f"{STATES[0]} was written by an earlier" in (
-        done.stdout)
+    assert "resumes at step 2" in done.stdout
+    assert f"{STATES[0]} was written by an earlier version" in done.stdout
 
 
 # ------------------------------------------------------------------------------ args.json, logs
@@ -199,15 +209,14 @@ def test_lines_that_train_did_not_write(tmp_path, capsys):
         log_lines.lines_until(2, path)
 
 
-def test_a_run_with_a_damaged_log_resumes(train, tmp_path):
-    train(2)
-    path = run_of(tmp_path) / "log.jsonl"
+def test_a_run_with_a_damaged_log_resumes(train, run):
+    path = run / "log.jsonl"
     before = path.read_bytes()
     path.write_bytes(b"\xff\nnull\n" + before + b"{}\n")
-    done = train(4)
-    assert "3 damaged lines are dropped" in done.stderr and "resumes at step 2" in done.stdout
+    done = train(6)
+    assert "3 damaged lines are dropped" in done.stderr and "resumes at step 4" in done.stdout
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
-    assert steps == [2, 4] and path.read_bytes().startswith(before)
+    assert steps == [2, 4, 6] and path.read_bytes().startswith(before)
 
 
 # ----------------------------------------------------------------------------------------- links
@@ -226,16 +235,15 @@ def test_a_lock_that_is_a_pipe(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [".lock", "log.txt", "log.jsonl"])
-def test_links_in_a_run_folder_are_not_written(train, tmp_path, name):
-    train(2)
-    victim, path = tmp_path / "thesis.tex", run_of(tmp_path) / name
+def test_links_in_a_run_folder_are_not_written(train, run, tmp_path, name):
+    victim, path = tmp_path / "thesis.tex", run / name
     victim.write_text("precious")
     path.unlink()
     if name == "log.txt":
         os.link(victim, path)
     else:
         path.symlink_to(victim)
-    done = train(4, "--resume", run_of(tmp_path), expect=0 if name == "log.jsonl" else 2)
+    done = train(5, "--resume", run, expect=0 if name == "log.jsonl" else 2)
     if name != "log.jsonl":     # it is written again, in the place of the link
         assert f"{path}: is a " in error_line(done)
     assert victim.read_text() == "precious"

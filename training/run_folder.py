@@ -4,7 +4,6 @@
     checkpoints/0066000.safetensors          trained parameters, to sample from
     checkpoints/0066000.state.safetensors    everything needed to resume; the last few are kept
 """
-import fcntl
 import json
 import os
 import secrets
@@ -19,11 +18,12 @@ from tqdm import tqdm
 
 from training import checkpoint
 from training.log_lines import lines_until
+from training.run_lock import lock_file, lock_patience
 from utils.errors import UserError, shorten
 from utils.escaping import printable
 from utils.files import read_json, umask, write_bytes, write_text
 from utils.flags import flag_of
-from utils.shared_folders import open_own, open_regular
+from utils.shared_folders import open_own
 
 # flags that name files: what counts is what the files hold, see CONTENT
 PATH_FLAGS = ("data_path", "vae", "ckpt", "base")
@@ -42,7 +42,6 @@ CONTENT = {
 }
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
-LOCK_PATIENCE = 120   # seconds that a requeued Slurm job waits for its own last processes to end
 SET_ASIDE = ".damaged"   # after the name of a state that is not resumed from
 STATE_PATTERN = "[0-9]*.state.safetensors"
 CHECKPOINT_PATTERN = "[0-9]*[0-9].safetensors"
@@ -125,7 +124,7 @@ class Run:
     def __init__(self, folder, patience=0):
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
-        self._lock = _lock_file(folder / ".lock", patience)
+        self._lock = lock_file(folder / ".lock", patience)
         self._intact = set()    # names of states that this process wrote or resumed from
         self.identity = None    # what its states say of the run: `identity` of its flags
         self.checkpoints.mkdir(exist_ok=True)
@@ -189,7 +188,7 @@ class Run:
             raise UserError(f"{flag_of(name)} {flags[name]}: {folder} was begun with "
                             f"{theirs.get(name)}; give that, or --resume none")
         try:
-            run = cls(folder, _lock_patience(folder))
+            run = cls(folder, lock_patience(folder))
         except BlockingIOError:
             raise UserError(f"--resume {folder}: another job is writing there; wait for it, "
                             "or give --resume none") from None
@@ -224,7 +223,7 @@ class Run:
                 (changed if recorded and content else same).append(folder)
         for folder in same or changed[:1]:
             try:
-                return cls(folder, _lock_patience(folder))
+                return cls(folder, lock_patience(folder))
             except BlockingIOError:  # the same command is running: this is a second run
                 continue
         return None
@@ -354,44 +353,8 @@ def _check_is_of_run(path, metadata, flags):
     """Raises UserError if a state says that it is of another run; older ones do not say it."""
     if flags is None or "identity" not in metadata:
         return
-    for name in differing_flags(flags, metadata["identity"]):
-        theirs = shorten(metadata["identity"].get(name), 60)
+    known = {**flags, **metadata["identity"]}    # a flag that came later contradicts nothing
+    for name in differing_flags(flags, known):
+        theirs = shorten(known[name], 60)
         raise UserError(f"{path}: belongs to another run ({flag_of(name)} {theirs}, here "
                         f"{flags[name]})")
-
-
-# ------------------------------------------------------------------------------------------ lock
-
-def _lock_file(path, patience):
-    """Opens a file and locks it while this process lives; it holds the Slurm job's number.
-
-    :raises BlockingIOError: another process holds the lock after `patience` seconds
-    """
-    end = time.monotonic() + patience
-    file = open_own(path, "a+")
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(1)
-        except OSError as e:  # some network file systems have no locks
-            print(f"warning: {path} cannot be locked ({e.strerror}): make sure that only one job "
-                  "writes there", file=sys.stderr)
-            break
-    file.truncate(0)
-    file.write(os.environ.get("SLURM_JOB_ID", ""))
-    file.flush()
-    return file
-
-
-def _lock_patience(folder):
-    """Seconds to wait for the lock: a requeued Slurm job waits for its own last processes."""
-    job = os.environ.get("SLURM_JOB_ID")
-    try:
-        with open_regular(folder / ".lock") as f:
-            return LOCK_PATIENCE if job and f.read(len(job) + 1) == job.encode() else 0
-    except (OSError, UserError):
-        return 0

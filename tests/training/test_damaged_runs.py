@@ -9,7 +9,7 @@ import torch
 from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
 
-from training import checkpoint, log_lines, run_folder
+from training import checkpoint, log_lines, run_folder, run_lock
 from training.run_folder import Run
 from utils.errors import UserError
 
@@ -151,6 +151,15 @@ def test_only_states_of_other_runs(train, trained, run):
     assert states_of(run) == list(STATES)       # nothing is touched
 
 
+def test_what_makes_a_state_another_runs():
+    flags = {"lr": 1, "seed": 0, "data_path": "a", "new_flag": 5}
+    for identity in ({"lr": 1, "seed": 0}, {"lr": 1, "data_path": "b"}, {}):
+        run_folder._check_is_of_run("s", {"identity": identity}, flags)
+    run_folder._check_is_of_run("s", {}, flags)
+    with pytest.raises(UserError, match="s: belongs to another run \\(--seed 3, here 0\\)"):
+        run_folder._check_is_of_run("s", {"identity": {"lr": 1, "seed": 3}}, flags)
+
+
 def test_older_states_do_not_say_whose_they_are(train, run):
     (run / "checkpoints" / STATES[1]).unlink()
     path = run / "checkpoints" / STATES[0]
@@ -227,7 +236,7 @@ def test_a_lock_that_is_a_pipe(tmp_path, monkeypatch):
     Run.create(tmp_path, "DiT-T/4", {"lr": 1})._lock.close()
     lock = tmp_path / "000-DiT-T-4" / ".lock"
     assert lock.read_text() == "7"
-    assert run_folder._lock_patience(lock.parent) == run_folder.LOCK_PATIENCE
+    assert run_lock.lock_patience(lock.parent) == run_lock.LOCK_PATIENCE
     lock.unlink()
     os.mkfifo(lock)
     with pytest.raises(UserError, match="not a regular file"):

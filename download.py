@@ -32,6 +32,7 @@ import requests
 from utils.files import WEIGHTS_DIR, sha256_of_file
 from utils.flags import make_parser
 from utils.progress import progress
+from utils.shared_folders import open_own
 
 HUB = "https://huggingface.co"
 VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -163,7 +164,7 @@ def fetch(url, target, sha256, advice):
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     print(f"{url} -> {target}", flush=True)
-    with open(part, "ab") as f:
+    with open_own(part, "ab") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

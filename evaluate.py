@@ -35,6 +35,7 @@ from metrics.options import MetricOptions
 from mri import axis_orders, manifest
 from mri.mosaic import SLICES_PER_TILE
 from reporting import evaluation_figures, report
+from utils.escaping import printable
 from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
 from utils.provenance import git_commit, now, versions
@@ -188,7 +189,7 @@ def find_sets(args):
             args.train, "train" if is_data_folder else None, "--train", like=real,
             value_range=None if is_data_folder else args.real_range)
     for found in filter(None, (real, synthetic, train)):
-        print(evaluation.summary_of_set(found), flush=True)
+        print(printable(evaluation.summary_of_set(found)), flush=True)
     for found in (synthetic, train):
         if found and found.side != real.side:
             raise UserError(f"{found.flag} {found.path}: volumes of {found.side} voxels a side, "
@@ -266,7 +267,7 @@ def evaluate(args, pool, metrics, vae, folder):
     pool.load(args.memory_gb, folder)
     warnings = evaluation.warnings_of(pool)
     for warning in warnings:
-        print(f"warning: {warning}", flush=True)
+        print(f"warning: {printable(warning)}", flush=True)
     psnr = {layout: ceiling.through_vae(pool.part("real"), pool.part(f"vae {layout}"), layout, vae)
             for layout in pool.layouts}
     how = (metrics, pool, options_of(args), args.bootstrap, args.permutations)
@@ -310,7 +311,7 @@ def main():
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
         report.write_report(folder, content)
     for line in report.terminal_lines(content):
-        print(line)
+        print(printable(line))
     print(f"{args.output}: metrics.json, report.md, report.html, figures/", flush=True)
     evaluation.require_named(args.metrics, content["skipped"], args.output)
 

@@ -10,6 +10,9 @@ intensities of their source scans: a crop is put back into its place, and a bias
 removed is put back. What a mask removed is gone. A mosaic without a source scan, such as a sample,
 gets the cohort's median geometry. source.json takes along how samples were made, and the class and
 subject of each volume.
+
+A mosaic that the manifest of --input lists and that is not there is named; the others are
+converted, and the exit code is then 1.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -20,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from mri import conversion, geometry, manifest, mosaic, mosaic_files, nifti, origin, preparation
+from utils.escaping import printable
 from utils.files import atomic_folder
 from utils.flags import make_parser
 from utils.progress import progress
@@ -55,6 +59,21 @@ def find_mosaics(folder):
     return found
 
 
+def listed_ids(args, entries, source):
+    """Ids of the volumes that --input is to hold: those that its own manifest lists.
+
+    With a --manifest of another folder, --input may be a part of it: none are.
+    """
+    if args.manifest and args.manifest.resolve() not in manifest_files(args.input):
+        return set()
+    return {entry["id"] for entry in entries} or set(source.listed or ())
+
+
+def manifest_files(folder):
+    """The paths, without links, that name the manifest of a folder."""
+    return [path.resolve() for path in (folder, *(folder / name for name in manifest.FILE_NAMES))]
+
+
 def restored_volume(cube, entry, fit, data_folder):
     """A volume on its source scan's grid, and its affine.
 
@@ -65,6 +84,32 @@ def restored_volume(cube, entry, fit, data_folder):
     if entry.get("n4"):
         bias, _ = nifti.read_nifti(manifest.bias_path(data_folder, entry["id"]))
     return conversion.restore(cube, entry, fit, bias), np.array(entry["affine"], float)
+
+
+def warn_of_unknown(unknown, count):
+    """Names mosaics that the manifest does not list.
+
+    :param count: of all mosaics
+    """
+    if unknown:
+        print(f"warning: {len(unknown)} of {count} mosaics are not in the manifest and got the "
+              f"cohort's median geometry: {first_ids(unknown)}", file=sys.stderr)
+
+
+def name_missing(folder, listed, found):
+    """Names the volumes that the manifest lists and that have no mosaic. Returns the exit code."""
+    missing = sorted(listed - found)
+    if not missing:
+        return 0
+    print(f"{len(missing)} of {len(listed)} volumes that the manifest lists have no mosaic in "
+          f"{printable(folder)}: {first_ids(missing)}; the command that wrote the folder "
+          "completes it", file=sys.stderr)
+    return 1
+
+
+def first_ids(ids):
+    more = ", …" if len(ids) > PRINTED_IDS else ""
+    return printable(", ".join(ids[:PRINTED_IDS])) + more
 
 
 def main():
@@ -94,13 +139,11 @@ def main():
                               entry.get("codes", (1, 1)),
                               description if entry is cohort_entry else "")
         origin.write_origin(folder, source, [path.stem for path in paths])
-    print(f"{args.output}: {len(paths)} NIfTI volumes")
-    unknown = [path.stem for path in paths if path.stem not in entry_of]
-    if unknown and entries:
-        more = ", …" if len(unknown) > PRINTED_IDS else ""
-        print(f"warning: {len(unknown)} of {len(paths)} mosaics are not in the manifest and got "
-              f"the cohort's median geometry: {', '.join(unknown[:PRINTED_IDS])}{more}",
-              file=sys.stderr)
+    print(f"{printable(args.output)}: {len(paths)} NIfTI volumes")
+    stems = {path.stem for path in paths}
+    if entries:
+        warn_of_unknown(sorted(stems - entry_of.keys()), len(paths))
+    return name_missing(args.input, listed_ids(args, entries, source), stems)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from mri import (
 )
 from mri.job_array import JobArray
 from mri.scan_search import Choice
+from utils.escaping import printable
 from utils.files import atomic_folder, require_new_folder
 from utils.flags import CPU_CORES, make_parser, non_negative, shard, whole_number
 
@@ -217,9 +218,9 @@ def find_cohort(args):
 
 def report(notes, warnings):
     for line in notes:
-        print(scans.printable(line))
+        print(printable(line))
     for line in warnings:
-        print(f"warning: {scans.printable(line)}", file=sys.stderr)
+        print(f"warning: {printable(line)}", file=sys.stderr)
 
 
 def convert(args, cohort, choice, settings, existing):
@@ -251,7 +252,7 @@ def convert(args, cohort, choice, settings, existing):
         results = (jobs.collect if jobs else prepare)(fresh, folder) if fresh else []
         sorted_out = data_folder.sort_results(fresh, results, cohort.labels.unlabeled)
         for reason in sorted_out.skipped.values():
-            print(f"skipped: {' '.join(scans.printable(reason).split())}", file=sys.stderr)
+            print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
         report(sorted_out.notes, ())
         if not (sorted_out.prepared or existing):
             raise UserError(f"--input {args.input}: none of {cohort.count} scans could be used; "
@@ -273,7 +274,7 @@ def print_summary(output, written):
                         if count[name] or name != "val")
     subjects = len({entry["subject"] for entry in entries})
     voxel_sizes = geometry.voxel_sizes(header["affine"])
-    print(f"{scans.printable(output)}: {len(entries)} mosaics of {side} x {side} ({counted}, "
+    print(f"{printable(output)}: {len(entries)} mosaics of {side} x {side} ({counted}, "
           f"{subjects} subjects, {len(header['classes'])} classes), voxels "
           f"{' x '.join(f'{size:.3g}' for size in voxel_sizes)} mm")
     if quality_control.is_mostly_coarse(entries):
@@ -281,7 +282,7 @@ def print_summary(output, written):
               "are they anatomical?", file=sys.stderr)
     report((), odd[:PRINTED_WARNINGS])
     named = f" ({PRINTED_WARNINGS} named above)" if len(odd) > PRINTED_WARNINGS else ""
-    print(f"{scans.printable(output)}/qc: {len(odd)} of {len(entries)} scans are odd{named}; look "
+    print(f"{printable(output)}/qc: {len(odd)} of {len(entries)} scans are odd{named}; look "
           "at the contact sheets, starting with page-001.png")
 
 

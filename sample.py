@@ -12,7 +12,6 @@ identical to that of one process. The same command again computes only the sampl
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
-import json
 import math
 import sys
 from collections import deque
@@ -26,11 +25,11 @@ from tqdm import tqdm
 
 from diffusion import samplers
 from diffusion import vae as vae_module
-from mri import manifest, mosaic, mosaic_files, nifti
+from mri import manifest, mosaic, mosaic_files, nifti, samples_folder
 from training import acceleration, checkpoint, checkpoint_choice, pretrained
 from training.class_choice import COHORT, ClassChoice, choose_class
-from utils import distributed, flags, leftovers
-from utils.files import read_json, write_text
+from utils import distributed, flags
+from utils.escaping import printable
 from utils.flags import make_parser, shard, whole_number
 from utils.precision import autocast, resolve_precision
 from utils.progress import progress
@@ -124,52 +123,6 @@ def add_speed_flags(p):
 
 # --------------------------------------------------------------------------------- samples folder
 
-def planned_count(output, num_samples, recipe):
-    """How many samples the folder is to hold: more than asked for if it was begun with more.
-
-    :raises UserError: the folder exists and was not begun with this recipe
-    """
-    path = output / "samples.json"
-    if not path.is_file():
-        # samples.json is written first, so a folder without it is not ours
-        if output.exists() and any(entry.name[0] != "." for entry in output.iterdir()):
-            raise UserError(f"--output {output}: exists already and was not begun by sample.py; "
-                            "name a new folder")
-        return num_samples
-    content = read_json(path)
-    try:
-        theirs = RECIPE_DEFAULTS | content["recipe"]
-        count = max(num_samples, len(content["samples"]))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: damaged; name a new folder for --output") from None
-    for key, value in recipe.items():
-        if theirs.get(key) != value:
-            raise UserError(f"--output {output}: holds samples of {key} {theirs.get(key)}, "
-                            f"not {value}; name a new folder")
-    return count
-
-
-def begin_folder(output, plan, recipe, count, provenance):
-    """Creates the samples folder, or continues it.
-
-    All processes and jobs write the same samples.json; what it records of the beginning stays.
-    """
-    output.mkdir(parents=True, exist_ok=True)
-    path = output / "samples.json"
-    begun = read_json(path) if path.is_file() else {}
-    samples = [{"id": f"{i:06d}", "index": i, "class": plan.classes.of_sample(recipe["seed"], i)}
-               for i in range(count)]
-    content = {"format": "mosaicdit-samples", "version": manifest.FORMAT_VERSION,
-               **{key: plan.header[key] for key in manifest.HEADER_KEYS},
-               "provenance": begun.get("provenance", provenance),
-               "description": begun.get("description", plan.description),
-               "recipe": recipe, "samples": samples}
-    write_text(path, json.dumps(content, indent=1) + "\n")
-    for folder in (output, output / "mosaics", output / "nifti"):
-        folder.mkdir(exist_ok=True)
-        leftovers.remove(folder)    # what a killed run was writing
-
-
 def nifti_path(output, i):
     """NIfTI of sample i. It is written last: if it exists, the sample is complete."""
     return output / "nifti" / f"{i:06d}.nii.gz"
@@ -227,12 +180,17 @@ def make_plan(args, ckpt, metadata, sha256, device):
     channels = config["in_channels"]
     if args.cfg_channels is not None and not 1 <= args.cfg_channels <= channels:
         raise UserError(f"--cfg-channels {args.cfg_channels}: the latents have {channels}")
+    pixels = header["grid"] * header["size"]
+    if metadata["image_size"] != pixels:
+        raise UserError(f"{ckpt}: its model makes mosaics of {metadata['image_size']} pixels, its "
+                        f"header describes {pixels}; use another checkpoint")
     steps = args.num_sampling_steps
     return Plan(
         header=header, config=config,
         num_steps=samplers.SAMPLERS[args.sampler].default_steps if steps is None else steps,
         precision=resolve_precision(args.precision, device),
-        classes=choose_class(args.class_label, metadata, header["classes"], ckpt),
+        classes=choose_class(args.class_label, metadata, header["classes"], ckpt,
+                             config["num_classes"]),
         description=checkpoint_choice.nifti_description(metadata, sha256))
 
 
@@ -278,11 +236,12 @@ def worker_name(args):
 def announce(who, chosen, metadata, plan, weights):
     """Prints which checkpoint is sampled, and warnings about it."""
     run, classes = checkpoint_choice.run_of(chosen.path), plan.header["classes"]
-    print(f"{who}{chosen.path}: run {run or 'not recorded'}, step {metadata['step']}, "
+    run = printable(run or "not recorded")
+    print(f"{who}{printable(chosen.path)}: run {run}, step {metadata['step']}, "
           f"{plan.classes.describe(classes)}", flush=True)
     average = checkpoint_choice.warn_of_average(metadata, weights)
     for note in filter(None, (*chosen.notes, average)):
-        print(f"{who}note: {note}", file=sys.stderr, flush=True)
+        print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
 
 
 def main():
@@ -300,7 +259,7 @@ def main():
                   num_sampling_steps=plan.num_steps, class_label=plan.classes.label,
                   precision=plan.precision,
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
-    count = planned_count(args.output, args.num_samples, recipe)
+    samples_folder.planned_count(args.output, args.num_samples, recipe, RECIPE_DEFAULTS)
     batches = missing_batches(args)
     if not batches:
         part = "its part of" if who else "all of"
@@ -310,7 +269,11 @@ def main():
     compile_message = acceleration.prepare_for_sampling(model, device, plan.precision, args.compile)
     if compile_message:
         print(f"{who}{compile_message}", file=sys.stderr, flush=True)
-    begin_folder(args.output, plan, recipe, count, checkpoint_choice.provenance(ckpt, metadata))
+    samples_folder.begin(
+        args.output, args.num_samples, recipe, defaults=RECIPE_DEFAULTS, header=plan.header,
+        class_of=lambda i: plan.classes.of_sample(args.seed, i),
+        made_by={"provenance": checkpoint_choice.provenance(ckpt, metadata),
+                 "description": plan.description})
     written = write_batches(args, model, plan, vae, batches, device)
     print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {metadata['step']}, "
           f"{args.sampler} {plan.num_steps} steps")

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import threading
 import urllib.parse
 import urllib.request
@@ -14,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffusion.vae_claims import check_folder
+from utils import distributed
 from utils.errors import UserError, shorten
+from utils.escaping import printable
 from utils.files import WEIGHTS_DIR, find_moved, weights_path
 from utils.precision import autocast
 
@@ -115,6 +119,8 @@ def _load_first(sources, message):
     diffusers.utils.logging.set_verbosity_error()  # its advice on optional packages
     for source, options in sources:
         try:
+            if Path(source).is_dir():
+                check_folder(source)
             vae, info = diffusers.AutoencoderKL.from_pretrained(
                 source, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True,
                 **options)
@@ -144,7 +150,11 @@ def load_decoder(metadata, name, device, checkpoint):
     :raises UserError: it has another shape, or without a name other weights, than in training
     """
     recorded = metadata["vae"]
-    vae = load_vae(name or _recorded_place(recorded, checkpoint), device)
+    place = name or _recorded_place(recorded, checkpoint)
+    if not name and distributed.is_main():
+        print(f"VAE {printable(place)}, as {printable(checkpoint)} records; --vae takes another",
+              file=sys.stderr, flush=True)
+    vae = load_vae(place, device)
     if not name and fingerprint(vae) != recorded["sha256"]:
         raise UserError(f"--vae {recorded['path'] or recorded['name']}: changed since {checkpoint} "
                         "was trained; name the VAE it was trained with")

@@ -132,8 +132,11 @@ def summary_of_set(found):
 def is_evaluation(path):
     """Whether a folder holds an evaluation."""
     try:
-        return read_json(Path(path) / "metrics.json").get("format") == FORMAT
-    except (UserError, OSError, AttributeError):
+        content = read_json(Path(path) / "metrics.json")
+        sets = content["sets"].values()
+        return (content["format"] == FORMAT and isinstance(content["settings"], dict)
+                and all(isinstance(found, dict) for found in sets))
+    except (UserError, OSError, AttributeError, KeyError, TypeError):
         return False
 
 

@@ -9,6 +9,7 @@ from metrics import mmd
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
 from mri.geometry import VIEWS, view_slice
+from utils import pickles
 from utils.errors import UserError, shorten
 from utils.files import sha256_of_file, weights_path
 from utils.progress import counter
@@ -36,8 +37,8 @@ def load_net(weights, device="cpu"):
     from torchmetrics.image.fid import NoTrainInceptionV3
 
     try:  # torch-fidelity would unpickle anything; a file that passes here holds only tensors
-        torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as e:  # a damaged file can end the unpickler in any way
+        pickles.load(weights)
+    except UserError as e:
         raise ValueError(
             f"{weights}: not a file of weights alone ({shorten(e, 80)})") from None
     try:

@@ -24,6 +24,7 @@ from mri import (
     scans,
 )
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.progress import progress
 
 M_TRIM_THRESHOLD = -1           # of <malloc.h>
@@ -124,7 +125,7 @@ def restore(cube, entry, fit, bias=None):
 def _source_entry(scan, source, volume):
     """What the manifest says of a scan as it was."""
     entry = {"id": scan.id, "subject": scan.subject,
-             "source": scans.printable(scans.real_path(scan.path)),
+             "source": printable(scans.real_path(scan.path)),
              "shape": list(source.array.shape), "affine": source.affine.tolist(), "window": None}
     if scan.name is not None:
         entry["name"] = scan.name
@@ -147,7 +148,7 @@ def _prepare(ras, affine, scan, entry, folder, settings):
     path = preparation.find_mask(settings.mask, scan)
     if path is not None:
         mask = preparation.read_mask(path, ras.shape, affine)
-        entry["mask"] = scans.printable(scans.real_path(path))
+        entry["mask"] = printable(scans.real_path(path))
     if settings.n4:
         bias, shift = preparation.bias_field(ras, voxel_sizes, mask, threads=1)
         ras = preparation.divide_bias(ras, bias)

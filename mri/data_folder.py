@@ -1,6 +1,5 @@
 """A data folder of many scans: its header, classes and split, written whole or added to."""
 import contextlib
-import csv
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from mri import (
 )
 from utils import leftovers
 from utils.errors import UserError
+from utils.escaping import printable
 
 ONE_CLASS = "all"            # name of the class where no labels are given
 COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
@@ -227,9 +227,8 @@ def read_existing(folder, settings):
 def _masked_in_table(path):
     """{scan id: whether it was masked} of an earlier qc.tsv; empty if that is gone."""
     try:
-        with open(path, newline="", encoding="utf-8") as f:
-            return {row["id"]: row["masked"] == "yes" for row in csv.DictReader(f, delimiter="\t")}
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error):
+        return {row["id"]: row["masked"] == "yes" for row in tables.read_table(path).rows}
+    except (OSError, KeyError, UserError):
         return {}
 
 
@@ -263,7 +262,7 @@ def new_scans(cohort, existing, output):
              f"{len(new)} scans are new"]
     same = [scan for scan in cohort if scan.id in known]
     moved = [scan.id for scan in same
-             if known[scan.id].get("source") != scans.printable(scans.real_path(scan.path))]
+             if known[scan.id].get("source") != printable(scans.real_path(scan.path))]
     if moved:
         lines.append(f"{output}: {len(moved)} volumes were made from files at other paths: "
                      f"{tables.some(moved)}")

@@ -8,14 +8,16 @@ import dataclasses
 import fcntl
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from mri.conversion import PreparedScan, SkippedScan
 from mri.quality_control import ScanSummary
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 from utils.files import atomic_folder, read_json, require_new_folder
+from utils.shared_folders import open_own
 
 
 class JobArray:
@@ -66,7 +68,7 @@ class JobArray:
 
         If so, this process holds a lock until it ends.
         """
-        self._lock = open(self._root.with_name(f".{self._root.name}.lock"), "a")
+        self._lock = open_own(self._root.with_name(f".{self._root.name}.lock"))
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         if (self.output / "manifest.json").exists():  # another job was faster
             Path(self._lock.name).unlink(missing_ok=True)
@@ -103,10 +105,14 @@ class JobArray:
         """{scan id: result} of a part."""
         folder = self._part_folder(part)
         content = read_json(folder / "part.json")
-        if content["settings"] != self.settings:
+        if not isinstance(content, dict) or content.get("settings") != self.settings:
             raise UserError(f"{folder}: was made with other flags; give those, or remove "
                             f"{self._root} to start again")
-        return _read_results(folder, content["results"])
+        try:
+            return _read_results(folder, content["results"])
+        except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as e:
+            raise UserError(f"{folder}: damaged ({shorten(e, 80)}); remove it, and run its task "
+                            "again") from None
 
 
 # ------------------------------------------------------------------------------------------ files

@@ -38,6 +38,8 @@ HEADER_KEYS = ("size", "layout", "grid", "fit", "window_percentiles", "affine", 
                "source_affine", "classes")
 SPLITS = ("train", "val", "test")
 MAX_VOLUMES = 200_000       # in a manifest
+MAX_CLASSES = 100_000
+MAX_NAME = 1000             # of a class, characters
 MAX_SIZE = 2 ** 12          # of a cube's side, voxels
 MAX_INTENSITY = 3e38        # that float32 holds
 MAX_AFFINE_ENTRY = 1e7      # mm
@@ -251,4 +253,5 @@ def _is_codes(codes):
 
 
 def _is_list_of_names(value):
-    return isinstance(value, list) and value and all(isinstance(name, str) for name in value)
+    return (isinstance(value, list) and 0 < len(value) <= MAX_CLASSES
+            and all(isinstance(name, str) and len(name) <= MAX_NAME for name in value))

@@ -21,6 +21,7 @@ from mri.scan_volume import (
     check_shape,
 )
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.files import write_bytes
 
 MAX_TRAILING_BYTES = 2 ** 20   # after the voxels
@@ -40,7 +41,7 @@ def read_nifti(path):
     scan = read_volume(path)
     check_intensities(path, scan.array)
     for warning in scan.warnings:
-        print(f"warning: {path}: {warning}", file=sys.stderr)
+        print(f"warning: {printable(path)}: {warning}", file=sys.stderr)
     return scan.array, scan.affine
 
 

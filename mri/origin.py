@@ -13,12 +13,13 @@ from pathlib import Path
 
 from mri import manifest
 from utils.errors import UserError
-from utils.files import read_json, write_text
+from utils.files import is_safe_name, read_json, write_text
 from utils.version import __version__
 
 FILE_NAME = "source.json"
 FORMAT = "mosaicdit-source"
 FORMAT_VERSION = 1
+MAX_SHOWN_CHARACTERS = 200      # of a value in a description
 NOT_MADE_BY = {"format", "version", "samples", "volumes", *manifest.HEADER_KEYS}
 
 
@@ -77,7 +78,7 @@ def describe(made_by):
 
 
 def _short(key, value):
-    return str(value)[:12] if "sha256" in key else str(value)
+    return str(value)[:12 if "sha256" in key else MAX_SHOWN_CHARACTERS]
 
 
 def _of_data_folder(path):
@@ -97,7 +98,8 @@ def _of_samples(path):
         listed = [sample["id"] for sample in content["samples"]]
         class_of = {sample["id"]: header["classes"][sample["class"]]
                     for sample in content["samples"] if sample.get("class") is not None}
-        if not all(isinstance(name, str) for name in listed):
+        indices = [sample.get("class") or 0 for sample in content["samples"]]
+        if not all(map(is_safe_name, listed)) or min(indices, default=0) < 0:
             raise TypeError
     except (KeyError, TypeError, IndexError, AttributeError):
         raise UserError(f"{path}: damaged (bad `samples`); sample again") from None

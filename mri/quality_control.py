@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from mri import axis_orders, contact_sheet, geometry, preparation
-from mri.scans import printable
+from utils import escaping
 from utils.files import write_text
 
 TABLE_NAME = "qc.tsv"
@@ -227,8 +227,8 @@ def write(folder, entries, summaries, skipped):
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(COLUMNS)
     for row in sorted(rows):
-        table.writerow(" ".join(str(cell).split()) for cell in row)
-    write_text(Path(folder) / TABLE_NAME, printable(text.getvalue()))
+        table.writerow(map(escaping.cell, row))
+    write_text(Path(folder) / TABLE_NAME, text.getvalue())
     return [f"{scan_id}: {'; '.join(lines)}" for scan_id, lines in zip(ids, found) if lines]
 
 

@@ -149,6 +149,8 @@ def _is_dicom(path):
     if path.name.lower().endswith(DICOM_SUFFIXES):
         return True
     try:
+        if not path.is_file():           # a pipe would never end
+            return False
         with open(path, "rb") as f:
             return not_a_scan.is_dicom(f.read(not_a_scan.HEAD_BYTES))
     except OSError:

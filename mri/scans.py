@@ -9,6 +9,7 @@ from pathlib import Path
 from mri import scan_search, subjects, tables
 from mri.scan_formats import stem
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.files import is_safe_name
 
 MAX_ID_CHARACTERS = 150
@@ -89,11 +90,6 @@ def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
         found.warnings.append(prefix_note)
     return FoundScans(sorted(scans, key=lambda scan: scan.id), found.left_out, found.notes,
                       found.warnings)
-
-
-def printable(text):
-    """A text that can be printed and written as UTF-8, whatever bytes a path in it has."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def real_path(path):

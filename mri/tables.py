@@ -1,6 +1,7 @@
 """Tables of text: tab-, comma- or semicolon-separated, with a header row; and which rows are of
 which scan."""
 import csv
+import os
 import re
 from collections import defaultdict
 from dataclasses import dataclass
@@ -8,8 +9,10 @@ from pathlib import Path
 
 from mri.scan_formats import stem
 from utils.errors import UserError, shorten
+from utils.shared_folders import open_regular
 
 MAX_TABLE_BYTES = 2 ** 26
+MAX_CELLS = 5_000_000       # a row that is too short gets all columns
 SPREADSHEET_SUFFIXES = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 DELIMITERS = "\t;,"
 NAMED_EXAMPLES = 3         # in a line about many
@@ -60,9 +63,6 @@ def read_table(path):
         raise UserError(f"{path}: a spreadsheet, which can hold formulas and several sheets, is "
                         "not read; save its sheet as CSV or TSV (UTF-8)")
     try:
-        if path.stat().st_size > MAX_TABLE_BYTES:
-            raise UserError(f"{path}: larger than the {MAX_TABLE_BYTES >> 20} MiB that are read; "
-                            "is it a table?")
         _check_is_text(path)
         with open(path, newline="", encoding="utf-8-sig") as f:
             delimiter = _delimiter(f.readline())
@@ -87,13 +87,22 @@ def read_table(path):
 
 
 def _check_is_text(path):
-    raw = path.read_bytes()
+    with open_regular(path) as f:
+        if os.fstat(f.fileno()).st_size > MAX_TABLE_BYTES:
+            raise UserError(f"{path}: larger than the {MAX_TABLE_BYTES >> 20} MiB that are read; "
+                            "is it a table?")
+        raw = f.read()
     if raw.startswith(b"PK\3\4"):
         raise UserError(f"{path}: a zip archive, as Excel writes; save the sheet as CSV or TSV "
                         "(UTF-8)")
     if b"\0" in raw:
         raise UserError(f"{path}: not a table of text in UTF-8: it holds NUL bytes, as UTF-16 and "
                         "binary files do; save it again as UTF-8")
+    header, _, rest = raw.partition(b"\n")
+    columns = max(header.count(sign.encode()) for sign in DELIMITERS) + 1
+    if columns * (rest.count(b"\n") + rest.count(b"\r") + 1) > MAX_CELLS:
+        raise UserError(f"{path}: more than the {MAX_CELLS} cells that are read; take out columns "
+                        "that are not needed")
 
 
 def _delimiter(header):

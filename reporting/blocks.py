@@ -1,12 +1,15 @@
 """The parts of a report, each as Markdown and as HTML, so that both say the same.
 
-In texts, `code`, *italic* and **bold** are marked as in Markdown.
+In texts, `code`, *italic* and **bold** are marked as in Markdown. What comes from a file, such as
+the name of a class, goes through `escaping.markup` or `escaping.code` first.
 """
 import base64
 import html
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from utils import escaping
 
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
@@ -111,11 +114,12 @@ def html_page(blocks, figures, title):
 
 def _inline_html(text):
     """Escapes a text; `code` stays as it is, *italic* and **bold** become tags."""
-    pieces = re.split(r"`([^`]+)`", html.escape(text, quote=False))
+    pieces = re.split(r"`([^`]+)`", text)
     for k, piece in enumerate(pieces):
         if k % 2:  # re.split puts what was between backticks at the odd places
-            pieces[k] = f"<code>{piece}</code>"
+            pieces[k] = f"<code>{escaping.html_text(piece)}</code>"
         else:
-            bold = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", piece)
+            text = escaping.html_text(piece)
+            bold = re.sub(r"\*\*([^*]+)\*\*", r"<b>\1</b>", text)
             pieces[k] = re.sub(r"\*([^*]+)\*", r"<i>\1</i>", bold)
     return "".join(pieces)

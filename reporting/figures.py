@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mri.geometry import VIEWS, view_slice
+from utils.escaping import printable
 from utils.files import atomic_file
 
 DPI = 130                       # pixels per inch of a figure
@@ -23,6 +24,7 @@ def save_figure(fig, path):
 
 def short_name(name, limit=28):
     """An id as a heading: a long one without its middle, `$` escaped for matplotlib."""
+    name = printable(name)
     if len(name) > limit:
         name = f"{name[:limit // 2 - 1]}…{name[-(limit // 2):]}"
     return name.replace("$", r"\$")

@@ -13,6 +13,7 @@ from reporting.blocks import (
 )
 from reporting.published import published_blocks
 from reporting.rounding import number, with_range, with_span
+from utils.escaping import code, markup
 from utils.files import write_text
 
 CAPTIONS = {
@@ -64,14 +65,13 @@ def report_blocks(content, figures):
     entries = content["metrics"]
     layouts = sorted({layout for entry in entries.values() for layout in entry.get("vae", {})})
     blocks = [Heading(1, "Evaluation"), _table_of_sets(content)]
-    blocks += [Paragraph(f"**Warning:** {warning}.") for warning in content["warnings"]]
+    blocks += [Paragraph(f"**Warning:** {markup(warning)}.") for warning in content["warnings"]]
     blocks.append(Heading(2, "Numbers"))
     if entries:
         blocks.append(_table_of_numbers(entries, layouts))
     if "copies" in entries:
         blocks += _copies(entries["copies"], content["sets"])
-    blocks += [Paragraph(f"**{title}** was not computed: {reason}.")
-               for title, reason in content["skipped"].items()]
+    blocks += [_not_computed(title, reason) for title, reason in content["skipped"].items()]
     if entries:
         blocks += [Bullets(_notes(content, layouts)), Heading(2, "What each number is"),
                    Bullets(_definitions(entries))]
@@ -97,7 +97,7 @@ def _table_of_sets(content):
     rows = []
     for name, found in content["sets"].items():
         voxels = " × ".join(f"{size:.3g}" for size in found["voxel_mm"])
-        rows.append([name, f"`{found['path']}`", found["split"] or "–", str(found["n"]),
+        rows.append([name, code(found["path"]), found["split"] or "–", str(found["n"]),
                      str(found["subjects"]), f"{content['size']}³", voxels])
     return Table(["set", "folder", "split", "volumes (N)", "subjects", "size", "voxels, mm"], rows)
 
@@ -121,6 +121,10 @@ def _table_of_numbers(entries, layouts):
     return Table(head + [f"ceiling: real after VAE, {layout}" for layout in layouts], rows)
 
 
+def _not_computed(title, reason):
+    return Paragraph(f"**{markup(title)}** was not computed: {markup(reason)}.")
+
+
 def _own(target):
     return target["value"], target.get("interval")
 
@@ -136,7 +140,7 @@ def _copies(entry, sets):
             f"**No copies found**: none of {n} synthetic volumes is far closer to one of {trained} "
             f"training volumes than to all others. {power} It does not see copies of parts of a "
             "volume, or copies that are deformed.")]
-    rows = [[f"`{found['volume']}`", f"`{found['source']}`", number(found["ratio"], 2),
+    rows = [[code(found["volume"]), code(found["source"]), number(found["ratio"], 2),
              found["mirrored"] or "no", ", ".join(f"{step:+d}" for step in found["shift"])]
             for found in entry["flagged"]]
     head = ["synthetic volume", "training volume", "ratio of distances", "mirrored",
@@ -159,10 +163,10 @@ def by_class_blocks(content):
         title = next(entry["name"] for entry in entries if entry)
         rows.append([title, *("".join(with_span(entry.get("value"), entry.get("interval")))
                               for entry in entries)])
-    head = ["metric", "overall", *(f"{name} ({classes[name]['n']['real']} real, "
+    head = ["metric", "overall", *(f"{markup(name)} ({classes[name]['n']['real']} real, "
                                    f"{classes[name]['n']['synthetic']} synthetic)"
                                    for name in names)]
-    lines = [Paragraph(f"**{name}, {title}** was not computed: {reason}.")
+    lines = [_not_computed(f"{name}, {title}", reason)
              for name in names for title, reason in classes[name]["skipped"].items()
              if title not in content["skipped"]]
     return [Heading(2, "By class"), Table(head, rows), *lines]
@@ -202,10 +206,10 @@ def _notes(content, layouts):
                          for layout, value in content["vae_psnr_db"].items())
         notes.append(
             "*Ceiling*: the real volumes after a round trip through the VAE "
-            f"(`{settings['vae']}`), the best that samples can reach with it. `rgb` against `gray` "
-            "shows what it costs to store three slices in the three colors of a pixel. MMD, FID "
-            "and KID are lower than for other subjects, as these are the same ones. PSNR of the "
-            f"round trip: {psnr}.")
+            f"({code(settings['vae'])}), the best that samples can reach with it. `rgb` against "
+            "`gray` shows what it costs to store three slices in the three colors of a pixel. MMD, "
+            "FID and KID are lower than for other subjects, as these are the same ones. PSNR of "
+            f"the round trip: {psnr}.")
     return notes
 
 
@@ -228,11 +232,11 @@ def _provenance(content):
              f"{settings['device']}"]
     for name, found in content["sets"].items():
         if found.get("made_by"):
-            lines.append(f"{name} set: {', '.join(describe(found['made_by']))}")
+            lines.append(f"{name} set: {markup(', '.join(describe(found['made_by'])))}")
     weights = next((entry["weights"] for entry in content["metrics"].values()
                     if "weights" in entry), None)
     if weights:
-        lines.append(f"Inception weights `{weights['file']}`, SHA-256 {weights['sha256']}")
+        lines.append(f"Inception weights {code(weights['file'])}, SHA-256 {weights['sha256']}")
     return lines + ["every number, setting and id: `metrics.json`"]
 
 

@@ -23,7 +23,9 @@ READABLE_VERSIONS = (1, 2)  # version 1 had no checksum
 # the kinds of metadata values, where they are present
 METADATA_TYPES = {"config": dict, "header": dict, "vae": dict, "base": (dict, type(None)),
                   "step": int, "image_size": int, "class_counts": list, "average": dict,
-                  "loss_scaling": dict}
+                  "loss_scaling": dict, "identity": dict, "log_sums": list, "log_count": int,
+                  "skipped": int}
+MAX_STEP = 10 ** 12
 # the largest model that a checkpoint may ask for
 MAX_CONFIG = {"input_size": 1536, "patch_size": 64, "in_channels": 1024, "hidden_size": 16384,
               "depth": 512, "num_heads": 1024, "mlp_ratio": 64, "num_classes": 1_000_000,
@@ -111,6 +113,11 @@ def _find_wrong_key(metadata):
     for key, kind in METADATA_TYPES.items():
         if key in metadata and not isinstance(metadata[key], kind):
             return key
+    for key in ("step", "log_count", "skipped"):
+        if not 0 <= metadata.get(key, 0) <= MAX_STEP or isinstance(metadata.get(key), bool):
+            return key
+    if not all(isinstance(value, int | float) for value in metadata.get("log_sums", ())):
+        return "log_sums"
     for part in ("average", "loss_scaling"):
         for key, value in metadata.get(part, {}).items():
             if not isinstance(value, int | float):  # True is an int

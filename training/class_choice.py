@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils.errors import UserError
+from utils.escaping import printable, some_names
 
 COHORT = "cohort"    # value of --class-label: classes as frequent as among the training volumes
 
@@ -27,35 +28,51 @@ class ClassChoice:
         sequence = np.random.SeedSequence([seed, i], spawn_key=(1,))
         return int(np.searchsorted(shares, np.random.default_rng(sequence).random(), side="right"))
 
+    def highest(self):
+        """The highest index of a class that may be sampled."""
+        if self.label != COHORT:
+            return self.label
+        return max(index for index, count in enumerate(self.counts) if count)
+
     def describe(self, names):
         """A phrase for the user.
 
         :param names: of the classes
         """
         if self.label != COHORT:
-            return f"class {self.label} ({names[self.label]})"
+            return f"class {self.label} ({printable(names[self.label])})"
         total = sum(self.counts)
         shares = [f"{count / total:.1%} {name}" for name, count in zip(names, self.counts)]
-        return f"classes as in training: {', '.join(shares)}"
+        return f"classes as in training: {some_names(shares)}"
 
 
-def choose_class(text, metadata, names, checkpoint):
+def choose_class(text, metadata, names, checkpoint, num_classes=None):
     """The class that --class-label means.
 
     :param text: index of a class, its name, or COHORT
     :param metadata: of the checkpoint
     :param names: of the classes, by index
     :param checkpoint: its path, for errors
+    :param num_classes: that the model has; None: as many as there are names
     :return: ClassChoice
-    :raises UserError: no such class, or COHORT of a checkpoint that does not know it
+    :raises UserError: no such class, one that the model does not have, or COHORT of a checkpoint
+        that does not know it
     """
+    choice = _find_class(text, metadata, names, checkpoint)
+    if num_classes is not None and choice.highest() >= num_classes:
+        raise UserError(f"--class-label {text}: {checkpoint} names {len(names)} classes, but its "
+                        f"model has {num_classes}; choose one of these, or another checkpoint")
+    return choice
+
+
+def _find_class(text, metadata, names, checkpoint):
     if text.isascii() and text.isdigit() and int(text) < len(names):
         return ClassChoice(int(text))
     if text in names:
         return ClassChoice(names.index(text))
     if text == COHORT:
         return ClassChoice(COHORT, _counts(metadata, names, checkpoint))
-    known = ", ".join(f"{i} ({name})" for i, name in enumerate(names))
+    known = some_names([f"{i} ({name})" for i, name in enumerate(names)])
     raise UserError(f"--class-label {text}: the model was trained on {known}; give one of these, "
                     f"by index or name, or {COHORT}")
 

@@ -35,7 +35,9 @@ def cached_moments(folder, header, entries, vae, name):
     path = folder / f"latents-{name}.safetensors"
     key = _cache_key(folder, entries, vae)
     moments = _read_cache(path, key)
-    if moments is not None:
+    channels = vae.config.latent_channels
+    shape = (len(entries), 2 * channels, side // factor, side // factor)
+    if moments is not None and (moments.shape, moments.dtype) == (shape, torch.float32):
         return moments
     encoded = []
     for entry in progress(entries, "VAE encodings"):
@@ -61,6 +63,8 @@ def _cache_key(folder, entries, vae):
 
 def _read_cache(path, key):
     """The moments in a cache with this key; None if there are none, or the file is damaged."""
+    if not path.is_file():
+        return None
     try:
         with safe_open(path, "pt") as f:
             if (f.metadata() or {}).get("key") == key:

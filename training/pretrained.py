@@ -3,9 +3,7 @@
 Pickles are opened with weights_only=True alone, so no code in them ever runs.
 """
 import argparse
-import json
-import pickle
-import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +12,15 @@ from safetensors import SafetensorError, safe_open
 
 import models
 from training import diffusers_names, weight_files
-from training.checkpoint import read_metadata, verify
+from training.checkpoint import MAX_CONFIG, read_metadata, verify
+from utils import distributed, pickles
 from utils.errors import UserError, shorten
-from utils.files import find_moved, weights_path
+from utils.escaping import printable
+from utils.files import find_moved, read_json, weights_path
 
 POSITION_TABLE = "pos_embed"
 CLASS_TABLE = "y_embedder.embedding_table.weight"
+MAX_TABLE_BYTES = 2 ** 30       # of a class table; a million classes of 256 values
 
 
 @dataclass
@@ -69,9 +70,9 @@ def _find_base(recorded, checkpoint, override=None, compare=True):
     places = [Path(recorded["path"]), weights_path(name), Path(name)]
     if override:
         places = [Path(override)]
-    found = [path for path in places if path.exists()]
+    found = [path for path in places if _may_hold_weights(path)]
     if not override:
-        found += find_moved(recorded["path"], checkpoint)
+        found += filter(_may_hold_weights, find_moved(recorded["path"], checkpoint))
     if not found:
         raise UserError(f"{override or checkpoint}: needs its base weights {name}, not found at "
                         f"{', '.join(map(str, places))}; give their path with --base FILE")
@@ -79,9 +80,17 @@ def _find_base(recorded, checkpoint, override=None, compare=True):
         return found[0]
     for path in dict.fromkeys(path.resolve() for path in found):
         if sha256_of_weights(path) == recorded["sha256"]:
+            if not override and distributed.is_main():
+                print(f"base weights {printable(path)}, as {printable(checkpoint)} records; --base "
+                      "takes others", file=sys.stderr, flush=True)
             return path
     raise UserError(f"{found[0]}: not the base weights of {checkpoint} (the SHA-256 differs); "
                     "give their path with --base FILE")
+
+
+def _may_hold_weights(path):
+    """Whether a recorded path is a file or folder; a device, such as /dev/zero, never ends."""
+    return path.is_file() or path.is_dir()
 
 
 def sha256_of_weights(path):
@@ -182,25 +191,9 @@ def _weights_of_state_dict(content, path):
 
 
 def _load_pickle(path, headers_only=False):
-    """torch.load that never runs code.
-
-    argparse.Namespace, which the original repository saves, passes as data.
-    """
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            try:
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
-                content = torch.load(path, map_location="cpu", weights_only=True)
-        return weight_files.without_values(content) if headers_only else content
-    except pickle.UnpicklingError as e:
-        culprit = re.search(r"GLOBAL ([\w.]+)", str(e))
-        content = culprit[1] if culprit else "more than weights"
-        raise UserError(f"{path}: refused, its pickle holds {content}, which could run code; if "
-                        "you trust it, save its state dict as safetensors and give that") from None
-    except Exception as e:  # a damaged file can make the unpickler raise anything
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({shorten(e, 120)}); "
-                        "download or copy it again") from None
+    """What a .pt file holds; argparse.Namespace, which the original repository saves, is data."""
+    content = pickles.load(path, [argparse.Namespace])
+    return weight_files.without_values(content) if headers_only else content
 
 
 # ------------------------------------------------------------------------------ diffusers folders
@@ -219,12 +212,11 @@ def _weights_of_diffusers(folder, headers_only):
     A folder without config.json, as accelerate writes, holds a state dict of official names.
     """
     folder = weight_files.transformer_folder(folder)
-    is_known = (folder / "config.json").is_file()
-    try:
-        config = json.loads((folder / "config.json").read_text()) if is_known else {}
-    except (OSError, ValueError):
-        config = {}
-    if is_known and config.get("_class_name") != "DiTTransformer2DModel":
+    path = folder / "config.json"
+    is_known = path.is_file()
+    config = read_json(path) if is_known else {}
+    if is_known and (not isinstance(config, dict)
+                     or config.get("_class_name") != "DiTTransformer2DModel"):
         raise UserError(f"--ckpt {folder}: no DiTTransformer2DModel (config.json); "
                         "give a .pt, a .safetensors, or such a folder")
     files = weight_files.files_of(folder)
@@ -232,7 +224,11 @@ def _weights_of_diffusers(folder, headers_only):
     if not is_known:
         return _weights_of_state_dict(theirs, folder)
     tensors = diffusers_names.rename_tensors(theirs, files[0])
-    return Weights(tensors, config["sample_size"] // config["patch_size"], "diffusers")
+    sizes = [config[key] for key in ("sample_size", "patch_size")]
+    if not all(type(size) is int and 1 <= size <= MAX_CONFIG["input_size"] for size in sizes):
+        raise UserError(f"{path}: its sample_size and patch_size, {shorten(sizes, 60)}, are not "
+                        "those of a DiT; download it again")
+    return Weights(tensors, sizes[0] // sizes[1], "diffusers")
 
 
 def _read_files(files, headers_only):
@@ -266,11 +262,19 @@ def fit_base(weights, config):
     if table is not None and _lacks_null_row(weights, config):
         tensors[CLASS_TABLE] = torch.cat([table.float(), table.float().mean(0, keepdim=True)])
     elif table is not None and len(table) != config["num_classes"] + 1:
+        _check_table_size(config["num_classes"] + 1, table.shape[-1])
         tensors[CLASS_TABLE] = table[-1:].repeat(config["num_classes"] + 1, 1)
     for i in range(config["gamma_blocks"]):
         for name in (f"blocks.{i}.gamma1", f"blocks.{i}.gamma2"):
             tensors.setdefault(name, torch.ones(config["hidden_size"]))
     return tensors
+
+
+def _check_table_size(rows, width):
+    if rows * width * 4 > MAX_TABLE_BYTES:      # fp32
+        raise UserError(f"--num-classes {rows - 1}: the class table would take "
+                        f"{rows * width * 4 / 1e9:.3g} GB, more than the {MAX_TABLE_BYTES >> 30} "
+                        "GiB that are allowed; is it the number of classes?")
 
 
 def describe_class_table(weights, config):

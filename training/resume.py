@@ -5,7 +5,6 @@ from training import run_folder
 from training.run_folder import Run
 from utils import distributed
 from utils.errors import UserError
-from utils.files import read_json
 from utils.flags import flag_of
 
 MAX_NAMED_FLAGS = 4    # that differ from the nearest run
@@ -37,15 +36,20 @@ def open_run(state, metadata, *, results_dir, model, resume, flags):
     if distributed.is_main():
         content = run_folder.content_of(metadata)
         run = Run.find(results_dir, model, resume, flags, content)
-        newest = run.newest_state() if run else None
+        newest = run.newest_state(flags) if run else None
         if newest:
             path, recorded = newest
             _check_unchanged(content, recorded, resume, run.folder)
+            run.resume_from(path)
+            if "identity" not in recorded:
+                notes.append(f"{path.name} was written by an earlier version and does not say of "
+                             "which run it is: taken to be of this one")
             newest = str(path.resolve()), recorded
         if run is None:
             note = _why_new(results_dir, flags, content) if resume == "auto" else None
             notes += [note] if note else []
             run = Run.create(results_dir, model, flags)
+        run.identity = run_folder.identity(flags)
     newest = distributed.broadcast_json(newest)
     if newest:
         state.load(*newest)
@@ -86,10 +90,8 @@ def _why_new(results_dir, flags, content):
 def _differences(folder, flags, content):
     """What differs between a run and this one, in words; None if it is on other data."""
     try:
-        theirs = read_json(folder / "args.json")
-    except UserError:
-        return None
-    if not isinstance(theirs, dict):
+        theirs = run_folder.read_flags(folder)
+    except (UserError, OSError):
         return None
     recorded = run_folder.recorded_content(folder)
     differences = [f"{flag_of(name)} ({flags[name]}, there {theirs.get(name)})"

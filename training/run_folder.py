@@ -4,10 +4,9 @@
     checkpoints/0066000.safetensors          trained parameters, to sample from
     checkpoints/0066000.state.safetensors    everything needed to resume; the last few are kept
 """
-import fcntl
 import json
-import math
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -18,10 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import checkpoint
+from training.log_lines import lines_until
+from training.run_lock import lock_file, lock_patience
 from utils import leftovers
-from utils.errors import UserError
-from utils.files import read_json, umask, write_text
+from utils.errors import UserError, shorten
+from utils.escaping import printable
+from utils.files import read_json, umask, write_bytes, write_text
 from utils.flags import flag_of
+from utils.shared_folders import open_own
 
 # flags that name files: what counts is what the files hold, see CONTENT
 PATH_FLAGS = ("data_path", "vae", "ckpt", "base")
@@ -42,7 +45,7 @@ CONTENT = {
 }
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
-LOCK_PATIENCE = 120   # seconds that a requeued Slurm job waits for its own last processes to end
+SET_ASIDE = ".damaged"   # after the name of a state that is not resumed from
 STATE_PATTERN = "[0-9]*.state.safetensors"
 CHECKPOINT_PATTERN = "[0-9]*[0-9].safetensors"
 
@@ -98,7 +101,19 @@ def has_same_paths(ours, theirs, names=PATH_FLAGS):
 
 
 def _spelled_out(path):
-    return path and os.path.realpath(path)
+    is_path = isinstance(path, str) and path and "\0" not in path
+    return os.path.realpath(path) if is_path else path
+
+
+def read_flags(folder):
+    """The flags of a run folder, from its args.json.
+
+    :raises UserError: missing, damaged, or no flags
+    """
+    flags = read_json(folder / "args.json")
+    if not isinstance(flags, dict):
+        raise UserError(f"{folder / 'args.json'}: holds no flags of train.py")
+    return flags
 
 
 class Run:
@@ -112,7 +127,9 @@ class Run:
     def __init__(self, folder, patience=0):
         self.folder = folder
         self.checkpoints = folder / "checkpoints"
-        self._lock = _lock_file(folder / ".lock", patience)
+        self._lock = lock_file(folder / ".lock", patience)
+        self._intact = set()    # names of states that this process wrote or resumed from
+        self.identity = None    # what its states say of the run: `identity` of its flags
         self.checkpoints.mkdir(exist_ok=True)
         self._remove_temporary_files()
 
@@ -170,12 +187,12 @@ class Run:
     def _open_named(cls, folder, flags):
         if folder.suffix == ".safetensors":
             folder = folder.parent.parent
-        theirs = read_json(folder / "args.json")
+        theirs = read_flags(folder)
         for name in differing_flags(flags, theirs):
             raise UserError(f"{flag_of(name)} {flags[name]}: {folder} was begun with "
                             f"{theirs.get(name)}; give that, or --resume none")
         try:
-            run = cls(folder, _lock_patience(folder))
+            run = cls(folder, lock_patience(folder))
         except BlockingIOError:
             raise UserError(f"--resume {folder}: another job is writing there; wait for it, "
                             "or give --resume none") from None
@@ -195,9 +212,12 @@ class Run:
             any(folder.glob("checkpoints/*.safetensors")), folder.name))
         same, changed = [], []
         for folder in newest_first:
-            if not (folder / "args.json").is_file():
+            try:
+                theirs = read_flags(folder)
+            except (UserError, OSError) as e:
+                print(f"warning: {printable(folder)} is not resumed: {printable(e)}",
+                      file=sys.stderr, flush=True)
                 continue
-            theirs = read_json(folder / "args.json")
             if differing_flags(flags, theirs):
                 continue
             recorded = recorded_content(folder)
@@ -207,7 +227,7 @@ class Run:
                 (changed if recorded and content else same).append(folder)
         for folder in same or changed[:1]:
             try:
-                return cls(folder, _lock_patience(folder))
+                return cls(folder, lock_patience(folder))
             except BlockingIOError:  # the same command is running: this is a second run
                 continue
         return None
@@ -218,23 +238,40 @@ class Run:
         """Files to resume from, newest first."""
         return states_in(self.checkpoints)
 
-    def newest_state(self):
-        """The newest intact state and its metadata, or None if there is none.
+    def newest_state(self, flags=None):
+        """The newest intact state of this run and its metadata, or None if there is none.
 
-        Damaged states are named in a warning.
+        Damaged states, and those of other runs, are named in a warning.
 
+        :param flags: {name: value} of all flags; None: any run's state will do
         :raises UserError: there are states, and none is intact
         """
         states = self.states()
         for path in states:
             try:
-                return path, checkpoint.verify(path)
+                metadata = checkpoint.verify(path)
+                _check_is_of_run(path, metadata, flags)
+                return path, metadata
             except UserError as e:
-                print(f"warning: {e}", file=sys.stderr, flush=True)
+                print(f"warning: {printable(e)}", file=sys.stderr, flush=True)
         if states:
             raise UserError(f"{self.folder}: none of its states to resume from is intact; "
                             "give --resume none to start again")
         return None
+
+    def resume_from(self, path):
+        """Sets aside the states later than the one that is resumed from, none of which is usable.
+
+        They get SET_ASIDE behind their names: neither the newest state nor one of those to keep.
+        """
+        self._intact.add(path.name)
+        for later in self.states():
+            if later == path:
+                break
+            aside = later.with_name(later.name + SET_ASIDE)
+            os.replace(later, aside)
+            print(f"warning: {printable(later)} is set aside as {aside.name}", file=sys.stderr,
+                  flush=True)
 
     def save_state(self, step, metadata, groups, keep=None, keep_every=None):
         """Writes the state of a step, and removes files that need not be kept.
@@ -247,29 +284,40 @@ class Run:
         for log in (self._text_log, self._json_log):
             os.fsync(log.fileno())  # never a state whose log is lost
         path = self.checkpoints / f"{step:07d}.state.safetensors"
-        checkpoint.save_checkpoint(path, {**metadata, "step": step}, **groups)
-        for old in self.states()[max(keep or 0, MIN_STATES):]:
-            old.unlink()
+        own = {"step": step, "identity": self.identity} if self.identity else {"step": step}
+        checkpoint.save_checkpoint(path, {**metadata, **own}, **groups)
+        self._intact.add(path.name)
+        self._remove_old_states(max(keep or 0, MIN_STATES))
         if keep:
             for old in sorted(self.checkpoints.glob(CHECKPOINT_PATTERN))[:-keep]:
                 if not keep_every or int(old.stem) % keep_every:
                     old.unlink()
+
+    def _remove_old_states(self, keep):
+        """Removes all but the last states, once MIN_STATES of those are known to be intact.
+
+        Known are those that this process wrote or resumed from; any other may be damaged.
+        """
+        states = self.states()
+        if sum(path.name in self._intact for path in states[:keep]) >= MIN_STATES:
+            for old in states[keep:]:
+                old.unlink()
 
     # ----------------------------------------------------------------------------------- logs
 
     def open_logs(self, step):
         """Opens the logs after `step`; what an interrupted run wrote beyond it is dropped."""
         path = self.folder / "log.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        write_text(path, "".join(line + "\n" for line in kept))
-        self._text_log = open(self.folder / "log.txt", "a")
-        self._json_log = open(path, "a")
-        self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
+        write_bytes(path, b"".join(lines_until(step, path)))
+        self._text_log = open_own(self.folder / "log.txt")
+        self._json_log = open_own(path)
+        # TensorBoard opens its file without such checks: nobody can put a link at a random name
+        self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None,
+                                    filename_suffix=f".{secrets.token_hex(8)}")
 
     def say(self, message):
         """Prints a message with the time, and appends it to log.txt."""
-        line = f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {message}"
+        line = f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {printable(message)}"
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
         print(line, file=self._text_log, flush=True)
@@ -305,45 +353,12 @@ def _rename_to_next_number(hidden, results_dir, model):
             number += 1  # another job was faster
 
 
-def _step_of(line):
-    """The step of a line of log.jsonl; infinity if it was cut short when the job was killed."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:
-        return math.inf
-
-
-# ------------------------------------------------------------------------------------------ lock
-
-def _lock_file(path, patience):
-    """Opens a file and locks it while this process lives; it holds the Slurm job's number.
-
-    :raises BlockingIOError: another process holds the lock after `patience` seconds
-    """
-    end = time.monotonic() + patience
-    file = open(path, "a+")
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(1)
-        except OSError as e:  # some network file systems have no locks
-            print(f"warning: {path} cannot be locked ({e.strerror}): make sure that only one job "
-                  "writes there", file=sys.stderr)
-            break
-    file.truncate(0)
-    file.write(os.environ.get("SLURM_JOB_ID", ""))
-    file.flush()
-    return file
-
-
-def _lock_patience(folder):
-    """Seconds to wait for the lock: a requeued Slurm job waits for its own last processes."""
-    job = os.environ.get("SLURM_JOB_ID")
-    try:
-        return LOCK_PATIENCE if job and (folder / ".lock").read_text() == job else 0
-    except OSError:
-        return 0
+def _check_is_of_run(path, metadata, flags):
+    """Raises UserError if a state says that it is of another run; older ones do not say it."""
+    if flags is None or "identity" not in metadata:
+        return
+    known = {**flags, **metadata["identity"]}    # a flag that came later contradicts nothing
+    for name in differing_flags(flags, known):
+        theirs = shorten(known[name], 60)
+        raise UserError(f"{path}: belongs to another run ({flag_of(name)} {theirs}, here "
+                        f"{flags[name]})")

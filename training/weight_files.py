@@ -20,6 +20,7 @@ WRAPPERS = ("ema", "model", "state_dict", "model_state_dict")   # keys under whi
 PREFIX = re.compile(r"(?:(?:_orig_mod|module|model|net)\.)+")
 FIRST_KEYS = 3                                      # named if a file is not what it should be
 MAX_SHARDS = 1000
+MAX_DEPTH = len(WRAPPERS) + 1                       # of dicts in a file, down to its tensors
 
 
 # ------------------------------------------------------------------------------ files in a folder
@@ -60,7 +61,7 @@ def _files_of_kind(folder, stem, suffix):
     if whole.is_file() or index.is_file():
         return [whole] if whole.is_file() else _shards(index)
     variants = sorted(file for file in folder.glob(f"{stem}.*{suffix}")
-                      if file.name.count(".") == 2)
+                      if file.name.count(".") == 2 and file.is_file())
     indices = sorted(folder.glob(f"{stem}{suffix}.index.*.json"))
     if variants or indices:
         return [variants[0]] if variants else _shards(indices[0])
@@ -105,12 +106,12 @@ def read_safetensors(path, headers_only=False):
         return {key: torch.empty(f.get_slice(key).get_shape(), device="meta") for key in f.keys()}
 
 
-def without_values(content):
-    """The same dict with every tensor on the meta device, at any depth."""
+def without_values(content, depth=MAX_DEPTH):
+    """The same dict with every tensor on the meta device, as deep as weights may lie."""
     if isinstance(content, torch.Tensor):
         return torch.empty(content.shape, device="meta")
-    if isinstance(content, dict):
-        return {key: without_values(value) for key, value in content.items()}
+    if isinstance(content, dict) and depth:
+        return {key: without_values(value, depth - 1) for key, value in content.items()}
     return content
 
 

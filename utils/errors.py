@@ -10,6 +10,8 @@ import sys
 import threading
 from pathlib import Path
 
+from utils import escaping
+
 EXIT_USER_ERROR = 2      # one line on stderr says what to fix
 EXIT_STOPPED = 75        # asked to stop, saved; the same command resumes (EX_TEMPFAIL)
 EXIT_INTERRUPTED = 130   # Ctrl-C
@@ -33,6 +35,7 @@ def run_script(main):
     A UserError, an error of the operating system (full disk, no permission) or a lack of memory
     ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
     """
+    escaping.protect_terminal()
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     if signal.getsignal(signal.SIGINT) is _exit_during_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,7 +62,8 @@ def run_script(main):
 
 
 def _report(message):
-    print(f"{_script_name()}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = escaping.printable(" ".join(message.split()))
+    print(f"{_script_name()}: error: {line}", file=sys.stderr)
     return EXIT_USER_ERROR
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from utils import leftovers
 from utils.errors import UserError
+from utils.shared_folders import open_regular
 
 WEIGHTS_DIR = Path("weights")    # where download.py puts public weights, and other scripts look
 SCRIPTS_DIR = Path(__file__).resolve().parent.parent    # other scripts look in its weights/, too
@@ -305,15 +306,16 @@ def _move_contents(temporary, target):
 def read_json(path):
     """The content of a JSON file.
 
-    :raises UserError: missing, damaged, or too large to be a file of MosaicDiT
+    :raises UserError: missing, damaged, no regular file, or too large to be one of MosaicDiT
     """
     path = Path(path)
     try:
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise UserError(f"{path}: {size} bytes, more than the {MAX_JSON_BYTES} that are read; "
-                            "no file of MosaicDiT is so large")
-        raw = path.read_bytes()
+        with open_regular(path) as f:
+            size = os.fstat(f.fileno()).st_size
+            if size > MAX_JSON_BYTES:
+                raise UserError(f"{path}: {size} bytes, more than the {MAX_JSON_BYTES} that are "
+                                "read; no file of MosaicDiT is so large")
+            raw = f.read(size)
         if sum(map(raw.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
             raise UserError(f"{path}: holds more than {MAX_JSON_VALUES} values; "
                             "no file of MosaicDiT is so large")
@@ -327,8 +329,11 @@ def read_json(path):
 
 
 def sha256_of_file(path):
-    """SHA-256 of a file in hex, without holding the file in memory."""
-    with open(path, "rb") as f:
+    """SHA-256 of a file in hex, without holding the file in memory.
+
+    :raises UserError: a pipe or a device, which need not end
+    """
+    with open_regular(path) as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 

@@ -4,6 +4,7 @@ import os
 import pytest
 
 from mri import scan_formats, scan_search, scans
+from utils.escaping import printable
 from utils.errors import UserError
 
 
@@ -113,7 +114,7 @@ def test_names_that_cannot_be_ids_are_made_safe(tmp_path):
     assert [s.subject for s in found.scans] == [s.id for s in found.scans]
     assert "3 ids are not the files' names" in found.warnings[0]
     assert "scan (1) -> scan_1_" in found.warnings[0]
-    assert scans.printable(bad).endswith("caf\\udce9.nii")
+    assert printable(bad).endswith("caf\\udce9.nii")
 
 
 def test_columns_of_a_list(tmp_path):

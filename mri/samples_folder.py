@@ -1,0 +1,76 @@
+"""The samples folder: what sample.py writes, and how several jobs begin it together.
+
+    samples.json        format, version and the header of the data folder (mri/manifest.py); how
+                        the samples were made; and `samples`, id, index and class of each
+    mosaics/ID.png      8-bit RGB, lossless
+    nifti/ID.nii.gz     written last: if it exists, the sample is complete
+"""
+import json
+
+from mri import manifest
+from utils import leftovers
+from utils.errors import UserError
+from utils.files import read_json, write_text
+from utils.shared_folders import locked
+
+FILE_NAME = "samples.json"
+FORMAT = "mosaicdit-samples"
+LOCK_NAME = ".samples.lock"
+
+
+def planned_count(output, num_samples, recipe, defaults):
+    """How many samples the folder is to hold: more than asked for if it was begun with more.
+
+    :param recipe: {name: value} of what decides how a sample looks
+    :param defaults: of a recipe, for what earlier versions did not record
+    :raises UserError: the folder exists and was not begun with this recipe
+    """
+    path = output / FILE_NAME
+    if not path.is_file():
+        # samples.json is written first, so a folder without it is not ours
+        if output.exists() and any(entry.name[0] != "." for entry in output.iterdir()):
+            raise UserError(f"--output {output}: exists already and was not begun by sample.py; "
+                            "name a new folder")
+        return num_samples
+    content = read_json(path)
+    if not _is_plausible(content):
+        raise UserError(f"{path}: damaged; name a new folder for --output")
+    theirs = defaults | content["recipe"]
+    for key, value in recipe.items():
+        if theirs.get(key) != value:
+            raise UserError(f"--output {output}: holds samples of {key} {theirs.get(key)}, "
+                            f"not {value}; name a new folder")
+    return max(num_samples, len(content["samples"]))
+
+
+def _is_plausible(content):
+    return (isinstance(content, dict) and isinstance(content.get("recipe"), dict)
+            and isinstance(content.get("samples"), list))
+
+
+def begin(output, num_samples, recipe, *, defaults, header, class_of, made_by):
+    """Creates the samples folder, or continues it.
+
+    Every process and job there writes the same samples.json, one after the other; of jobs with
+    different numbers of samples, the largest stays. So does what a folder records of its beginning.
+
+    :param num_samples, recipe, defaults: see `planned_count`
+    :param header: of the data folder
+    :param class_of: index of a sample -> index of its class
+    :param made_by: {"provenance": …, "description": …} of the samples
+    :raises UserError: see `planned_count`
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / FILE_NAME
+    with locked(output / LOCK_NAME):
+        count = planned_count(output, num_samples, recipe, defaults)
+        begun = read_json(path) if path.is_file() else {}
+        samples = [{"id": f"{i:06d}", "index": i, "class": class_of(i)} for i in range(count)]
+        content = {"format": FORMAT, "version": manifest.FORMAT_VERSION,
+                   **{key: header[key] for key in manifest.HEADER_KEYS},
+                   **{key: begun.get(key, value) for key, value in made_by.items()},
+                   "recipe": recipe, "samples": samples}
+        write_text(path, json.dumps(content, indent=1) + "\n")
+    for folder in (output, output / "mosaics", output / "nifti"):
+        folder.mkdir(exist_ok=True)
+        leftovers.remove(folder)    # what a killed run was writing

@@ -1,18 +1,29 @@
 """Errors a user can fix, how a script reports them, and its exit codes.
 
-The scripts import this module before any other: from then on, Ctrl-C during the seconds in which
-they import PyTorch ends in one line.
+| code | the script |
+|---|---|
+| 0 | did what it was asked to |
+| 1 | did it for a part only: what was left out is named, and the rest is written |
+| 2 | found a mistake that the user can fix, named in one line; nothing half-written is left |
+| 75 | was asked to stop, and saved: the same command resumes (train.py) |
+| 129, 130, 143 | was ended by SIGHUP (a closed terminal), Ctrl-C or SIGTERM |
+
+Code 1 with a traceback is a bug. Nothing that happens to stdout or stderr changes the code, see
+utils/streams.py. The scripts import this module before any other: from then on, Ctrl-C during the
+seconds in which they import PyTorch ends in one line.
 """
+import contextlib
 import os
 import signal
 import sys
 import threading
 from pathlib import Path
 
-EXIT_USER_ERROR = 2      # one line on stderr says what to fix
-EXIT_STOPPED = 75        # asked to stop, saved; the same command resumes (EX_TEMPFAIL)
-EXIT_INTERRUPTED = 130   # Ctrl-C
-EXIT_TERMINATED = 143    # SIGTERM
+from utils import streams
+
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75        # EX_TEMPFAIL
+EXIT_INTERRUPTED = 130   # 128 and the number of the signal, here SIGINT
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,7 +43,9 @@ def run_script(main):
     A UserError, an error of the operating system (full disk, no permission) or a lack of memory
     ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
     """
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
+            signal.signal(number, _exit_on_signal)
     if signal.getsignal(signal.SIGINT) is _exit_during_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -52,6 +65,8 @@ def run_script(main):
     except KeyboardInterrupt:
         print(f"{_script_name()}: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # again: at once, without a traceback
     sys.exit(code)
 
 
@@ -71,16 +86,23 @@ def _is_out_of_memory(error):
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _exit_on_sigterm(*_):
-    """Turns SIGTERM into an exception, so that temporary files are removed on the way out."""
-    raise SystemExit(EXIT_TERMINATED)
+def _exit_on_signal(number, _):
+    """Turns a signal into an exception, so that temporary files are removed on the way out."""
+    say_at_once(f"ended by {signal.Signals(number).name}")
+    raise SystemExit(128 + number)
+
+
+def say_at_once(message):
+    """Prints a line on stderr from a signal handler, in which print may be called within print."""
+    with contextlib.suppress(OSError):  # the terminal was closed
+        os.write(2, f"{_script_name()}: {message}\n".encode())
 
 
 # --------------------------------------------------------------------- Ctrl-C while a script starts
 
 def _exit_during_imports(*_):
     """Ends the process at once: nothing has been written yet that would have to be removed."""
-    os.write(2, f"{_script_name()}: interrupted\n".encode())
+    say_at_once("interrupted")
     os._exit(EXIT_INTERRUPTED)
 
 
@@ -92,5 +114,7 @@ def _is_script_starting():
     return Path(file).resolve().parent in (_ROOT, _ROOT / "demo")
 
 
-if _is_script_starting() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _exit_during_imports)
+if _is_script_starting():
+    streams.make_robust()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit_during_imports)

@@ -287,6 +287,7 @@ def announce(who, chosen, metadata, plan, weights):
 
 def main():
     args = parse_args()
+    distributed.end_with_launcher()
     device = distributed.own_device(args.device)
     chosen = checkpoint_choice.choose_checkpoint(args.ckpt)
     ckpt = chosen.path

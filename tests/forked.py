@@ -50,7 +50,12 @@ def serve():
 
 
 def _set_up(job):
-    """Gives this process the input, output, folder, environment, limits and arguments of a job."""
+    """Gives this process the input, output, folder, environment, limits and arguments of a job.
+
+    The process ends with the server, and the server with the tests.
+    """
+    from utils import workers
+    workers.end_with(job["server"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, key in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[key], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
@@ -113,7 +118,7 @@ class Server:
         :param max_file_bytes: files cannot grow larger: writing then fails as on a full disk
         """
         return self._ask(
-            script=script, argv=[str(a) for a in argv], stdout=str(output),
+            server=self.process.pid, script=script, argv=[str(a) for a in argv], stdout=str(output),
             stderr=str(errors or output), cwd=str(cwd),
             env={k: str(v) for k, v in (env or {}).items()}, max_file_bytes=max_file_bytes)
 

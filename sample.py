@@ -30,7 +30,7 @@ from mri import manifest, mosaic, mosaic_files, nifti
 from training import acceleration, checkpoint, checkpoint_choice, pretrained
 from training.class_choice import COHORT, ClassChoice, choose_class
 from utils import distributed, flags
-from utils.files import read_json, write_text
+from utils.files import read_json, remove_leftovers, write_text
 from utils.flags import make_parser, shard, whole_number
 from utils.precision import autocast, resolve_precision
 from utils.progress import progress
@@ -38,6 +38,7 @@ from utils.seeding import seeded_generator
 
 # flags that decide what a sample looks like, recorded in samples.json beside those of the Plan
 RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "weights", "vae_precision")
+SUBFOLDERS = ("mosaics", "nifti")       # of the samples folder
 RECIPE_DEFAULTS = {"vae_precision": "fp32"}  # what earlier versions did not record
 
 
@@ -166,7 +167,7 @@ def begin_folder(output, plan, recipe, count, provenance):
                "description": begun.get("description", plan.description),
                "recipe": recipe, "samples": samples}
     write_text(path, json.dumps(content, indent=1) + "\n")
-    for name in ("mosaics", "nifti"):
+    for name in SUBFOLDERS:
         (output / name).mkdir(exist_ok=True)
 
 
@@ -302,6 +303,7 @@ def main():
                   precision=plan.precision,
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
     count = planned_count(args.output, args.num_samples, recipe)
+    remove_leftovers(args.output, *((args.output / name, None) for name in ("", *SUBFOLDERS)))
     batches = missing_batches(args)
     if not batches:
         part = "its part of" if who else "all of"

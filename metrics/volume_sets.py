@@ -83,7 +83,7 @@ def _find_mosaics(path, split, flag, default_split):
         ids = [entry["id"] for entry in chosen]
     else:
         _refuse_split(split, flag, path)
-        ids = sorted(p.stem for p in (path / "mosaics").glob("*.png"))
+        ids = sorted(p.stem for p in (path / "mosaics").glob("[!.]*.png"))
         warnings = _compare_with_list(f"{flag} {path}", ids, origin.listed)
     return VolumeSet(
         flag, str(path), split, ids, [origin.subject_of.get(name, name) for name in ids],

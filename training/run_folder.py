@@ -18,8 +18,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import checkpoint
+from utils import leftovers
 from utils.errors import UserError
-from utils.files import read_json, umask, write_text
+from utils.files import read_json, remove_leftovers, umask, write_text
 from utils.flags import flag_of
 
 # flags that name files: what counts is what the files hold, see CONTENT
@@ -118,6 +119,7 @@ class Run:
         for leftover in (*self.checkpoints.glob(".*.safetensors"), *self.checkpoints.glob(".tmp*"),
                          *self.folder.glob(".*.tmp")):
             leftover.unlink()
+        leftovers.remove(self.folder / "samples")
 
     @classmethod
     def create(cls, results_dir, model, flags):
@@ -130,7 +132,9 @@ class Run:
         :param flags: {name: value} of all flags, for args.json
         """
         results_dir.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(prefix=".new-", dir=results_dir))
+        named = results_dir / _folder_name(model)
+        remove_leftovers(results_dir, (results_dir, named))
+        hidden = Path(tempfile.mkdtemp(prefix=leftovers.prefix_of(named), dir=results_dir))
         try:
             run = cls(hidden)
             write_text(hidden / "args.json", json.dumps(flags, indent=1) + "\n")
@@ -259,7 +263,7 @@ class Run:
         lines = path.read_text().splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_text(path, "".join(line + "\n" for line in kept))
-        self._text_log = open(self.folder / "log.txt", "a")
+        self._text_log = open(self.folder / "log.txt", "a", encoding="utf-8")
         self._json_log = open(path, "a")
         self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
 

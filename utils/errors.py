@@ -19,7 +19,7 @@ import sys
 import threading
 from pathlib import Path
 
-from utils import streams
+from utils import leftovers, streams
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75        # EX_TEMPFAIL
@@ -71,7 +71,8 @@ def run_script(main):
 
 
 def _report(message):
-    print(f"{_script_name()}: error: {' '.join(message.split())}", file=sys.stderr)
+    message = leftovers.final_names(" ".join(message.split()))
+    print(f"{_script_name()}: error: {message}", file=sys.stderr)
     return EXIT_USER_ERROR
 
 

@@ -38,7 +38,6 @@ from utils.seeding import seeded_generator
 
 # flags that decide what a sample looks like, recorded in samples.json beside those of the Plan
 RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "weights", "vae_precision")
-SUBFOLDERS = ("mosaics", "nifti")       # of the samples folder
 RECIPE_DEFAULTS = {"vae_precision": "fp32"}  # what earlier versions did not record
 
 
@@ -167,7 +166,8 @@ def begin_folder(output, plan, recipe, count, provenance):
                "description": begun.get("description", plan.description),
                "recipe": recipe, "samples": samples}
     write_text(path, json.dumps(content, indent=1) + "\n")
-    for name in SUBFOLDERS:
+    remove_leftovers(output, *((output / name, None) for name in ("", "mosaics", "nifti")))
+    for name in ("mosaics", "nifti"):
         (output / name).mkdir(exist_ok=True)
 
 
@@ -259,8 +259,7 @@ def write_batches(args, model, plan, vae, batches, device):
     written = 0
     with Writer(args.output, plan, args.batch_size) as writer:
         for batch in progress(batches, f"batches of {args.batch_size}"):
-            # a batch is computed as a whole even if only one sample of it is missing: the bits of
-            # a sample depend on its batch
+            # as a whole, even if one sample is missing: the bits of a sample depend on its batch
             for i, latent in zip(batch, sample_batch(args, model, plan, batch, device)):
                 if not nifti_path(args.output, i).is_file():
                     writer.write(i, vae_module.decode(vae, latent[None], args.vae_precision)[0])
@@ -292,8 +291,7 @@ def main():
     device = distributed.own_device(args.device)
     chosen = checkpoint_choice.choose_checkpoint(args.ckpt)
     ckpt = chosen.path
-    metadata = checkpoint.read_metadata(ckpt)
-    sha256 = pretrained.sha256_of_weights(ckpt)
+    metadata, sha256 = checkpoint.read_metadata(ckpt), pretrained.sha256_of_weights(ckpt)
     plan = make_plan(args, ckpt, metadata, sha256, device)
     who = worker_name(args)
     announce(who, chosen, metadata, plan, args.weights)
@@ -303,7 +301,6 @@ def main():
                   precision=plan.precision,
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
     count = planned_count(args.output, args.num_samples, recipe)
-    remove_leftovers(args.output, *((args.output / name, None) for name in ("", *SUBFOLDERS)))
     batches = missing_batches(args)
     if not batches:
         part = "its part of" if who else "all of"

@@ -222,7 +222,8 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, capsys):
     assert left.name.startswith(".out.tmp-") and contents(left) == ["half"]
     write_folder(out)
     assert contents(out) == WRITTEN and os.listdir(tmp_path) == ["out"]
-    assert "out: removed 1 unfinished file or folder of a run that was killed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "out: removed 1 unfinished file or folder of a run that was killed" in said
     # and within a folder, such as a mount point
     shutil.rmtree(out)
     out.mkdir()

@@ -144,7 +144,8 @@ def test_a_closed_terminal_saves_a_training(server, training, tmp_path):
     until(lambda: log.is_file() and log.read_text())
     os.kill(pid, signal.SIGHUP)
     assert server.wait(pid) == 75
-    assert re.search(r"stopped by SIGHUP after step \d+/100000, saved", (tmp_path / "log").read_text())
+    said = (tmp_path / "log").read_text()
+    assert re.search(r"stopped by SIGHUP after step \d+/100000, saved", said)
     assert len(list(log.parent.glob("checkpoints/*.state.safetensors"))) == 1
 
 

@@ -159,7 +159,11 @@ def _threads_of_one_core(device):
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(cores if is_cpu(device) else 1) as executor:
-            yield executor
+            try:
+                yield executor
+            except BaseException:   # such as Ctrl-C: do not work off what is waiting
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         torch.set_num_threads(cores)
 

@@ -142,10 +142,18 @@ def end_with(parent, number=signal.SIGKILL):
     :param parent: its number
     :param number: of the signal
     """
-    with contextlib.suppress(AttributeError, OSError):  # no Linux
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    # sees also a parent that ended before this call, and is all there is on other systems
-    threading.Thread(target=_watch, args=(parent, number), daemon=True).start()
+    if not _ask_kernel(number):
+        threading.Thread(target=_watch, args=(parent, number), daemon=True).start()
+    elif os.getppid() != parent:    # it ended before the kernel was asked
+        os.kill(os.getpid(), number)
+
+
+def _ask_kernel(number):
+    """Whether the kernel will send this signal when the parent ends; it does on Linux."""
+    try:
+        return ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number), 0, 0, 0) == 0
+    except (AttributeError, OSError):
+        return False
 
 
 def _watch(parent, number):

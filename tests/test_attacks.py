@@ -163,29 +163,6 @@ def test_nohup_is_respected():
     assert done.returncode == 0 and done.stdout == "True\n"
 
 
-def test_ctrl_c_does_not_wait_for_all_pairs(server, expensive_pairs, tmp_path):
-    """The threads of evaluate.py have much to do; what waits for them is dropped."""
-    pid = server.start("evaluate", "--real", expensive_pairs, "--synthetic", expensive_pairs,
-                       "--metrics", "ms-ssim", "--output", tmp_path / "e", output=tmp_path / "log")
-    until(lambda: "pairs of volumes" in (tmp_path / "log").read_text())
-    time.sleep(0.3)
-    os.kill(pid, signal.SIGINT)
-    began = time.monotonic()
-    assert server.wait(pid) == 130 and time.monotonic() - began < 5
-    assert (tmp_path / "log").read_text().endswith("evaluate.py: interrupted\n")
-    assert os.listdir(tmp_path) == ["log"]
-
-
-@pytest.fixture(scope="module")
-def expensive_pairs(tmp_path_factory):
-    """Volumes whose 552 pairs, of two sets, take ten seconds."""
-    folder = tmp_path_factory.mktemp("pairs")
-    for i in range(24):
-        noise = np.random.default_rng(i).random((96, 96, 96), dtype=np.float32)
-        save_nifti(folder / f"v{i:03d}.nii", noise, np.eye(4), np.float32)
-    return folder
-
-
 # ------------------------------------------------------------------------------------- full disks
 
 @as_root

@@ -43,9 +43,9 @@ def run_script(main):
     A UserError, an error of the operating system (full disk, no permission) or a lack of memory
     ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
     """
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup ignores SIGHUP
-            signal.signal(number, _exit_on_signal)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _exit_on_signal)
     if signal.getsignal(signal.SIGINT) is _exit_during_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

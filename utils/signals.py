@@ -32,7 +32,7 @@ class StopSignals:
         # the interpreter writes the number of each signal into the pipe, as a byte
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in self.NUMBERS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
 
     def begin(self):

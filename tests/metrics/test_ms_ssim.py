@@ -165,6 +165,24 @@ def test_few_pairs_wait_for_a_thread(monkeypatch):
     assert len(waiting) == 40 + 780 and max(waiting) < 50
 
 
+def test_ctrl_c_drops_the_pairs_that_wait(monkeypatch):
+    computed = []
+    one_pair = ms_ssim._ms_ssim
+
+    def counted(*args):
+        computed.append(1)
+        return one_pair(*args)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ms_ssim, "_ms_ssim", counted)
+    volumes = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 32), dtype=np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        ms_ssim.ms_ssim_pairs(volumes, callback=interrupt)
+    assert len(computed) < 100      # of 435
+
+
 @pytest.mark.slow
 def test_a_million_pairs_take_little_memory():
     """As many futures at once took 2 GB. The similarity itself is left out, as only its number

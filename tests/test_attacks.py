@@ -226,10 +226,26 @@ def in_shell(syntax, name, *argv, cwd=ROOT, env=None):
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **(env or {})})
 
 
+class SlowHandler(test_download.Handler):
+    """Takes its time for the weights."""
+
+    def setup(self):
+        super().setup()
+        at_once = self.wfile.write
+
+        def write(data):
+            for start in range(0, len(data), 2 ** 16):
+                at_once(data[start:start + 2 ** 16])
+                time.sleep(0.005 * (len(data) > 2 ** 16))
+
+        self.wfile.write = write
+
+
 @pytest.fixture
 def hub():
     """A server of a small autoencoder's files for download.py."""
     with test_download.Server() as server:
+        server.RequestHandlerClass = SlowHandler
         server.add({test_download.on_hub("sd-vae-ft-ema", "config.json"): b"{}",
                     test_download.on_hub("sd-vae-ft-ema", test_download.VAE):
                         test_download.safetensors(test_download.NOISE)})

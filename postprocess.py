@@ -52,7 +52,7 @@ def parse_args():
 def find_mosaics(folder):
     """The PNG files of a folder, or of its mosaics/."""
     mosaics = folder / "mosaics"
-    found = sorted((mosaics if mosaics.is_dir() else folder).glob("*.png"))
+    found = sorted((mosaics if mosaics.is_dir() else folder).glob("[!.]*.png"))
     if not found:
         raise UserError(f"--input {folder}: no PNG mosaics there or in its mosaics/; "
                         "name the folder that holds them")

@@ -216,8 +216,7 @@ def write_batches(args, model, plan, vae, batches, device):
     written = 0
     with Writer(args.output, plan, args.batch_size) as writer:
         for batch in progress(batches, f"batches of {args.batch_size}"):
-            # a batch is computed as a whole even if only one sample of it is missing: the bits of
-            # a sample depend on its batch
+            # as a whole, even if one sample is missing: the bits of a sample depend on its batch
             for i, latent in zip(batch, sample_batch(args, model, plan, batch, device)):
                 if not nifti_path(args.output, i).is_file():
                     writer.write(i, vae_module.decode(vae, latent[None], args.vae_precision)[0])
@@ -246,11 +245,11 @@ def announce(who, chosen, metadata, plan, weights):
 
 def main():
     args = parse_args()
+    distributed.end_with_launcher()
     device = distributed.own_device(args.device)
     chosen = checkpoint_choice.choose_checkpoint(args.ckpt)
     ckpt = chosen.path
-    metadata = checkpoint.read_metadata(ckpt)
-    sha256 = pretrained.sha256_of_weights(ckpt)
+    metadata, sha256 = checkpoint.read_metadata(ckpt), pretrained.sha256_of_weights(ckpt)
     plan = make_plan(args, ckpt, metadata, sha256, device)
     who = worker_name(args)
     announce(who, chosen, metadata, plan, args.weights)

@@ -6,8 +6,8 @@
     torchrun --nproc-per-node 4 train.py --data-path data/adni --global-batch-size 8
 
 Run the same command again to resume: it continues from the newest intact state and ends as if it
-had never stopped (bitwise identical on a CPU). SIGTERM, SIGINT, SIGUSR1 or --max-minutes end the
-step, save, and exit with code 75; a second signal exits at once.
+had never stopped (bitwise identical on a CPU). SIGTERM, SIGINT, SIGHUP, SIGUSR1 or --max-minutes
+end the step, save, and exit with code 75; a second signal exits at once.
 """
 from utils.errors import EXIT_STOPPED, UserError, run_script  # first: Ctrl-C during imports
 
@@ -314,6 +314,7 @@ def print_dry_run(args, side, vae, volumes, precision, device):
 
 def main():
     stop_signals, began = StopSignals(), time.monotonic()
+    distributed.end_with_launcher()
     args = parse_args()
     header, entries = manifest.read_manifest(args.data_path)
     entries = manifest.select_split(entries, "train", args.data_path)

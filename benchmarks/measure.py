@@ -4,6 +4,7 @@ Training and sampling are measured in processes of their own, so that each has i
 """
 import dataclasses
 import multiprocessing
+import os
 import re
 import resource
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils import workers
 from utils.errors import UserError
 
 # -------------------------------------------------------------------------------------- processes
@@ -37,13 +39,17 @@ def alone(function, *args):
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send_result, args=(sender, function, *args))
-    process.start()
+    process = context.Process(target=_send_result, args=(sender, os.getpid(), function, *args))
+    with workers.signals_held_back():
+        process.start()
     sender.close()
     try:
         result = receiver.recv()
     except EOFError:
         result = None
+    except BaseException:
+        process.kill()
+        raise
     process.join()
     if isinstance(result, UserError):
         raise result
@@ -53,7 +59,8 @@ def alone(function, *args):
     return result
 
 
-def _send_result(connection, function, *args):
+def _send_result(connection, parent, function, *args):
+    workers.become_worker(parent)
     try:
         result = function(*args)
     except UserError as e:

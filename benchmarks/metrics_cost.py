@@ -8,7 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks import baseline, measure
-from metrics import mmd, ms_ssim
+from metrics import mmd, ms_ssim, volume_sets
 
 PAIRS_OF_500 = 500 * 499 // 2
 
@@ -87,15 +87,14 @@ def measure_mmd(count, side, device):
     :return: a line that tells the user what was measured
     """
     before = measure.peak_gb("cpu")
-    with tempfile.TemporaryFile() as file:
-        pool = np.memmap(file, np.uint8, "w+", shape=(2 * count, side, side, side))
-        for volume in pool:
-            noise = np.random.default_rng(0)  # the same in each, as only time matters
-            volume[:] = noise.integers(0, 256, volume.shape, dtype=np.uint8)
-        start = time.perf_counter()
-        products = mmd.gram(pool, memory_gb=2, device=device)
-        seconds = time.perf_counter() - start
-        size = pool.nbytes / 2 ** 30
+    pool = volume_sets.allocate(2 * count, side, memory_gb=0, folder=tempfile.gettempdir())
+    for volume in pool:
+        noise = np.random.default_rng(0)  # the same in each, as only time matters
+        volume[:] = noise.integers(0, 256, volume.shape, dtype=np.uint8)
+    start = time.perf_counter()
+    products = mmd.gram(pool, memory_gb=2, device=device)
+    seconds = time.perf_counter() - start
+    size = pool.nbytes / 2 ** 30
     unique = len(products) * (len(products) + 1) // 2
     return (f"MMD, {count} against {count} volumes of {side}^3 from a file of {size:.2f} GiB: "
             f"{unique:,} inner products in {seconds:.1f} s; peak of this process "

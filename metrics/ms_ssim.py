@@ -3,6 +3,7 @@
 Wang et al. 2003, "Multiscale structural similarity for image quality assessment", in 3D.
 """
 import contextlib
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ SIGMA = 1.5                                 # of the Gaussian window, voxels
 RADIUS = 6                                  # of the Gaussian window, voxels
 K1 = 0.01                                   # C1 = (K1 L)², Wang et al. 2004
 K2 = 0.03                                   # C2 = (K2 L)²
+PAIRS_AT_ONCE = 1024                        # that wait for a thread; each waiting one takes 2 kB
+FIRST_ESTIMATE_SECONDS = 2                  # after the first pair
 MIN_SIDE = 2 ** (len(LEVEL_WEIGHTS) - 1)    # voxels; then the coarsest level is a single voxel
 
 
@@ -156,7 +159,11 @@ def _threads_of_one_core(device):
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(cores if is_cpu(device) else 1) as executor:
-            yield executor
+            try:
+                yield executor
+            except BaseException:   # such as Ctrl-C: do not work off what is waiting
+                executor.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         torch.set_num_threads(cores)
 
@@ -187,12 +194,14 @@ class _Comparison:
         needed = np.unique(pairs[:, 1])
         second = {j: first[j] for j in needed if j in first}
         second.update(self._pyramids([j for j in needed if j not in second]))
-        values = self.executor.map(
-            self._ms_ssim, (first[i] for i in pairs[:, 0]), (second[j] for j in pairs[:, 1]))
-        for index, value in zip(indices, values):
-            out[index] = value
-            if callback:
-                callback(1)
+        for start in range(0, len(pairs), PAIRS_AT_ONCE):
+            piece = slice(start, start + PAIRS_AT_ONCE)
+            values = self.executor.map(
+                self._ms_ssim, *zip(*((first[i], second[j]) for i, j in pairs[piece])))
+            for index, value in zip(indices[piece], values):
+                out[index] = value
+                if callback:
+                    callback(1)
 
     def _pyramids(self, indices):
         """{index: pyramid} of these volumes."""
@@ -284,7 +293,9 @@ def similarity_statistics(pool, options):
     """Mean MS-SSIM of the pairs within each set: how diverse the set is."""
     pairs = _pairs_within_sets(pool, options)
     every_pair = np.concatenate(list(pairs.values()))
-    with counter("MS-SSIM pairs", len(every_pair)) as update:
+    print(f"MS-SSIM: {len(every_pair)} pairs of volumes; --pairs takes fewer", file=sys.stderr,
+          flush=True)
+    with counter("MS-SSIM pairs", len(every_pair), first=FIRST_ESTIMATE_SECONDS) as update:
         values = ms_ssim_pairs(pool.volumes, options.protocol, every_pair,
                                memory_gb=options.memory_gb / 2, device=options.device,
                                callback=update)

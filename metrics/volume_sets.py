@@ -3,6 +3,7 @@
 All are read by the same loader, so that no side of a comparison is treated differently.
 """
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from mri import geometry, manifest, mosaic, mosaic_files, scans
 from mri.origin import read_origin
 from utils.errors import UserError
 from utils.progress import progress
+
+BLOCK_BYTES = 2 ** 24
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ def _find_mosaics(path, split, flag, default_split):
         ids = [entry["id"] for entry in chosen]
     else:
         _refuse_split(split, flag, path)
-        ids = sorted(p.stem for p in (path / "mosaics").glob("*.png"))
+        ids = sorted(p.stem for p in (path / "mosaics").glob("[!.]*.png"))
         warnings = _compare_with_list(f"{flag} {path}", ids, origin.listed)
     return VolumeSet(
         flag, str(path), split, ids, [origin.subject_of.get(name, name) for name in ids],
@@ -156,11 +159,37 @@ def allocate(count, side, memory_gb, folder):
 
     :param memory_gb: RAM to use; volumes that take more than half of it are kept in a temporary
         file in `folder`, which has no name and ends with the process
+    :raises UserError: the disk has no room for it
     """
     shape = (count, side, side, side)
-    if count * side ** 3 <= memory_gb * 1e9 / 2:
+    size = count * side ** 3
+    if size <= memory_gb * 1e9 / 2:
         return np.empty(shape, np.uint8)
-    return np.memmap(tempfile.TemporaryFile(dir=folder), np.uint8, "w+", shape=shape)
+    file = tempfile.TemporaryFile(dir=folder)
+    try:
+        _fill_with_zeros(file, size)
+    except OSError as e:
+        file.close()
+        raise UserError(f"{folder}: no room for a temporary file of {size / 1e9:.3g} GB, for "
+                        f"{count} volumes of {side} voxels a side ({e.strerror}); make room there, "
+                        "name another disk, or allow more RAM with --memory-gb") from None
+    return np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def _fill_with_zeros(file, size):
+    """Takes the room on the disk now.
+
+    If a disk is full when a page of a mapped file is first written, the system kills the process:
+    SIGBUS, and no exception.
+
+    :raises OSError: there is no room
+    """
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    for start in range(0, size, BLOCK_BYTES):
+        file.write(bytes(min(BLOCK_BYTES, size - start)))
+    file.flush()
 
 
 def read_all(volume_set):

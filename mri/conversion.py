@@ -1,10 +1,7 @@
 """One scan -> mosaic on disk, and a cube back onto its scan's grid; many scans in processes."""
 import contextlib
 import ctypes
-import multiprocessing
-import sys
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +20,7 @@ from mri import (
     scan_volume,
     scans,
 )
+from utils import workers
 from utils.errors import UserError
 from utils.escaping import printable
 from utils.progress import progress
@@ -170,27 +168,23 @@ def _prepare(ras, affine, scan, entry, folder, settings):
 
 # -------------------------------------------------------------------------------------- processes
 
-def prepare_scans(cohort, folder, settings, workers):
+def prepare_scans(cohort, folder, settings, processes):
     """Runs `prepare_scan` over scans, with progress.
 
     :param cohort: list of Scan
-    :param workers: number of processes, of one thread each
+    :param processes: number of processes, of one thread each
     :return: list of PreparedScan and SkippedScan in the order of the scans
     :raises UserError: a process was killed
     """
-    if workers == 1:
+    prepare = functools.partial(prepare_scan, folder=folder, settings=settings)
+    if processes == 1:
         _start_worker()
-        return [prepare_scan(scan, folder, settings) for scan in progress(cohort, "scans")]
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
-        try:
-            jobs = [pool.submit(prepare_scan, scan, folder, settings) for scan in cohort]
-            return [job.result() for job in progress(jobs, "scans")]
-        except BrokenProcessPool:
-            raise UserError("--workers: a worker was killed, likely out of memory; "
-                            "use fewer workers") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+        return [prepare(scan) for scan in progress(cohort, "scans")]
+    try:
+        return workers.map_in_processes(prepare, cohort, processes, "scans", _start_worker)
+    except workers.WorkerDied:
+        raise UserError(f"--workers {processes}: a worker was killed, likely out of memory; "
+                        "use fewer workers") from None
 
 
 def _start_worker():

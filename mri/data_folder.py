@@ -22,6 +22,7 @@ from mri import (
 from utils import leftovers
 from utils.errors import UserError
 from utils.escaping import printable
+from utils.files import remove_leftovers
 
 ONE_CLASS = "all"            # name of the class where no labels are given
 COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
@@ -290,7 +291,7 @@ def added_to(output):
 
     :param output: Path of the data folder
     """
-    leftovers.remove(output)
+    remove_leftovers(output, (output, None))
     temporary = Path(tempfile.mkdtemp(prefix=leftovers.prefix_of(output), dir=output))
     leftovers.claim(temporary)
     try:

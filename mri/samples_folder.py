@@ -8,9 +8,8 @@
 import json
 
 from mri import manifest
-from utils import leftovers
 from utils.errors import UserError
-from utils.files import read_json, write_text
+from utils.files import read_json, remove_leftovers, write_text
 from utils.shared_folders import locked
 
 FILE_NAME = "samples.json"
@@ -71,6 +70,7 @@ def begin(output, num_samples, recipe, *, defaults, header, class_of, made_by):
                    **{key: begun.get(key, value) for key, value in made_by.items()},
                    "recipe": recipe, "samples": samples}
         write_text(path, json.dumps(content, indent=1) + "\n")
-    for folder in (output, output / "mosaics", output / "nifti"):
+    folders = [output, output / "mosaics", output / "nifti"]
+    for folder in folders:
         folder.mkdir(exist_ok=True)
-        leftovers.remove(folder)    # what a killed run was writing
+    remove_leftovers(output, *((folder, None) for folder in folders))

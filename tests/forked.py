@@ -6,6 +6,7 @@ arguments, folder, output, signals and exit code. tests/test_scripts.py starts e
 import atexit
 import gc
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -50,7 +51,12 @@ def serve():
 
 
 def _set_up(job):
-    """Gives this process the input, output, folder, environment, limits and arguments of a job."""
+    """Gives this process the input, output, folder, environment, limits and arguments of a job.
+
+    The process ends with the server, and the server with the tests.
+    """
+    from utils import workers
+    workers.end_with(job["server"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     for number, key in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(job[key], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
@@ -59,6 +65,29 @@ def _set_up(job):
     if job["max_file_bytes"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["max_file_bytes"],) * 2)
     sys.argv = [job["script"] + ".py", *job["argv"]]
+    if job["die_at"]:
+        _die_at(*job["die_at"])
+    if job["clock_jumps"]:
+        _let_the_clock_jump()
+
+
+def _die_at(module, name, count):
+    """The count-th call of a function kills this process with SIGKILL."""
+    owner = importlib.import_module(module)
+    function, calls = getattr(owner, name), itertools.count(1)
+
+    def deadly(*args, **kwargs):
+        if next(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    setattr(owner, name, deadly)
+
+
+def _let_the_clock_jump():
+    """Every look at the clock is a day later or earlier than the one before."""
+    now, days = time.time, itertools.cycle((0, 1, 0, -1))
+    time.time = lambda: now() + 86400 * next(days)
 
 
 def _run_to_the_end(function):
@@ -107,15 +136,19 @@ class Server:
         print(json.dumps(job), file=self.process.stdin, flush=True)
         return json.loads(self.process.stdout.readline())
 
-    def start(self, script, *argv, output, errors=None, cwd=ROOT, env=None, max_file_bytes=None):
+    def start(self, script, *argv, output, errors=None, cwd=ROOT, env=None, max_file_bytes=None,
+              die_at=None, clock_jumps=False):
         """Starts e.g. "train"; its stdout goes to the file `output`, stderr too or to `errors`.
 
         :param max_file_bytes: files cannot grow larger: writing then fails as on a full disk
+        :param die_at: (module, name of a function, n): its n-th call is SIGKILL
+        :param clock_jumps: time.time() jumps by a day, to and fro
         """
         return self._ask(
-            script=script, argv=[str(a) for a in argv], stdout=str(output),
+            server=self.process.pid, script=script, argv=[str(a) for a in argv], stdout=str(output),
             stderr=str(errors or output), cwd=str(cwd),
-            env={k: str(v) for k, v in (env or {}).items()}, max_file_bytes=max_file_bytes)
+            env={k: str(v) for k, v in (env or {}).items()}, max_file_bytes=max_file_bytes,
+            die_at=die_at, clock_jumps=clock_jumps)
 
     def wait(self, pid):
         """Waits for the run to end; returns its exit code, minus the signal's number if killed."""

@@ -77,5 +77,5 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path):
     killed.wait()
     assert len(list(tmp_path.glob(".out.tmp-*"))) == 1
     done = script("postprocess.py", "--input", V2 / "samples", "--output", out)
-    assert "removed 1 unfinished folder of a run that was killed" in done.stderr
+    assert "removed 1 unfinished file or folder of a run that was killed" in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["in", "out"]

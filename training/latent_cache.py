@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from diffusion import vae as vae_module
 from mri.mosaic_files import mosaic_path, read_mosaic
 from utils.errors import UserError
-from utils.files import atomic_file, sha256_of_file
+from utils.files import atomic_file, remove_leftovers, sha256_of_file
 from utils.progress import progress
 
 
@@ -75,6 +75,7 @@ def _read_cache(path, key):
 
 
 def _write_cache(path, moments, metadata):
+    remove_leftovers(path, (path.parent, path))
     with atomic_file(path) as temporary:
         try:
             save_file({"moments": moments}, temporary, metadata=metadata)

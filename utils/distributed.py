@@ -8,12 +8,14 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+from utils import workers
 from utils.errors import UserError, shorten
 
 BUCKET_VALUES = 8 * 2 ** 20  # gradients summed in one call: 32 MB
@@ -51,6 +53,15 @@ def _warn_once(message):
 def is_main():
     """Whether this is process 0, the only one that writes."""
     return rank() == 0
+
+
+def end_with_launcher():
+    """A torchrun that is killed ends this process in order: SIGTERM, on which it saves and stops.
+
+    Otherwise its processes would continue, unseen, and hold the run folder's lock.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        workers.end_with(os.getppid(), signal.SIGTERM)
 
 
 def own_device(device):

@@ -1,8 +1,18 @@
 """Errors a user can fix, how a script reports them, and its exit codes.
 
-The scripts import this module before any other: from then on, Ctrl-C during the seconds in which
-they import PyTorch ends in one line.
+| code | the script |
+|---|---|
+| 0 | did what it was asked to |
+| 1 | did it for a part only: what was left out is named, and the rest is written |
+| 2 | found a mistake that the user can fix, named in one line; nothing half-written is left |
+| 75 | was asked to stop, and saved: the same command resumes (train.py) |
+| 129, 130, 143 | was ended by SIGHUP (a closed terminal), Ctrl-C or SIGTERM |
+
+Code 1 with a traceback is a bug. Nothing that happens to stdout or stderr changes the code, see
+utils/streams.py. The scripts import this module before any other: from then on, Ctrl-C during the
+seconds in which they import PyTorch ends in one line.
 """
+import contextlib
 import gc
 import os
 import signal
@@ -10,12 +20,11 @@ import sys
 import threading
 from pathlib import Path
 
-from utils import escaping
+from utils import escaping, leftovers, streams
 
-EXIT_USER_ERROR = 2      # one line on stderr says what to fix
-EXIT_STOPPED = 75        # asked to stop, saved; the same command resumes (EX_TEMPFAIL)
-EXIT_INTERRUPTED = 130   # Ctrl-C
-EXIT_TERMINATED = 143    # SIGTERM
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75        # EX_TEMPFAIL
+EXIT_INTERRUPTED = 130   # 128 and the number of the signal, here SIGINT
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,7 +45,9 @@ def run_script(main):
     ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
     """
     escaping.protect_terminal()
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _exit_on_signal)
     if signal.getsignal(signal.SIGINT) is _exit_during_imports:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -56,13 +67,15 @@ def run_script(main):
     except KeyboardInterrupt:
         print(f"{_script_name()}: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # again: at once, without a traceback
     if _is_script_running():
         gc.freeze()     # Python's last search for garbage, through all of PyTorch, takes over 1 s
     sys.exit(code)
 
 
 def _report(message):
-    line = escaping.printable(" ".join(message.split()))
+    line = escaping.printable(leftovers.final_names(" ".join(message.split())))
     print(f"{_script_name()}: error: {line}", file=sys.stderr)
     return EXIT_USER_ERROR
 
@@ -78,16 +91,23 @@ def _is_out_of_memory(error):
     return "out of memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _exit_on_sigterm(*_):
-    """Turns SIGTERM into an exception, so that temporary files are removed on the way out."""
-    raise SystemExit(EXIT_TERMINATED)
+def _exit_on_signal(number, _):
+    """Turns a signal into an exception, so that temporary files are removed on the way out."""
+    say_at_once(f"ended by {signal.Signals(number).name}")
+    raise SystemExit(128 + number)
+
+
+def say_at_once(message):
+    """Prints a line on stderr from a signal handler, in which print may be called within print."""
+    with contextlib.suppress(OSError):  # the terminal was closed
+        os.write(2, f"{_script_name()}: {message}\n".encode())
 
 
 # --------------------------------------------------------------------- Ctrl-C while a script starts
 
 def _exit_during_imports(*_):
     """Ends the process at once: nothing has been written yet that would have to be removed."""
-    os.write(2, f"{_script_name()}: interrupted\n".encode())
+    say_at_once("interrupted")
     os._exit(EXIT_INTERRUPTED)
 
 
@@ -99,5 +119,7 @@ def _is_script_running():
     return Path(file).resolve().parent in (_ROOT, _ROOT / "demo")
 
 
-if _is_script_running() and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _exit_during_imports)
+if _is_script_running():
+    streams.make_robust()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _exit_during_imports)

@@ -74,7 +74,7 @@ def atomic_folder(path, replace=None):
     target = path.resolve()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
+        remove_leftovers(path, (target.parent, target), (target, None))
         temporary = _make_temporary_folder(target)
     except OSError as e:
         raise UserError(f"--output {path}: cannot be created ({e.strerror}); "
@@ -172,12 +172,16 @@ def _flush_to_disk(path, reported):
 
 # ----------------------------------------------------------------------------- temporary folders
 
-def _remove_leftovers(target):
-    """Removes what killed runs left of this folder, next to it and in it, and says so."""
-    count = leftovers.remove(target.parent, target) + leftovers.remove(target)
+def remove_leftovers(reported, *places):
+    """Removes what killed runs left, and says so.
+
+    :param reported: path that is named
+    :param places: (folder, path) as `leftovers.remove` takes them
+    """
+    count = sum(leftovers.remove(folder, path) for folder, path in places)
     if count:
-        print(f"{target}: removed {count} unfinished folder{'s' * (count > 1)} of a run that was "
-              "killed", file=sys.stderr, flush=True)
+        print(f"{reported}: removed {count} unfinished file{'s' * (count > 1)} or "
+              f"folder{'s' * (count > 1)} of a run that was killed", file=sys.stderr, flush=True)
 
 
 def _make_temporary_folder(target):
@@ -252,8 +256,6 @@ def _put_in_place(temporary, target, path, replace):
     inside = temporary.parent == target
     if replace and target.is_dir():
         _remove_contents(target, temporary)
-    elif target.is_dir():
-        _require_empty(target, temporary, path)
     if not inside:
         if target.is_dir():
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -266,14 +268,15 @@ def _put_in_place(temporary, target, path, replace):
         except OSError:
             if not target.is_dir():
                 raise
+    _require_empty(target, temporary, path)
     _move_contents(temporary, target)
 
 
 def _require_empty(target, temporary, path):
     """Raises UserError if anything but the temporary folder appeared in the target."""
     if any(entry != temporary for entry in target.iterdir()):
-        raise UserError(f"--output {path}: another program wrote there while this one computed; "
-                        "name a new folder")
+        raise UserError(f"--output {path}: another program wrote there while this one computed, "
+                        "and what it wrote is kept; name a new folder")
 
 
 def _remove_contents(target, temporary):
@@ -281,9 +284,9 @@ def _remove_contents(target, temporary):
         if entry == temporary:
             continue
         if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
+            shutil.rmtree(entry, ignore_errors=True)  # another run may be doing the same
         else:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
 
 
 def _move_contents(temporary, target):

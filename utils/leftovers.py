@@ -72,6 +72,11 @@ def is_leftover(path):
     return not _is_alive(found[1])
 
 
+def final_names(text):
+    """A text in which temporary paths are replaced by what they were to become."""
+    return re.sub(r"(?<![^/\s'\"])\.([^/]*?)\.tmp-[0-9a-f]{10}-\d+-\w+(\.\w+)?", r"\1", text)
+
+
 def _entries(folder):
     try:
         return list(Path(folder).iterdir())

@@ -1,16 +1,17 @@
 """Signals that ask a script to stop: finish the step, save, exit."""
 import os
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
-from utils.errors import EXIT_STOPPED
+from utils.errors import EXIT_STOPPED, say_at_once
 
 
 class StopSignals:
-    """Turns SIGTERM, SIGINT and SIGUSR1 (Slurm's warning before the walltime) into a request.
+    """Turns signals that ask a process to stop into a request.
+
+    They are SIGTERM, SIGINT, SIGHUP (the terminal was closed; not where it is ignored, as under
+    nohup) and SIGUSR1 (Slurm's warning before the walltime).
 
     Before `begin` there is nothing to save, and the first signal exits with code EXIT_STOPPED.
     After it, `received` is the name of the first signal, and a second one exits at once. A thread
@@ -19,7 +20,7 @@ class StopSignals:
     signals within 5 seconds count as one.
     """
 
-    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
     def __init__(self):
         self.received = None
@@ -31,7 +32,8 @@ class StopSignals:
         # the interpreter writes the number of each signal into the pipe, as a byte
         signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
         for number in self.NUMBERS:
-            signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     def begin(self):
         """From now on there is something to save."""
@@ -41,9 +43,7 @@ class StopSignals:
     def _handle(self, number, frame):
         if self._begun:
             return  # the thread takes care of it
-        name = signal.Signals(number).name
-        print(f"{Path(sys.argv[0]).name}: {name} during set-up: nothing to save",
-              file=sys.stderr, flush=True)
+        say_at_once(f"{signal.Signals(number).name} during set-up: nothing to save")
         raise SystemExit(EXIT_STOPPED)
 
     def _listen(self):

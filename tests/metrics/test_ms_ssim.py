@@ -146,3 +146,60 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     done = subprocess.run([sys.executable, "-c", code, ROOT, str(bound)], capture_output=True,
                           text=True, check=True)
     assert float(done.stdout) < 1.5 * 1000 * bound
+
+
+def test_few_pairs_wait_for_a_thread(monkeypatch):
+    """However many pairs there are, and with the same values."""
+    waiting = []
+
+    class Executor(ms_ssim.ThreadPoolExecutor):
+        def submit(self, *args, **kwargs):
+            waiting.append(self._work_queue.qsize())
+            return super().submit(*args, **kwargs)
+
+    volumes = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 16), dtype=np.uint8)
+    expected = ms_ssim.ms_ssim_pairs(volumes)
+    monkeypatch.setattr(ms_ssim, "ThreadPoolExecutor", Executor)
+    monkeypatch.setattr(ms_ssim, "PAIRS_AT_ONCE", 50)
+    assert np.array_equal(ms_ssim.ms_ssim_pairs(volumes), expected)
+    assert len(waiting) == 40 + 780 and max(waiting) < 50
+
+
+def test_ctrl_c_drops_the_pairs_that_wait(monkeypatch):
+    computed = []
+    one_pair = ms_ssim._ms_ssim
+
+    def counted(*args):
+        computed.append(1)
+        return one_pair(*args)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ms_ssim, "_ms_ssim", counted)
+    volumes = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 32), dtype=np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        ms_ssim.ms_ssim_pairs(volumes, callback=interrupt)
+    assert len(computed) < 100      # of 435
+
+
+@pytest.mark.slow
+def test_a_million_pairs_take_little_memory():
+    """As many futures at once took 2 GB. The similarity itself is left out, as only its number
+    matters: it would take ten minutes."""
+    code = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+from metrics import ms_ssim
+ms_ssim._ms_ssim = lambda first, second, *_: 0.5
+volumes = np.random.default_rng(0).integers(0, 256, (1414, 16, 16, 16), dtype=np.uint8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+values = ms_ssim.ms_ssim_pairs(volumes, memory_gb=0.2)
+assert len(values) == 998991 and (values == 0.5).all()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 0.5     # GB, most of it indices of pairs and pyramids
+    print(f"\n{done.stdout.strip()} GB for 998,991 pairs")

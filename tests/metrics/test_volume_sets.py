@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 
@@ -7,6 +8,7 @@ from helpers import GOLDEN
 
 from metrics import volume_sets
 from mri import geometry, nifti
+from utils import leftovers
 from utils.errors import UserError
 
 AFFINE = np.array([[0, 3.0, 0, 0], [-2, 0, 0, 8], [0, 0, 2.5, 0], [0, 0, 0, 1]])  # axes P, R, S
@@ -43,6 +45,34 @@ def test_room_in_memory_or_in_a_file(tmp_path):
     large = volume_sets.allocate(4, 8, memory_gb=1e-6, folder=tmp_path)
     assert isinstance(large, np.memmap) and large.shape == small.shape
     assert list(tmp_path.iterdir()) == []  # the file has no name
+
+
+def test_room_is_taken_where_the_system_cannot_reserve_it(tmp_path, monkeypatch):
+    monkeypatch.delattr(volume_sets.os, "posix_fallocate")
+    monkeypatch.setattr(volume_sets, "BLOCK_BYTES", 1000)
+    large = volume_sets.allocate(4, 8, memory_gb=1e-6, folder=tmp_path)
+    assert large.shape == (4, 8, 8, 8) and not large.any()
+    large[3] = 7
+    assert large.sum() == 7 * 8 ** 3
+
+
+def test_a_disk_without_room(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(volume_sets.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="no room for a temporary file of 4.1e-06 GB, for 8 "
+                                        "volumes of 8 voxels a side .No space left on device.; "):
+        volume_sets.allocate(8, 8, memory_gb=1e-6, folder=tmp_path)
+
+
+def test_hidden_files_are_no_samples(tmp_path):
+    """Such as what a killed sample.py was writing."""
+    shutil.copytree(GOLDEN / "v2" / "samples", tmp_path / "s")
+    mosaics = tmp_path / "s" / "mosaics"
+    expected = sorted(path.stem for path in mosaics.iterdir())
+    (mosaics / f"{leftovers.prefix_of('000009.png')}x.png").write_bytes(b"half")
+    assert volume_sets.find_set(tmp_path / "s", None, "--synthetic").ids == expected
 
 
 def test_refusals(tmp_path):

@@ -4,8 +4,8 @@ import os
 import pytest
 
 from mri import scan_formats, scan_search, scans
-from utils.escaping import printable
 from utils.errors import UserError
+from utils.escaping import printable
 
 
 def touch(*paths):

@@ -222,7 +222,8 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path, capsys):
     assert left.name.startswith(".out.tmp-") and contents(left) == ["half"]
     write_folder(out)
     assert contents(out) == WRITTEN and os.listdir(tmp_path) == ["out"]
-    assert "out: removed 1 unfinished folder of a run that was killed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "out: removed 1 unfinished file or folder of a run that was killed" in said
     # and within a folder, such as a mount point
     shutil.rmtree(out)
     out.mkdir()
@@ -290,3 +291,23 @@ def test_names():
     bad = ("", ".a", "-a", "a/b", "a b", "a\n", "..", "x" * 201, None, 3, ["a"])
     assert all(files.is_safe_name(name) for name in good)
     assert not any(files.is_safe_name(name) for name in bad)
+
+
+def test_the_loser_of_a_race_leaves_the_winner_alone(tmp_path, monkeypatch):
+    """The other run's folder appears at the last moment, between the last look and the rename."""
+    rename = os.replace
+
+    def too_late(source, target):
+        (target / "mosaics").mkdir(parents=True)
+        (target / "manifest.json").write_text("winner")
+        rename(source, target)
+
+    with pytest.raises(UserError, match="out: another program wrote there while this one "
+                                        "computed, and what it wrote is kept") as raised:
+        with files.atomic_folder(tmp_path / "out") as folder:
+            (folder / "mosaics").mkdir()
+            (folder / "manifest.json").write_text("loser")
+            monkeypatch.setattr(os, "replace", too_late)
+    assert ".tmp-" not in str(raised.value)
+    assert (tmp_path / "out" / "manifest.json").read_text() == "winner"
+    assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out" / "mosaics") == []

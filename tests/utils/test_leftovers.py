@@ -55,6 +55,14 @@ def test_remove(tmp_path):
     assert leftovers.remove(tmp_path / "missing") == 0
 
 
+def test_final_names_stand_for_temporary_ones():
+    folder, file = name_of(7, "/data/d.73"), name_of(7, "/data/a b.png") + ".png"
+    assert leftovers.final_names(f"/data/{folder}/x: full; '/data/{file}' and {folder}") == (
+        "/data/d.73/x: full; '/data/a b.png' and d.73")
+    for text in ("--lr 1.5: a.tmp-0123456789-7-x stays", "/a/.hidden/.tmp-file: no"):
+        assert leftovers.final_names(text) == text
+
+
 def test_a_child_process_has_the_same_place_and_another_number():
     code = "from utils import leftovers; print(leftovers.prefix_of('out'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,

@@ -4,18 +4,40 @@ import pytest
 from utils import errors, progress
 
 
-def test_plain_lines_count_and_say_the_end(capsys):
+def test_plain_lines_say_the_end(capsys):
     assert list(progress.progress(range(3), "things")) == [0, 1, 2]
     assert capsys.readouterr().err.startswith("things: 3/3 in ")
-    with progress.counter("things", 5, initial=2, seconds=0) as update:
-        update()
-        update(2)
-    first, last = capsys.readouterr().err.splitlines()
-    assert first.startswith("things: 3/5, ") and first.endswith(" s left")
-    assert last.startswith("things: 5/5 in ")
     with progress.counter("things", 5):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_rates_start_after_the_set_up(capsys, monkeypatch):
+    """An hour of set-up and then one item a second: seconds are left, and not weeks."""
+    clock = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    with progress.counter("things", 1000, initial=200, seconds=10, first=2) as update:
+        clock = 3600.0
+        update()
+        for _ in range(14):
+            clock += 1
+            update()
+        update(785)
+    assert capsys.readouterr().err.splitlines() == [
+        "things: 201/1000",
+        "things: 203/1000, 1/s, 797 s left",
+        "things: 213/1000, 1/s, 787 s left",
+        "things: 1000/1000 in 3614.0 s"]
+
+
+def test_a_bar_starts_its_clock_with_the_first_item(monkeypatch, capsys):
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True, raising=False)
+    unpaused = []
+    monkeypatch.setattr(progress.tqdm, "unpause", lambda bar: unpaused.append(bar.n))
+    with progress.counter("things", 3, initial=1) as update:
+        update()
+        update()
+    assert unpaused == [1] and "3/3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error, code, words", [

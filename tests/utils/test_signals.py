@@ -34,7 +34,7 @@ def test_no_handler_in_a_notebook_or_test():
     assert signal.getsignal(signal.SIGINT) is not errors._exit_during_imports
 
 
-def test_a_signal_before_training_exits(monkeypatch, capsys):
+def test_a_signal_before_training_exits(capfd):
     numbers = [*signals.StopSignals.NUMBERS]
     before = {number: signal.getsignal(number) for number in numbers}
     try:
@@ -47,4 +47,4 @@ def test_a_signal_before_training_exits(monkeypatch, capsys):
         signal.set_wakeup_fd(-1)
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert "SIGUSR1 during set-up: nothing to save" in capsys.readouterr().err
+    assert "SIGUSR1 during set-up: nothing to save" in capfd.readouterr().err

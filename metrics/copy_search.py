@@ -9,12 +9,14 @@ Whether a volume is a copy shows in the *ratio* of its distance to the nearest t
 its distance to the nearest one of another subject: a volume that was not copied is about as far
 from one as from the other, however smooth it is.
 """
-import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import fft
+
+from metrics.threads import threads_of_one_core
 
 MAX_SHIFT = 3       # voxels of the full grid, along each axis
 COARSE_SIDE = 32    # voxels of the coarse grid; 16 for smaller volumes
@@ -70,13 +72,26 @@ class CopySearch:
         self.factor = max(1, min(2, side // 16), side // COARSE_SIDE)
         coarse = np.stack([_coarse(v, self.factor) for v in volumes])
         self.coarse = torch.from_numpy(coarse.reshape(len(coarse), -1)).to(device)
+        self._inverse, self._inverse_of_half = _inverse_transforms(side)
 
-    def best_match(self, volume):
-        """The best match of one volume, (D, D, D) uint8.
+    def best_matches(self, volumes, callback=None):
+        """The best match of each volume, several at a time.
 
-        :return: Match; None if all training volumes are of one subject
+        :param volumes: (N, D, D, D) uint8, or a list
+        :param callback: called with the number of volumes done
+        :return: list of Match; None where all training volumes are of one subject
         """
+        found = []
+        with threads_of_one_core() as executor:
+            for match in executor.map(self._best_match, volumes):
+                found.append(match)
+                if callback:
+                    callback(1)
+        return found
+
+    def _best_match(self, volume):
         spectrum, norm = _spectrum(volume)
+        spectrum = spectrum.conj()
         nearest = {}  # subject: (distance, index, flip, shift)
         for index, flip in self._candidates(volume):
             distance, shift = self._fine_distance(spectrum, norm, index, flip)
@@ -115,14 +130,27 @@ class CopySearch:
         return np.stack(best)
 
     def _fine_distance(self, spectrum, norm, index, flip):
-        """Least distance to one training volume on the full grid over all shifts, and the shift."""
+        """Least distance to one training volume on the full grid over all shifts, and the shift.
+
+        :param spectrum: complex conjugate of the volume's
+        """
         other, other_norm = _spectrum(np.flip(self.volumes[index], FLIPS[flip]))
-        products = fft.irfftn(spectrum * other.conj(), (self.volumes.shape[1],) * 3)
-        steps = np.arange(-MAX_SHIFT, MAX_SHIFT + 1)
-        window = products[np.ix_(steps, steps, steps)]
+        other *= spectrum
+        window = self._products_at_small_shifts(torch.from_numpy(other))
         at = np.unravel_index(np.argmax(window), window.shape)
         correlation = float(window[at]) / (norm * other_norm)
-        return max(0.0, 1 - correlation), tuple(int(steps[k]) for k in at)
+        return max(0.0, 1 - correlation), tuple(int(k) - MAX_SHIFT for k in at)
+
+    def _products_at_small_shifts(self, spectrum):
+        """Inverse Fourier transform at the few shifts that are searched alone, as three matrix
+        products; all others would take most of the time.
+
+        :param spectrum: (D, D, D // 2 + 1)
+        :return: (shifts, shifts, shifts) float32
+        """
+        x = torch.tensordot(self._inverse, spectrum, ([1], [0]))               # (S, D, D // 2 + 1)
+        x = torch.tensordot(x, self._inverse, ([1], [1]))                      # (S, D // 2 + 1, S)
+        return torch.tensordot(x, self._inverse_of_half, ([1], [1])).real.numpy()
 
 
 def _coarse(volume, factor):
@@ -136,9 +164,23 @@ def _coarse(volume, factor):
 
 def _all_shifts(volume, reach):
     """A volume moved by up to `reach` voxels along each axis, (shifts, voxels)."""
-    steps = range(-reach, reach + 1)
-    return np.stack([np.roll(volume, shift, (0, 1, 2)).reshape(-1)
-                     for shift in itertools.product(steps, repeat=3)])
+    wrapped = np.pad(volume, reach, mode="wrap")
+    return sliding_window_view(wrapped, volume.shape).reshape(-1, volume.size)
+
+
+def _inverse_transforms(side):
+    """The inverse Fourier transform along an axis at shifts of -MAX_SHIFT to MAX_SHIFT.
+
+    It is that of a complex conjugate, so the shifts count backwards.
+
+    :return: of a whole axis, (S, side), and of the one of which a real transform keeps half,
+        (S, side // 2 + 1), complex64
+    """
+    steps = np.arange(-MAX_SHIFT, MAX_SHIFT + 1)
+    waves = np.exp(-2j * np.pi * np.outer(steps, np.arange(side)) / side) / side
+    half = waves[:, :side // 2 + 1].copy()
+    half[:, 1:(side + 1) // 2] *= 2  # frequencies that stand for their negative, too
+    return torch.from_numpy(waves.astype(np.complex64)), torch.from_numpy(half.astype(np.complex64))
 
 
 def _spectrum(volume):

@@ -163,10 +163,7 @@ def _copies_statistic(pool, options):
     with counter("search for copies", count) as update:
         for name, volumes in (("real", pool.part("real")), ("synthetic", pool.part("synthetic")),
                               ("planted", planted)):
-            matches[name] = []
-            for volume in volumes:
-                matches[name].append(search.best_match(volume))
-                update(1)
+            matches[name] = search.best_matches(volumes, update)
     ratios = {name: np.array([match.ratio if match else 1.0 for match in found])
               for name, found in matches.items()}
     threshold = copy_search.threshold(ratios["real"])

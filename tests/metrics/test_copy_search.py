@@ -24,21 +24,25 @@ def search():
     return copy_search.CopySearch(blobs(10, seed=0), [f"s{i // 2}" for i in range(10)])
 
 
+def best_match(search, volume):
+    return search.best_matches([volume])[0]
+
+
 @pytest.mark.parametrize("flip, axis", [("", None), ("left-right", 0), ("inferior-superior", 2)])
 @pytest.mark.parametrize("shift", [(0, 0, 0), (3, -2, 1), (-1, 3, -3)])
 def test_copies_are_found_however_they_are_moved(search, flip, axis, shift):
     source = search.volumes[7]
     mirrored = source if axis is None else np.flip(source, axis)
-    match = search.best_match(np.roll(mirrored, shift, (0, 1, 2)))
+    match = best_match(search, np.roll(mirrored, shift, (0, 1, 2)))
     assert match.index == 7 and match.flip == flip and match.shift == shift
     assert match.distance < 1e-5 and match.ratio < 1e-3
     darker = (0.8 * np.roll(mirrored, shift, (0, 1, 2)) + 20).astype(np.uint8)
-    match = search.best_match(darker)
+    match = best_match(search, darker)
     assert match.index == 7 and match.ratio < 0.02
 
 
 def test_distance_is_that_of_the_correlation(search):
-    match = search.best_match(search.volumes[3])
+    match = best_match(search, search.volumes[3])
     others = [i for i in range(10) if i not in (2, 3)]  # volume 2 is of the same subject
     correlation = np.corrcoef(search.volumes.reshape(10, -1))[3]
     assert match.second_distance <= 1 - correlation[others].max() + 1e-5
@@ -47,16 +51,16 @@ def test_distance_is_that_of_the_correlation(search):
 
 def test_planted_copies_are_flagged_and_new_volumes_are_not(search):
     rng = np.random.default_rng(0)
-    real = [search.best_match(v).ratio for v in blobs(8, seed=1)]
+    real = [m.ratio for m in search.best_matches(blobs(8, seed=1))]
     threshold = copy_search.threshold(real)
     assert threshold == pytest.approx(min(0.8 * min(real), copy_search.HIGHEST_FLAGGED))
     for index in (0, 4, 9):
-        match = search.best_match(copy_search.planted_copy(search.volumes[index], rng))
+        match = best_match(search, copy_search.planted_copy(search.volumes[index], rng))
         assert match.index == index and match.ratio < threshold and match.flip == "left-right"
-    assert all(search.best_match(v).ratio > threshold for v in blobs(8, seed=2))
+    assert all(m.ratio > threshold for m in search.best_matches(blobs(8, seed=2)))
 
 
 def test_one_subject_has_no_second():
-    assert copy_search.CopySearch(blobs(2, 0), ["a", "a"]).best_match(blobs(1, 1)[0]) is None
+    assert best_match(copy_search.CopySearch(blobs(2, 0), ["a", "a"]), blobs(1, 1)[0]) is None
     same = copy_search.Match(0, 0.0, 0.0, "", (0, 0, 0))  # two equal training volumes
     assert same.ratio == 1

@@ -64,3 +64,10 @@ def test_one_subject_has_no_second():
     assert best_match(copy_search.CopySearch(blobs(2, 0), ["a", "a"]), blobs(1, 1)[0]) is None
     same = copy_search.Match(0, 0.0, 0.0, "", (0, 0, 0))  # two equal training volumes
     assert same.ratio == 1
+
+
+def test_real_copies_do_not_lower_the_threshold():
+    """Real volumes that were trained on have a ratio near 0, so nothing would be found."""
+    ratios = np.array([[0.9, 0.0, 0.7, 0.2], [0.95, 0.9, 0.85, 1.0], [0.0, 0.1, 0.2, 0.0]])
+    assert copy_search.is_real_copy(ratios).sum(1).tolist() == [2, 0, 4]
+    assert np.allclose(copy_search.threshold(ratios), [0.8 * 0.7, 0.6, 0.6])

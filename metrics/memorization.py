@@ -185,7 +185,7 @@ def _copies_statistic(pool, options):
         test=None, details={
             "threshold": float(threshold), "planted": len(planted), "planted_found": found,
             "ratios": {name: ratios[name].tolist() for name in ("real", "synthetic")},
-            "flagged": _flagged(pool, "synthetic", matches, threshold),
+            "flagged": _flagged(pool, matches["synthetic"], threshold),
             "warnings": _real_copies(pool, ratios["real"])})
 
 
@@ -211,18 +211,17 @@ def _planted_copies(volumes, seed):
     return [copy_search.planted_copy(volumes[i], rng) for i in np.sort(chosen)]
 
 
-def _flagged(pool, name, matches, threshold):
-    """The volumes of one set with a ratio below the threshold beside their sources, the clearest
-    copy first."""
-    flagged = [(match.ratio, i) for i, match in enumerate(matches[name])
+def _flagged(pool, matches, threshold):
+    """The flagged synthetic volumes beside their sources, the clearest copy first."""
+    flagged = [(match.ratio, i) for i, match in enumerate(matches)
                if match and match.ratio < threshold]
     out = []
     for _, i in sorted(flagged):
-        match = matches[name][i]
+        match = matches[i]
         out.append({
-            "volume": pool.sets[name].ids[i], "source": pool.train.ids[match.index],
+            "volume": pool.sets["synthetic"].ids[i], "source": pool.train.ids[match.index],
             "ratio": match.ratio, "distance": match.distance, "mirrored": match.flip,
-            "shift": list(match.shift)})
+            "mirrored_axes": list(copy_search.FLIPS[match.flip]), "shift": list(match.shift)})
     return out
 
 

@@ -31,6 +31,9 @@ CAPTIONS = {
         "Gradient energy in each direction, relative to the real set. Above 1: rougher than real; "
         "below 1: smoother. Gray: the floor, between two halves of the real set.",
     "fid.png": "FID of subsets of N volumes against 1/N, and its extrapolation to N = ∞.",
+    "copies.png":
+        "The clearest copies, up to four, beside the training volumes that they match, which are "
+        "mirrored and moved as found, with their difference as a share of the intensity range.",
     "nearest.png":
         "The synthetic volumes, of {synthetic}, that come closest to one of {train} training "
         "volumes, next to it, with their difference as a share of the intensity range.",

@@ -58,10 +58,12 @@ def test_real_volumes_that_were_trained_on_are_named_and_hide_no_copy(trained_on
     """Mirrored ones too, which no comparison of voxels finds."""
     train, real, synthetic = smooth_volumes(8, 0), smooth_volumes(6, 1), smooth_volumes(6, 2)
     real[:trained_on] = train[:trained_on, ::-1]
-    synthetic[3] = np.roll(train[7], 2, axis=2)
+    synthetic[3] = np.roll(train[7, :, ::-1], 2, axis=2)
     found = copies_entry(real, synthetic, train)
     (copy,) = found["flagged"]
     assert (copy["volume"], copy["source"], copy["shift"]) == ("s3", "t7", [0, 0, 2])
+    moved = np.roll(np.flip(train[7], copy["mirrored_axes"]), copy["shift"], (0, 1, 2))
+    assert copy["mirrored"] == "anterior-posterior" and np.array_equal(moved, synthetic[3])
     assert found["threshold"] > 0.4 and found["planted_found"] == found["planted"] == 8
     if trained_on == 0:
         assert found["warnings"] == []

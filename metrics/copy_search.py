@@ -19,7 +19,7 @@ from scipy import fft
 from metrics.threads import threads_of_one_core
 
 MAX_SHIFT = 3       # voxels of the full grid, along each axis
-COARSE_SIDE = 32    # voxels of the coarse grid; 16 for smaller volumes
+COARSE_SIDE = 16    # voxels of the coarse grid, on which all training volumes are compared
 CANDIDATES = 5      # training volumes and mirror images to compare on the full grid
 FLIPS = {           # name: mirrored axes of a volume with axes right, anterior, superior
     "": (),
@@ -68,6 +68,38 @@ def is_real_copy(ratios):
     return np.asarray(ratios) < REAL_COPY_BELOW
 
 
+class CoarseGrid:
+    """A grid of about COARSE_SIDE voxels a side, to which volumes are reduced *after* they were
+    moved, in steps that are small against its voxels.
+
+    Moved by whole coarse voxels, a copy that is shifted by half of one would match its source no
+    better than another brain.
+    """
+
+    def __init__(self, side):
+        """:param side: of the volumes, voxels"""
+        self.step = max(1, side // (4 * COARSE_SIDE))                # voxels
+        self.window = max(1, side // (COARSE_SIDE * self.step))      # steps in a coarse voxel
+        self.side = side // (self.window * self.step)                # coarse voxels
+        self.reach = -(-MAX_SHIFT // self.step)                      # steps
+
+    def moved(self, volume, reach):
+        """A volume moved by up to `reach` steps along each axis, on the coarse grid.
+
+        :param volume: (D, D, D) uint8
+        :return: (shifts, coarse voxels) float32, each centered and of norm 1
+        """
+        steps = self.side * self.window
+        cropped = volume[(slice(steps * self.step),) * 3]
+        x = np.pad(_means_of_blocks(cropped, self.step), reach, mode="wrap")
+        for axis in range(3):  # means of `window` steps, from each step on
+            x = _sums_of_neighbors(x, self.window, axis)
+        views = sliding_window_view(x, ((self.side - 1) * self.window + 1,) * 3)
+        rows = views[..., ::self.window, ::self.window, ::self.window].reshape(-1, self.side ** 3)
+        rows = rows - rows.mean(1, keepdims=True)
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+
+
 class CopySearch:
     """Finds the best match of any volume in one training set."""
 
@@ -80,9 +112,9 @@ class CopySearch:
         self.volumes, self.device = volumes, device
         self.subjects = np.unique(subjects, return_inverse=True)[1]
         side = volumes.shape[1]
-        self.factor = max(1, min(2, side // 16), side // COARSE_SIDE)
-        coarse = np.stack([_coarse(v, self.factor) for v in volumes])
-        self.coarse = torch.from_numpy(coarse.reshape(len(coarse), -1)).to(device)
+        self.grid = CoarseGrid(side)
+        coarse = np.concatenate([self.grid.moved(v, 0) for v in volumes])
+        self.coarse = torch.from_numpy(coarse).to(device)
         self._inverse, self._inverse_of_half = _inverse_transforms(side)
 
     def best_matches(self, volumes, callback=None):
@@ -131,13 +163,11 @@ class CopySearch:
 
         :return: (mirror images, M)
         """
-        reach = -(-MAX_SHIFT // self.factor)
-        small = _coarse(volume, self.factor)
         best = []
         for axes in FLIPS.values():
             # the volume is mirrored and moved, rather than each training volume the other way
-            moved = torch.from_numpy(_all_shifts(np.flip(small, axes), reach)).to(self.device)
-            best.append((moved @ self.coarse.T).amax(0).cpu().numpy())
+            moved = torch.from_numpy(self.grid.moved(np.flip(volume, axes), self.grid.reach))
+            best.append((moved.to(self.device) @ self.coarse.T).amax(0).cpu().numpy())
         return np.stack(best)
 
     def _fine_distance(self, spectrum, norm, index, flip):
@@ -164,19 +194,18 @@ class CopySearch:
         return torch.tensordot(x, self._inverse_of_half, ([1], [1])).real.numpy()
 
 
-def _coarse(volume, factor):
-    """A volume on the coarse grid, centered and of norm 1, float32."""
-    side = volume.shape[0] // factor
-    x = volume[:side * factor, :side * factor, :side * factor].astype(np.float32)
-    x = x.reshape(side, factor, side, factor, side, factor).mean((1, 3, 5))
-    x -= x.mean()
-    return x / max(float(np.linalg.norm(x)), 1e-12)
+def _means_of_blocks(x, size):
+    """Means of blocks of size³ voxels, float32."""
+    for axis in range(3):
+        shape = (*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1:])
+        x = x.reshape(shape).sum(axis + 1, dtype=np.float32)
+    return x / size ** 3
 
 
-def _all_shifts(volume, reach):
-    """A volume moved by up to `reach` voxels along each axis, (shifts, voxels)."""
-    wrapped = np.pad(volume, reach, mode="wrap")
-    return sliding_window_view(wrapped, volume.shape).reshape(-1, volume.size)
+def _sums_of_neighbors(x, count, axis):
+    """Sums of `count` neighbors along an axis, which gets shorter by count - 1."""
+    length = x.shape[axis] - count + 1
+    return sum(np.take(x, range(k, k + length), axis) for k in range(count))
 
 
 def _inverse_transforms(side):

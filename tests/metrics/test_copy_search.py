@@ -49,6 +49,32 @@ def test_distance_is_that_of_the_correlation(search):
     assert match.second_distance > 0.03
 
 
+@pytest.mark.parametrize("side", [24, 33, 64, 100])
+def test_copies_are_found_at_any_size(side):
+    """Also if shifted by a fraction of the coarse grid's voxels; distances are exact in fp32."""
+    rng = np.random.default_rng(side)
+    train = rng.integers(0, 256, (6, side, side, side), dtype=np.uint8)
+    train[:, side // 3:] //= 3
+    search = copy_search.CopySearch(train, range(6))
+    for shift in ((1, 0, 0), (-1, 2, 3), (3, 3, -3)):
+        match = best_match(search, np.roll(train[4, :, :, ::-1], shift, (0, 1, 2)))
+        assert (match.index, match.flip, match.shift) == (4, "inferior-superior", shift)
+        assert match.distance < 2e-6 and match.second_distance > 0.1
+
+
+def test_smooth_volumes_are_found_when_moved_by_half_a_coarse_voxel():
+    """60 volumes that are more alike than a copy and its source would be on the coarse grid, if it
+    could not be moved by less than its voxels."""
+    rng = np.random.default_rng(0)
+    own = ndimage.gaussian_filter(rng.normal(size=(60, SIDE, SIDE, SIDE)), (0, 1.5, 1.5, 1.5))
+    common = blobs(1, seed=5)[0].astype(float)
+    train = np.clip(common + 4 * own / own.std() + 20, 0, 255).astype(np.uint8)
+    search = copy_search.CopySearch(train, range(60))
+    sources = range(0, 60, 5)
+    moved = [np.roll(train[i], (1, -1, 3), (0, 1, 2)) for i in sources]
+    assert [match.index for match in search.best_matches(moved)] == list(sources)
+
+
 def test_planted_copies_are_flagged_and_new_volumes_are_not(search):
     rng = np.random.default_rng(0)
     real = [m.ratio for m in search.best_matches(blobs(8, seed=1))]

@@ -36,7 +36,8 @@ class Population:
         """Indices of a real and a synthetic set, and the subject of each."""
         subjects = rng.choice(SUBJECTS, 2 * n, replace=False)
         real = np.concatenate([subjects[:n] + k * SUBJECTS for k in range(each)])
-        synthetic = subjects[n:] + (2 * SUBJECTS if shifted else 0)
+        which = 2 if shifted else rng.integers(each, size=n)  # first and second scans differ a bit
+        synthetic = subjects[n:] + SUBJECTS * which
         return np.concatenate([real, synthetic]), np.concatenate([real, synthetic]) % SUBJECTS
 
 

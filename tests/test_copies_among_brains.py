@@ -1,6 +1,6 @@
 """What the search for copies finds and what it takes for one by mistake, on three cohorts.
 
-The constants of metrics/copy_search.py were chosen on brains of demo/cohort.py with other seeds.
+The thresholds of metrics/copy_search.py were chosen on brains of demo/cohort.py with other seeds.
 `pytest -s -m slow tests/test_copies_among_brains.py` prints the tables of docs/evaluation.md.
 """
 import itertools

@@ -103,6 +103,19 @@ def test_p_is_uniform(n, each):
     assert_uniform(found, at_least=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("each", [1, 2])
+def test_p_at_eight_subjects_is_small_as_rarely_as_it_says(each):
+    """Of many more sets: 200 alone have given 0.085 by chance."""
+    rng = np.random.default_rng([1, each, 99])
+    names = ("MMD, linear", "MMD, unbiased", "MMD, Gaussian", "energy ratio")
+    sets = [p_values(rng, 8, 199, each, names=names) for _ in range(1500)]
+    for name in names:
+        rate = np.mean([p[name] <= 0.05 for p in sets])
+        print(f"\nN = 8, {each} scans a subject, {name}: p <= 0.05 in {rate:.4f} of 1500", end="")
+        assert abs(rate - 0.05) < 4 * np.sqrt(0.05 * 0.95 / 1500), name
+
+
 def means_of(pool):
     """{name: number of weighted sets} of those that have an interval."""
     pairs = ms_ssim.all_pairs(len(pool))

@@ -41,8 +41,8 @@ from utils.precision import resolve_precision
 
 FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too
 LEAST_VALUES = dict(steps=1, turns=1, batch_size=1, accum=1, grad_checkpoint=0, plain_scans=1,
-                    workers=1, scans=2, num_samples=2, volumes=2, mmd_volumes=2, repeats=2,
-                    size=ms_ssim.MIN_SIDE)
+                    workers=1, scans=2, num_samples=2, volumes=2, mmd_volumes=2,
+                    report_volumes=4, repeats=2, size=ms_ssim.MIN_SIDE)
 
 # ----------------------------------------------------------------------------------- subcommands
 
@@ -124,6 +124,7 @@ def bench_metrics(args):
     cost = metrics_cost.measure_ms_ssim(args.volumes, args.size, args.repeats, args.device)
     print("\n".join(metrics_cost.ms_ssim_report(cost)))
     print(metrics_cost.measure_mmd(args.mmd_volumes, args.size, args.device))
+    print("\n".join(metrics_cost.measure_report(args.report_volumes, args.size, args.device)))
 
 
 # ----------------------------------------------------------------------------------------- flags
@@ -153,7 +154,7 @@ def parse_flags():
     add_preprocess_flags(add_command(
         commands, "preprocess", bench_preprocess, "scans to mosaics, baseline vs. optimized"))
     add_metrics_flags(add_command(
-        commands, "metrics", bench_metrics, "MS-SSIM, baseline vs. optimized, and MMD"))
+        commands, "metrics", bench_metrics, "MS-SSIM, baseline vs. optimized, MMD, and a report"))
     return parser.parse_args()
 
 
@@ -264,6 +265,8 @@ def add_metrics_flags(command):
                        help="number of volumes for MS-SSIM, of which all pairs are computed")
     group.add_argument("--mmd-volumes", type=int, default=32,
                        help="number of volumes of each of the two sets for MMD")
+    group.add_argument("--report-volumes", type=int, default=12,
+                       help="number of real, synthetic and training volumes each, for a report")
     group.add_argument("--repeats", type=int, default=7, help="timed repetitions of each way")
     flags.add_device_flag(group)
 

@@ -1,4 +1,5 @@
-"""Cost of the metrics: MS-SSIM of all pairs against SciPy, and MMD of sets that lie in a file."""
+"""Cost of the metrics: MS-SSIM of all pairs against SciPy, MMD of sets that lie in a file, and
+each part of a whole report."""
 import functools
 import tempfile
 import time
@@ -8,7 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from benchmarks import baseline, measure
-from metrics import mmd, ms_ssim, volume_sets
+from metrics import evaluation, mmd, ms_ssim, registry, statistic, volume_sets
+from metrics.options import MetricOptions
 
 PAIRS_OF_500 = 500 * 499 // 2
 
@@ -99,3 +101,37 @@ def measure_mmd(count, side, device):
     return (f"MMD, {count} against {count} volumes of {side}^3 from a file of {size:.2f} GiB: "
             f"{unique:,} inner products in {seconds:.1f} s; peak of this process "
             f"{measure.peak_gb('cpu'):.2f} GB, {before:.2f} before")
+
+
+def measure_report(count, side, device, replicates=1000, permutations=999):
+    """Measures the numbers of a report with their intervals and tests, metric by metric.
+
+    :param count: real, synthetic and training volumes, each
+    :param side: voxels along a side of the volumes
+    :return: lines that tell the user what was measured
+    """
+    volumes = made_up_volumes(3 * count, side)
+    sets = [_made_up_set(flag, part)
+            for flag, part in zip(("--real", "--synthetic", "--train"), np.split(volumes, 3))]
+    pool = statistic.Pool(*sets)
+    pool.volumes = volumes
+    options = MetricOptions(names=registry.NAMES, device=device)
+    metrics, skipped = registry.checked(registry.NAMES, pool, options)
+    lines, total = [], 0
+    for metric in metrics:
+        start = time.perf_counter()
+        evaluation.measure([metric], pool, options, replicates, permutations)
+        seconds = time.perf_counter() - start
+        lines.append(f"  {' and '.join(metric.titles.values()):36} {seconds:9.1f}")
+        total += seconds
+    left_out = f"; without {', '.join(skipped)}" if skipped else ""
+    heading = f"Report of {count} against {count}, {count} trained on"
+    return [f"{heading:38}         s", *lines, f"  {'together':36} {total:9.1f}{left_out}"]
+
+
+def _made_up_set(flag, volumes):
+    """A set of volumes in memory, each of its own subject."""
+    ids = [f"{flag[2:]}-{i}" for i in range(len(volumes))]
+    return volume_sets.VolumeSet(
+        flag, "memory", None, ids, ids, side=volumes.shape[1], voxel_sizes=np.ones(3),
+        read=volumes.__getitem__)

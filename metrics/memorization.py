@@ -8,6 +8,7 @@ from metrics import copy_search, ms_ssim
 from metrics.mmd import gram
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
+from metrics.volume_sets import short_list
 from utils.progress import counter
 
 CLOSE_SHARE = 0.05  # share of real volumes that are closer to the training set than the threshold
@@ -163,13 +164,11 @@ def _copies_statistic(pool, options):
     with counter("search for copies", count) as update:
         for name, volumes in (("real", pool.part("real")), ("synthetic", pool.part("synthetic")),
                               ("planted", planted)):
-            matches[name] = []
-            for volume in volumes:
-                matches[name].append(search.best_match(volume))
-                update(1)
+            matches[name] = search.best_matches(volumes, update)
     ratios = {name: np.array([match.ratio if match else 1.0 for match in found])
               for name, found in matches.items()}
     threshold = copy_search.threshold(ratios["real"])
+    usable = int((~copy_search.is_real_copy(ratios["real"])).sum())
     ratio = _over_pool(pool, np.concatenate([ratios["real"], ratios["synthetic"]]))
     found = int((ratios["planted"] < threshold).sum())
     return Statistic(
@@ -178,7 +177,7 @@ def _copies_statistic(pool, options):
                    "another subject: the ratio of the two distances (1 − correlation, at the best "
                    f"of mirror images and shifts of up to {copy_search.MAX_SHIFT} voxels, whatever "
                    f"the contrast) is below {threshold:.3g}, which is 0.8 times the least ratio of "
-                   f"the {len(ratios['real'])} real volumes, but at most "
+                   f"the {usable} real volumes that are not in the training set, but at most "
                    f"{copy_search.HIGHEST_FLAGGED}. Power: of "
                    f"{len(planted)} training volumes that were mirrored, shifted, given 0.8 times "
                    f"the contrast and 5% noise, the same search flagged {found}",
@@ -186,7 +185,23 @@ def _copies_statistic(pool, options):
         test=None, details={
             "threshold": float(threshold), "planted": len(planted), "planted_found": found,
             "ratios": {name: ratios[name].tolist() for name in ("real", "synthetic")},
-            "flagged": _flagged(pool, matches["synthetic"], threshold)})
+            "flagged": _flagged(pool, matches["synthetic"], threshold),
+            "warnings": _real_copies(pool, ratios["real"])})
+
+
+def _real_copies(pool, ratios):
+    """A sentence if real volumes are themselves copies of training volumes."""
+    copies = np.flatnonzero(copy_search.is_real_copy(ratios))
+    if len(copies) == 0:
+        return []
+    rest = "the threshold of the search for copies leaves them out"
+    if len(copies) == len(ratios):
+        rest = (f"so the search for copies takes its highest threshold, "
+                f"{copy_search.HIGHEST_FLAGGED}, and nothing shows how low a ratio can be "
+                "by chance")
+    ids = short_list([pool.sets["real"].ids[i] for i in copies])
+    return [f"{len(copies)} of {len(ratios)} real volumes match a training volume as only a copy "
+            f"or another scan of the same person does: {ids}; {rest}"]
 
 
 def _planted_copies(volumes, seed):
@@ -206,7 +221,7 @@ def _flagged(pool, matches, threshold):
         out.append({
             "volume": pool.sets["synthetic"].ids[i], "source": pool.train.ids[match.index],
             "ratio": match.ratio, "distance": match.distance, "mirrored": match.flip,
-            "shift": list(match.shift)})
+            "mirrored_axes": list(copy_search.FLIPS[match.flip]), "shift": list(match.shift)})
     return out
 
 

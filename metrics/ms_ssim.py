@@ -2,19 +2,18 @@
 
 Wang et al. 2003, "Multiscale structural similarity for image quality assessment", in 3D.
 """
-import contextlib
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from metrics.gaussian_filter import GaussianFilter, is_cpu
+from metrics.gaussian_filter import GaussianFilter
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
+from metrics.threads import threads_of_one_core
 from utils.progress import counter
 
 LEVEL_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five levels, fine to coarse
@@ -78,7 +77,7 @@ def ms_ssim_pairs(volumes, protocol="kwon2019", pairs=None, data_range=None, mem
     block = _volumes_per_block(volumes.shape[1], dtype, memory_gb)
     out = np.empty(len(pairs))
     block_of = pairs // block
-    with _threads_of_one_core(device) as executor:
+    with threads_of_one_core(device) as executor:
         comparison = _Comparison(volumes, length, settings.last_exponent, device, dtype, executor)
         for row in np.unique(block_of[:, 0]):
             in_row = np.flatnonzero(block_of[:, 0] == row)
@@ -146,26 +145,6 @@ def _volumes_per_block(side, dtype, memory_gb):
     # three cubes per level; each level has an eighth of the voxels of the one before
     bytes_per_volume = 3 * side ** 3 * dtype.itemsize * 8 / 7
     return max(1, int(memory_gb * 1e9 / (2.5 * bytes_per_volume)))
-
-
-@contextlib.contextmanager
-def _threads_of_one_core(device):
-    """An executor that works on one pair per core.
-
-    Cores that share the small matrix products of a single pair mostly wait for each other. A GPU
-    gets one thread.
-    """
-    cores = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(cores if is_cpu(device) else 1) as executor:
-            try:
-                yield executor
-            except BaseException:   # such as Ctrl-C: do not work off what is waiting
-                executor.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(cores)
 
 
 class _Comparison:

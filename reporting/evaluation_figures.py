@@ -3,7 +3,7 @@ import numpy as np
 
 from reporting import charts, figures
 
-NEAREST_ROWS = 4    # synthetic volumes that come closest to a training volume
+PAIRS_SHOWN = 4     # synthetic volumes beside a training volume
 
 
 def draw(folder, pool, entries, nearest):
@@ -29,9 +29,27 @@ def draw(folder, pool, entries, nearest):
         groups[f"real after VAE, {layout}, N = {len(real)}"] = pool.part(f"vae {layout}")
     figures.gallery(folder / "gallery.png", groups, real.voxel_sizes, affine=real.affine)
     charts.draw_all(folder, entries)
+    flagged = entries.get("copies", {}).get("flagged")
+    if flagged:
+        _draw_copies(folder / "copies.png", pool, flagged)
     if nearest:
         key = "nearest_ms_ssim" if "nearest_ms_ssim" in nearest else "nearest_correlation"
         _draw_nearest(folder / "nearest.png", pool, entries[key], nearest[key])
+
+
+def _draw_copies(path, pool, flagged):
+    """The clearest copies beside their sources, which are mirrored and moved as they match.
+
+    :param flagged: of metrics.json's entry "copies"
+    """
+    real, synthetic, train = pool.sets["real"], pool.sets["synthetic"], pool.train
+    rows = []
+    for found in flagged[:PAIRS_SHOWN]:
+        volume = pool.part("synthetic")[synthetic.ids.index(found["volume"])]
+        source = pool.part("train")[train.ids.index(found["source"])]
+        source = np.roll(np.flip(source, found["mirrored_axes"]), found["shift"], (0, 1, 2))
+        rows.append((found["volume"], found["source"], 1 - found["distance"], volume, source))
+    figures.nearest_neighbors(path, rows, real.voxel_sizes, "correlation", affine=real.affine)
 
 
 def _draw_nearest(path, pool, entry, index):
@@ -42,7 +60,7 @@ def _draw_nearest(path, pool, entry, index):
     """
     similarity = np.array(entry["of_volumes"]["synthetic"])
     synthetic, training = pool.part("synthetic"), pool.part("train")
-    closest = np.argsort(-similarity, kind="stable")[:NEAREST_ROWS]
+    closest = np.argsort(-similarity, kind="stable")[:PAIRS_SHOWN]
     rows = [(pool.sets["synthetic"].ids[i], pool.train.ids[index[i]], similarity[i], synthetic[i],
              training[index[i]]) for i in closest]
     measure = entry["name"].split(", ")[-1]

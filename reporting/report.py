@@ -32,6 +32,9 @@ CAPTIONS = {
         "Gradient energy in each direction, relative to the real set. Above 1: rougher than real; "
         "below 1: smoother. Gray: the floor, between two halves of the real set.",
     "fid.png": "FID of subsets of N volumes against 1/N, and its extrapolation to N = ∞.",
+    "copies.png":
+        "The clearest copies, up to four, beside the training volumes that they match, which are "
+        "mirrored and moved as found, with their difference as a share of the intensity range.",
     "nearest.png":
         "The synthetic volumes, of {synthetic}, that come closest to one of {train} training "
         "volumes, next to it, with their difference as a share of the intensity range.",
@@ -135,8 +138,9 @@ def _copies(entry, sets):
     power = (f"The same search found {entry['planted_found']} of {entry['planted']} copies that "
              "were made of training volumes, mirrored, shifted by up to 3 voxels, with 0.8 times "
              "the contrast and 5% noise.")
+    warnings = [Paragraph(f"**Warning:** {warning}.") for warning in entry["warnings"]]
     if not entry["flagged"]:
-        return [Paragraph(
+        return [*warnings, Paragraph(
             f"**No copies found**: none of {n} synthetic volumes is far closer to one of {trained} "
             f"training volumes than to all others. {power} It does not see copies of parts of a "
             "volume, or copies that are deformed.")]
@@ -146,6 +150,7 @@ def _copies(entry, sets):
     head = ["synthetic volume", "training volume", "ratio of distances", "mirrored",
             "shift, voxels"]
     return [
+        *warnings,
         Paragraph(f"**Warning: {len(rows)} of {n} synthetic volumes look like copies of one of "
                   f"{trained} training volumes**: the ratio of the distances to the nearest and "
                   f"the second nearest one is below {number(entry['threshold'], 2)}. {power}"),
@@ -253,7 +258,9 @@ def terminal_lines(content):
         if "p" in entry:
             line += f"   p {number(entry['p'], 2)}, adjusted {number(entry['p_adjusted'], 2)}"
         lines.append(line)
-    for found in content["metrics"].get("copies", {}).get("flagged", []):
+    copies = content["metrics"].get("copies", {})
+    lines += [f"warning: {warning}" for warning in copies.get("warnings", [])]
+    for found in copies.get("flagged", []):
         lines.append(f"warning: {found['volume']} looks like a copy of the training volume "
                      f"{found['source']}")
     return lines + [f"{title}: not computed, {reason}"

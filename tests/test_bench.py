@@ -34,12 +34,17 @@ def run_here(monkeypatch, capsys):
 
 def test_metrics():
     done = script("bench.py", "metrics", "--size", 16, "--volumes", 3, "--mmd-volumes", 2,
-                  "--repeats", 2, "--device", "cpu")
+                  "--report-volumes", 5, "--repeats", 2, "--device", "cpu")
     assert re.search(r"baseline: SciPy, from the formula +[\d.]+\n"
                      r" +optimized:.*3 pairs +[\d.]+ +[\d.]+ times faster", done.stdout)
     difference = re.search(r"difference ([\d.e+-]+)", done.stdout)[1]
     assert float(difference) < 1e-5  # both ways agree
     assert "10 inner products" in done.stdout
+    report = done.stdout.split("Report of 5 against 5, 5 trained on")[1]
+    parts = dict(re.findall(r"^  (\S.*?) +([\d.]+)(?:;.*)?$", report, re.MULTILINE))
+    total = float(parts.pop("together"))
+    assert set(parts) >= {"MS-SSIM", "MMD", "smoothness", "histogram", "memorization"}
+    assert abs(sum(map(float, parts.values())) - total) < 0.06 * len(parts)
 
 
 def test_train():

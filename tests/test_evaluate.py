@@ -241,7 +241,7 @@ def test_report(whole):
         assert words in text
     assert not re.search(r'(src|href)="(?!data:)', page) and "<script" not in page
     names = sorted(p.name for p in (output / "figures").iterdir())
-    assert names == ["distances.png", "gallery.png", "intervals.png", "montage.png",
+    assert names == ["copies.png", "distances.png", "gallery.png", "intervals.png", "montage.png",
                      "nearest.png", "smoothness.png"]
     assert page.count("data:image/png;base64") == len(names) == text.count("](figures/")
     for name in names:

@@ -137,7 +137,9 @@ def brain_box(array, voxel_sizes, margin, mask=None):
         brain ends
     """
     if mask is None:
-        mask = _differs_from_border(array)
+        mask = differs_from_border(
+            array, "--crop brain: its background is not of one value, so it is not known where "
+            "the brain ends; give --mask, or skull-strip it")
     box = []
     for axis in range(3):
         across = tuple(other for other in range(3) if other != axis)
@@ -153,12 +155,17 @@ def brain_box(array, voxel_sizes, margin, mask=None):
     return box
 
 
-def _differs_from_border(array):
+def differs_from_border(array, error):
+    """Which voxels of a skull-stripped scan are not background, which has one value all around.
+
+    :param error: message where the background has several
+    :return: bool, of the array's shape
+    :raises UserError: it has
+    """
     value, fraction = border(array)
     mask = array != value
     if fraction < MIN_BORDER_FRACTION or mask.mean() > MAX_BRAIN_FRACTION:
-        raise UserError("--crop brain: its background is not of one value, so it is not known "
-                        "where the brain ends; give --mask, or skull-strip it")
+        raise UserError(error)
     return mask
 
 

@@ -56,9 +56,13 @@ class Block(torch.nn.Module):
         self.kernel = torch.nn.Parameter(kernel, requires_grad=False)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
 
+    @property
+    def reach(self):
+        """Voxels that the convolution sees beyond each side of its own."""
+        return self.layer.dilation * (self.kernel.shape[-1] // 2)
+
     def forward(self, x):
-        padding = self.layer.dilation * (self.kernel.shape[-1] // 2)
-        x = F.conv3d(x, self.kernel, self.bias, padding=padding, dilation=self.layer.dilation)
+        x = F.conv3d(x, self.kernel, self.bias, padding=self.reach, dilation=self.layer.dilation)
         if self.layer.is_normalized:
             x = F.instance_norm(x, eps=NORM_EPSILON)
         activate = ACTIVATIONS[self.layer.activation]

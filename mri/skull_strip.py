@@ -7,8 +7,10 @@ import torch
 from scipy import ndimage
 
 from mri import geometry, meshnet
+from mri.meshnet_inference import infer
 from utils.errors import UserError
 from utils.files import weights_path
+from utils.precision import cpu_computes_bf16
 
 NETWORK_FOLDER = "meshnet/mindgrab"   # in weights/
 BRAIN_ML = (700, 2100)                # plausible volumes of a brain, ml
@@ -114,16 +116,20 @@ def _otsu_threshold(array):
 def _brain_probability(head, network, threads):
     """Probability of brain in each voxel of a head at 1 mm, float32."""
     low, high = head.min(), head.max()
+    dtype = torch.bfloat16 if cpu_computes_bf16() else torch.float32
     scaled = np.ascontiguousarray(meshnet.to_lia((head - low) / (high - low)))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            scores = network(torch.from_numpy(scaled)[None, None])[0]
-            probability = torch.sigmoid(scores[BRAIN_CLASS] - scores[0]).numpy()
+            probability = infer(network, torch.from_numpy(scaled), _brain_of_scores, dtype).numpy()
     finally:
         torch.set_num_threads(before)
     return meshnet.from_lia(probability)
+
+
+def _brain_of_scores(scores):
+    return torch.sigmoid(scores[BRAIN_CLASS] - scores[0])
 
 
 def _largest_piece(mask):

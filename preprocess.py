@@ -9,6 +9,8 @@
     python preprocess.py --input heads/ --mask 'masks/{id}_mask.nii.gz' --n4 --crop brain \\
         --fit pad --output data/heads
 
+    python preprocess.py --input heads/ --skull-strip --n4 --crop brain --output data/brains
+
 Each scan is brought to RAS order, resampled to a cube over the same field of view, mapped from a
 window between two percentiles of its intensities to 8 bits, and laid out as a mosaic. A scan that
 cannot be used is skipped; a line names it and what to fix. The others are converted, and the exit
@@ -19,39 +21,25 @@ from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from mri import (
+    cohort,
     conversion,
     data_folder,
     geometry,
-    labels,
-    manifest,
     mosaic,
     mosaic_files,
     preparation,
-    quality_control,
     scan_formats,
     scans,
+    skull_strip,
     split,
 )
 from mri.job_array import JobArray
 from mri.scan_search import Choice
-from utils.files import atomic_folder, require_new_folder
+from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder
 from utils.flags import CPU_CORES, make_parser, non_negative, shard, whole_number
-
-PRINTED_WARNINGS = 20     # the others are in qc.tsv
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """The scans that --input names."""
-    count: int              # without masks that lie among them
-    usable: list            # those with a label, a Scan each
-    labels: labels.Labels
-    given: split.Split      # sides of the split that are given
 
 
 def parse_args():
@@ -148,6 +136,12 @@ def add_volume_flags(p):
                    "{id}, {subject}, {session}, {run}, {name} (the scan's file name without "
                    "suffix) and {dir} (its folder) stand for each scan's own, and * for anything. "
                    "By default the column mask of a list given as --input, or else no mask")
+    g.add_argument("--skull-strip", action="store_true",
+                   help="find the brain by a network, mindgrab, and keep it alone; the masks are "
+                   "in masks/ of --output; off by default")
+    g.add_argument("--meshnet", type=Path, metavar="DIR",
+                   help="folder of the network of --skull-strip; by default "
+                   f"{WEIGHTS_DIR}/{skull_strip.NETWORK_FOLDER}, from download.py meshnet")
     g.add_argument("--n4", action="store_true",
                    help="correct the bias field by N4, inside the mask where there is one; needs "
                    "SimpleITK (requirements-extra.txt); off by default")
@@ -172,6 +166,10 @@ def check_args(args):
                         "or L, A or P, S or I, such as LAS")
     if args.n4:
         preparation.load_n4()
+    if args.skull_strip and args.mask:
+        raise UserError("--skull-strip and --mask: both say where the brain is; give one of them")
+    if args.meshnet and not args.skull_strip:
+        raise UserError("--meshnet: is for --skull-strip; give both, or neither")
     if args.mask:
         preparation.check_mask_pattern(args.mask)
 
@@ -187,32 +185,19 @@ def read_settings(args):
         size=args.size, layout=args.layout, fit=args.fit, window=args.window, volume=args.volume,
         affine=affine, affine_source=args.affine, mask=args.mask, n4=args.n4,
         crop_to_brain=args.crop == "brain", crop_margin=args.crop_margin,
-        orientation=args.orientation and args.orientation.upper(), nan_to_zero=args.nan == "zero")
+        orientation=args.orientation and args.orientation.upper(), nan_to_zero=args.nan == "zero",
+        meshnet=skull_strip.find_network(args.meshnet) if args.skull_strip else None)
 
 
 def find_cohort(args):
-    """The scans of --input, their classes and given sides; prints what was found and left out."""
-    choice = Choice(args.suffix, args.session, args.run, args.space, bool(args.affine))
-    found = scans.search(args.input, choice, args.subject_pattern, args.id_pattern,
-                         lambda cohort: preparation.masks_of(args.mask, cohort))
-    count = len(found.scans)
-    if count > manifest.MAX_VOLUMES:
-        raise UserError(f"--input {args.input}: {count} scans, more than the "
-                        f"{manifest.MAX_VOLUMES} that a manifest holds; split the cohort")
-    left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(found.left_out.items()))
-    found.notes.append(f"--input {args.input}: {count} scans of "
-                       f"{len({scan.subject for scan in found.scans})} subjects; left out: "
-                       f"{left_out or 'nothing'}")
-    for flag, needs in (("affine", scan_formats.needs_affine),
-                        ("orientation", scan_formats.may_be_analyze)):
-        value = getattr(args, flag)
-        if value and not any(needs(scan.path) for scan in found.scans):
-            found.warnings.append(f"--{flag} {value}: not used, as every scan has its own affine")
-    known = labels.read_labels(found.scans, args.labels, args.label_column)
-    usable = [scan for scan in found.scans if scan.id not in known.unlabeled]
-    given = split.given_sides(usable, args.split_from) if usable else split.Split({})
-    report([*found.notes, *known.notes], found.warnings)
-    return Cohort(count, usable, known, given)
+    """cohort.Cohort of --input; prints what was found and left out."""
+    found = cohort.find_cohort(
+        args.input, Choice(args.suffix, args.session, args.run, args.space, bool(args.affine)),
+        subject_pattern=args.subject_pattern, id_pattern=args.id_pattern, mask=args.mask,
+        skull_strip=args.skull_strip, affine=args.affine, orientation=args.orientation,
+        label_table=args.labels, label_column=args.label_column, split_from=args.split_from)
+    report(found.notes, found.warnings)
+    return found
 
 
 def report(notes, warnings):
@@ -222,16 +207,16 @@ def report(notes, warnings):
         print(f"warning: {scans.printable(line)}", file=sys.stderr)
 
 
-def convert(args, cohort, choice, settings, existing):
+def convert(args, found, choice, settings, existing):
     """Converts the new scans and writes the data folder.
 
+    :param found: cohort.Cohort
     :param choice: data_folder.SplitChoice
     :param existing: data_folder.Existing, or None
     :return: data_folder.DataFolder; None if another job finishes it
     """
-    fresh, lines = data_folder.new_scans(cohort.usable, existing, args.output)
+    fresh, lines = data_folder.new_scans(found.usable, existing, args.output)
     report(lines, ())
-    subfolders = ("mosaics", "bias") if args.n4 else ("mosaics",)  # that scans are written into
 
     def prepare(scans_of_job, folder):
         return conversion.prepare_scans(scans_of_job, folder, settings, args.workers)
@@ -241,48 +226,26 @@ def convert(args, cohort, choice, settings, existing):
         flags = {name: str(value) for name, value in sorted(vars(args).items())
                  if name not in ("shard", "workers")}
         jobs = JobArray(args.output, *args.shard, flags)
-        jobs.prepare_part(fresh, prepare, subfolders)
+        jobs.prepare_part(fresh, prepare, settings.subfolders)
         if not jobs.is_last():
             return None
     new_folder = data_folder.added_to if existing else atomic_folder
     with new_folder(args.output) as folder:
-        for name in (*subfolders, "qc"):
+        for name in (*settings.subfolders, "qc"):
             (folder / name).mkdir()
         results = (jobs.collect if jobs else prepare)(fresh, folder) if fresh else []
-        sorted_out = data_folder.sort_results(fresh, results, cohort.labels.unlabeled)
+        sorted_out = data_folder.sort_results(fresh, results, found.labels.unlabeled)
         for reason in sorted_out.skipped.values():
             print(f"skipped: {' '.join(scans.printable(reason).split())}", file=sys.stderr)
         report(sorted_out.notes, ())
         if not (sorted_out.prepared or existing):
-            raise UserError(f"--input {args.input}: none of {cohort.count} scans could be used; "
+            raise UserError(f"--input {args.input}: none of {found.count} scans could be used; "
                             "each is named above")
-        written = data_folder.write(folder, settings, sorted_out, cohort.labels, choice,
+        written = data_folder.write(folder, settings, sorted_out, found.labels, choice,
                                     existing)
     if jobs:
         jobs.remove_parts()
     return written
-
-
-def print_summary(output, written):
-    """What was written, and the warnings about it."""
-    header, entries, odd = written.header, written.entries, written.odd
-    report(written.notes, written.warnings)
-    side = mosaic.mosaic_side(header["size"], header["layout"])
-    count = Counter(entry["split"] for entry in entries)
-    counted = ", ".join(f"{count[name]} {name}" for name in manifest.SPLITS
-                        if count[name] or name != "val")
-    subjects = len({entry["subject"] for entry in entries})
-    voxel_sizes = geometry.voxel_sizes(header["affine"])
-    print(f"{scans.printable(output)}: {len(entries)} mosaics of {side} x {side} ({counted}, "
-          f"{subjects} subjects, {len(header['classes'])} classes), voxels "
-          f"{' x '.join(f'{size:.3g}' for size in voxel_sizes)} mm")
-    if quality_control.is_mostly_coarse(entries):
-        print(f"warning: most scans have voxels of {quality_control.COARSE_VOXEL_MM:g} mm or more; "
-              "are they anatomical?", file=sys.stderr)
-    report((), odd[:PRINTED_WARNINGS])
-    named = f" ({PRINTED_WARNINGS} named above)" if len(odd) > PRINTED_WARNINGS else ""
-    print(f"{scans.printable(output)}/qc: {len(odd)} of {len(entries)} scans are odd{named}; look "
-          "at the contact sheets, starting with page-001.png")
 
 
 def main():
@@ -293,14 +256,14 @@ def main():
     existing = None if args.shard else data_folder.read_existing(args.output, settings)
     if existing is None:
         require_new_folder(args.output)
-    cohort = find_cohort(args)
-    choice = data_folder.SplitChoice(ratio, args.seed, cohort.given, args.stratify)
-    written = convert(args, cohort, choice, settings, existing)
+    found = find_cohort(args)
+    choice = data_folder.SplitChoice(ratio, args.seed, found.given, args.stratify)
+    written = convert(args, found, choice, settings, existing)
     if written is None:
         return 0
-    print_summary(args.output, written)
+    report(*data_folder.summary(args.output, written))
     if written.skipped:
-        print(f"{len(written.skipped)} of {cohort.count} scans skipped, as named above",
+        print(f"{len(written.skipped)} of {found.count} scans skipped, as named above",
               file=sys.stderr)
         return 1
     return 0

@@ -1,11 +1,13 @@
 """One scan -> mosaic on disk, and a cube back onto its scan's grid; many scans in processes."""
 import contextlib
 import ctypes
+import functools
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from mri import (
     geometry,
     intensity,
     manifest,
+    meshnet,
     mosaic,
     mosaic_files,
     nifti,
@@ -22,6 +25,7 @@ from mri import (
     scan_formats,
     scan_volume,
     scans,
+    skull_strip,
 )
 from utils.errors import UserError
 from utils.progress import progress
@@ -47,6 +51,12 @@ class Settings:
     crop_margin: float = 0.0      # mm
     orientation: str | None = None  # of the axes of Analyze 7.5 files
     nan_to_zero: bool = False
+    meshnet: Path | None = None   # folder of the network for --skull-strip
+
+    @property
+    def subfolders(self):
+        """Folders that files of each scan are written into."""
+        return ("mosaics", *(("bias",) if self.n4 else ()), *(("masks",) if self.meshnet else ()))
 
 
 @dataclass(frozen=True)
@@ -63,14 +73,15 @@ class SkippedScan:
     is_scan: bool = True
 
 
-def prepare_scan(scan, folder, settings):
-    """Converts a scan, and writes its mosaic, and its bias field if asked for, into a folder.
+def prepare_scan(scan, folder, settings, threads=1):
+    """Converts a scan, and writes its mosaic into a folder; if asked for, bias field and mask, too.
 
     What is undone again by `restore`.
 
     :param scan: Scan
-    :param folder: with subfolders mosaics, and bias for N4
+    :param folder: with the subfolders of the settings
     :param settings: Settings
+    :param threads: of the skull strip
     :return: PreparedScan or SkippedScan
     """
     try:
@@ -83,7 +94,7 @@ def prepare_scan(scan, folder, settings):
         ras, affine = geometry.to_ras(source.array, source.affine)
         masked = quality_control.is_masked(ras)
         entry = _source_entry(scan, source, settings.volume)
-        ras, affine = _prepare(ras, affine, scan, entry, folder, settings)
+        ras, affine = _prepare(ras, affine, scan, entry, folder, settings, threads)
         window = intensity.intensity_window(ras, settings.window)
         entry["window"] = list(window)
         cube = geometry.to_cube(ras, affine, settings.size, settings.fit, outside=window[0])
@@ -137,8 +148,8 @@ def _source_entry(scan, source, volume):
     return entry
 
 
-def _prepare(ras, affine, scan, entry, folder, settings):
-    """Bias correction, mask and crop, as asked for; recorded in the entry.
+def _prepare(ras, affine, scan, entry, folder, settings, threads):
+    """Bias correction, mask or skull strip, and crop, as asked for; recorded in the entry.
 
     :return: the prepared array and its affine
     """
@@ -157,6 +168,8 @@ def _prepare(ras, affine, scan, entry, folder, settings):
             entry["n4_shift"] = shift
         nifti.write_nifti(manifest.bias_path(folder, scan.id), bias,
                           geometry.grid_over(ras.shape, affine, bias.shape))
+    if settings.meshnet and mask is None:
+        mask = _strip(ras, affine, scan, entry, folder, settings, threads)
     if mask is not None:
         ras = preparation.apply_mask(ras, mask)
     if settings.crop_to_brain:
@@ -167,23 +180,46 @@ def _prepare(ras, affine, scan, entry, folder, settings):
     return ras, affine
 
 
+def _strip(ras, affine, scan, entry, folder, settings, threads):
+    """The brain's mask by the network; written on the scan's own grid, recorded in the entry."""
+    mask = skull_strip.brain_mask(ras, affine, network_in(settings.meshnet), threads)
+    volume = skull_strip.volume_ml(mask, affine)
+    entry["skull_strip"] = True
+    entry["brain_ml"] = round(volume, 1)
+    warning = skull_strip.volume_warning(volume)
+    if warning:
+        entry["warnings"] = [*entry.get("warnings", ()), warning]
+    own_affine = np.array(entry["affine"])
+    own_mask = geometry.from_ras(mask, own_affine).astype(np.uint8) * 255    # that readers see as 1
+    nifti.write_nifti(manifest.mask_path(folder, scan.id), own_mask, own_affine,
+                      entry.get("codes", (1, 1)), "brain mask")
+    return mask
+
+
+@functools.cache
+def network_in(folder):
+    """The network of a folder, read once in a process; see `meshnet.load`."""
+    return meshnet.load(folder)
+
+
 # -------------------------------------------------------------------------------------- processes
 
 def prepare_scans(cohort, folder, settings, workers):
     """Runs `prepare_scan` over scans, with progress.
 
     :param cohort: list of Scan
-    :param workers: number of processes, of one thread each
+    :param workers: number of processes, of one thread each but for the skull strip of few scans
     :return: list of PreparedScan and SkippedScan in the order of the scans
     :raises UserError: a process was killed
     """
+    threads = max(1, workers // max(1, len(cohort)))   # where there are more cores than scans
     if workers == 1:
         _start_worker()
         return [prepare_scan(scan, folder, settings) for scan in progress(cohort, "scans")]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         try:
-            jobs = [pool.submit(prepare_scan, scan, folder, settings) for scan in cohort]
+            jobs = [pool.submit(prepare_scan, scan, folder, settings, threads) for scan in cohort]
             return [job.result() for job in progress(jobs, "scans")]
         except BrokenProcessPool:
             raise UserError("--workers: a worker was killed, likely out of memory; "

@@ -12,6 +12,7 @@ from mri import (
     conversion,
     geometry,
     manifest,
+    meshnet,
     mosaic,
     mosaic_files,
     preparation,
@@ -24,6 +25,7 @@ from utils import leftovers
 from utils.errors import UserError
 
 ONE_CLASS = "all"            # name of the class where no labels are given
+PRINTED_WARNINGS = 20        # about odd scans; the others are in qc.tsv
 COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
 
 
@@ -115,6 +117,33 @@ def write(folder, settings, results, labels, choice, existing=None):
     return DataFolder(header, entries, results.skipped, odd, notes, warnings)
 
 
+def summary(output, written):
+    """What was written, and the warnings about it, for a person.
+
+    :param output: Path of the data folder
+    :param written: DataFolder
+    :return: lines, warnings
+    """
+    header, entries, odd = written.header, written.entries, written.odd
+    side = mosaic.mosaic_side(header["size"], header["layout"])
+    count = Counter(entry["split"] for entry in entries)
+    counted = ", ".join(f"{count[name]} {name}" for name in manifest.SPLITS
+                        if count[name] or name != "val")
+    subjects = len({entry["subject"] for entry in entries})
+    sizes = " x ".join(f"{size:.3g}" for size in geometry.voxel_sizes(header["affine"]))
+    named = f" ({PRINTED_WARNINGS} named above)" if len(odd) > PRINTED_WARNINGS else ""
+    lines = [*written.notes,
+             f"{output}: {len(entries)} mosaics of {side} x {side} ({counted}, {subjects} "
+             f"subjects, {len(header['classes'])} classes), voxels {sizes} mm",
+             f"{output}/qc: {len(odd)} of {len(entries)} scans are odd{named}; look at the "
+             "contact sheets, starting with page-001.png"]
+    warnings = list(written.warnings)
+    if quality_control.is_mostly_coarse(entries):
+        warnings.append(f"most scans have voxels of {quality_control.COARSE_VOXEL_MM:g} mm or "
+                        "more; are they anatomical?")
+    return lines, [*warnings, *odd[:PRINTED_WARNINGS]]
+
+
 def make_header(settings, entries, class_names):
     """The manifest's header: the geometry of the cohort, and how it was prepared."""
     grids = [preparation.prepared_grid(entry) for entry in entries]
@@ -136,8 +165,10 @@ def preparations_of(settings):
     """
     version = f"SimpleITK {preparation.load_n4().Version_VersionString()}" if settings.n4 else None
     crop = "brain" if settings.crop_to_brain else None
+    network = meshnet.fingerprint(settings.meshnet) if settings.meshnet else None
     values = {
-        "volume": settings.volume, "mask": settings.mask, "n4": version, "crop": crop,
+        "volume": settings.volume, "mask": settings.mask, "n4": version,
+        "skull_strip": network, "crop": crop,
         "crop_margin": settings.crop_margin if crop else None, "affine": settings.affine_source,
         "orientation": settings.orientation, "nan": "zero" if settings.nan_to_zero else None}
     return {key: value for key, value in values.items() if value is not None}
@@ -292,7 +323,7 @@ def added_to(output):
     leftovers.claim(temporary)
     try:
         yield temporary
-        for name in ("mosaics", "bias", "qc"):
+        for name in ("mosaics", "bias", "masks", "qc"):
             if (temporary / name).is_dir():
                 (output / name).mkdir(exist_ok=True)
                 for path in sorted((temporary / name).iterdir()):

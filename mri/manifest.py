@@ -13,9 +13,12 @@
                       n4_shift  what was added to the intensities to estimate that field
                       crop      [[start, stop], …] in the source's RAS array, voxels
                       outside   intensity around the crop
+                      skull_strip  true: masked by the mask in masks/
+                      brain_ml  volume of that mask, ml
 
     mosaics/ID.png  8-bit RGB, lossless
     bias/ID.nii.gz  logarithm of the bias field that --n4 removed, coarse
+    masks/ID.nii.gz  brain mask of --skull-strip, on the source's grid
     qc/             contact sheets and qc.tsv
 
 A samples folder has samples.json instead, with the same header and no volumes, so that a mosaic can
@@ -52,6 +55,11 @@ _CHECK_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 def bias_path(folder, volume_id):
     """Where a data folder holds the logarithm of a volume's bias field."""
     return Path(folder) / "bias" / f"{volume_id}.nii.gz"
+
+
+def mask_path(folder, volume_id):
+    """Where a data folder holds the brain mask that the skull strip of a volume made."""
+    return Path(folder) / "masks" / f"{volume_id}.nii.gz"
 
 
 def write_manifest(folder, header, entries):
@@ -186,6 +194,8 @@ def _bad_entry_key(entry, class_count):
         "n4_shift": _is_number,
         "crop": lambda box: _is_crop(box, max(entry["shape"])),
         "outside": _is_number,
+        "skull_strip": lambda value: isinstance(value, bool),
+        "brain_ml": _is_number,
     }
     bad_key = _first_bad_key(entry, required)
     if bad_key:

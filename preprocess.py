@@ -9,7 +9,7 @@
     python preprocess.py --input heads/ --mask 'masks/{id}_mask.nii.gz' --n4 --crop brain \\
         --fit pad --output data/heads
 
-    python preprocess.py --input heads/ --skull-strip --n4 --crop brain --output data/brains
+    python preprocess.py --input heads/ --recipe paper --output data/brains
 
 Each scan is brought to RAS order, resampled to a cube over the same field of view, mapped from a
 window between two percentiles of its intensities to 8 bits, and laid out as a mosaic. A scan that
@@ -31,6 +31,8 @@ from mri import (
     mosaic,
     mosaic_files,
     preparation,
+    recipes,
+    registration,
     scan_formats,
     scans,
     skull_strip,
@@ -39,7 +41,7 @@ from mri import (
 from mri.job_array import JobArray
 from mri.scan_search import Choice
 from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder
-from utils.flags import CPU_CORES, make_parser, non_negative, shard, whole_number
+from utils.flags import CPU_CORES, make_parser, non_negative, positive, shard, whole_number
 
 
 def parse_args():
@@ -72,6 +74,8 @@ def parse_args():
     g.add_argument("--shard", type=shard, metavar="I/N",
                    help="convert part I of N only, counted from 1, as one task of a job array; the "
                    "last task to finish writes --output; by default all scans are converted")
+    # what a recipe sets is the default of the other flags
+    p.set_defaults(**recipes.RECIPES.get(p.parse_args().recipe, {}))
     return p.parse_args()
 
 
@@ -149,6 +153,22 @@ def add_volume_flags(p):
                    help="brain: keep the box around the mask, or around a skull-stripped brain")
     g.add_argument("--crop-margin", type=non_negative, default=5.0, metavar="MM",
                    help="margin that --crop brain keeps around the brain, mm")
+    g.add_argument("--recipe", choices=recipes.RECIPES,
+                   help="; ".join(f"{name}: the flags {recipes.expand(name)}"
+                                  for name in recipes.RECIPES)
+                   + "; by default no flag is set")
+
+    g = p.add_argument_group("registration")
+    g.add_argument("--register", choices=("none", *registration.SPACES), default="none",
+                   help="mni: bring each brain to the space of the MNI152 template by an affine "
+                   "transform; needs SimpleITK and nilearn (requirements-extra.txt), and "
+                   "--skull-strip, --mask or scans that are skull-stripped")
+    g.add_argument("--template", metavar="FILE",
+                   help="another template for --register: the scan of a skull-stripped brain, 0 "
+                   "outside; by default the MNI152 template in nilearn's package")
+    g.add_argument("--field-of-view", type=positive, nargs=3, metavar=("X", "Y", "Z"),
+                   help="extent of registered volumes, mm, placed where it holds the most of the "
+                   "template's brain; by default the template's own field of view")
 
 
 def check_args(args):
@@ -165,13 +185,29 @@ def check_args(args):
         raise UserError(f"--orientation {args.orientation}: must be three letters, one each of R "
                         "or L, A or P, S or I, such as LAS")
     if args.n4:
-        preparation.load_n4()
+        preparation.load_sitk("--n4")
     if args.skull_strip and args.mask:
         raise UserError("--skull-strip and --mask: both say where the brain is; give one of them")
     if args.meshnet and not args.skull_strip:
         raise UserError("--meshnet: is for --skull-strip; give both, or neither")
     if args.mask:
         preparation.check_mask_pattern(args.mask)
+    check_registration(args)
+
+
+def check_registration(args):
+    if args.recipe:
+        recipes.check(args.recipe, vars(args))
+    if args.register == "none":
+        for flag, value in (("--template", args.template), ("--field-of-view", args.field_of_view)):
+            if value:
+                raise UserError(f"{flag}: is for --register mni; give both, or neither")
+        return
+    preparation.load_sitk("--register")
+    if args.crop != "none":
+        raise UserError("--crop brain: registered volumes show --field-of-view; leave out --crop, "
+                        "or --register")
+    registration.load_template(args.template)
 
 
 def read_settings(args):
@@ -186,7 +222,9 @@ def read_settings(args):
         affine=affine, affine_source=args.affine, mask=args.mask, n4=args.n4,
         crop_to_brain=args.crop == "brain", crop_margin=args.crop_margin,
         orientation=args.orientation and args.orientation.upper(), nan_to_zero=args.nan == "zero",
-        meshnet=skull_strip.find_network(args.meshnet) if args.skull_strip else None)
+        meshnet=skull_strip.find_network(args.meshnet) if args.skull_strip else None,
+        space=None if args.register == "none" else args.register, template=args.template,
+        field_of_view=args.field_of_view and tuple(args.field_of_view), recipe=args.recipe)
 
 
 def find_cohort(args):
@@ -248,11 +286,21 @@ def convert(args, found, choice, settings, existing):
     return written
 
 
+def report_settings(settings):
+    """Says what a recipe stands for, and what registered volumes will show."""
+    if settings.recipe:
+        report([f"--recipe {settings.recipe}: {recipes.expand(settings.recipe)}"], ())
+    if settings.space:
+        template = registration.load_template(settings.template)
+        report([registration.describe(template, settings.field_of_view)], ())
+
+
 def main():
     args = parse_args()
     check_args(args)
     ratio = split.parse_ratio(args.split)
     settings = read_settings(args)
+    report_settings(settings)
     existing = None if args.shard else data_folder.read_existing(args.output, settings)
     if existing is None:
         require_new_folder(args.output)

@@ -6,7 +6,7 @@ import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from mri import (
     nifti,
     preparation,
     quality_control,
+    registration,
     scan_formats,
     scan_volume,
     scans,
@@ -29,6 +30,7 @@ from mri import (
 )
 from utils.errors import UserError
 from utils.progress import progress
+from utils.stopwatch import Stopwatch
 
 M_TRIM_THRESHOLD = -1           # of <malloc.h>
 M_MMAP_MAX = -4
@@ -52,6 +54,10 @@ class Settings:
     orientation: str | None = None  # of the axes of Analyze 7.5 files
     nan_to_zero: bool = False
     meshnet: Path | None = None   # folder of the network for --skull-strip
+    space: str | None = None      # to register to, of registration.SPACES
+    template: str | None = None   # path, or None for the space's own
+    field_of_view: tuple | None = None  # in that space, mm
+    recipe: str | None = None     # that these settings are of, for the manifest
 
     @property
     def subfolders(self):
@@ -64,6 +70,7 @@ class PreparedScan:
     """A scan whose mosaic is on disk."""
     entry: dict                   # of the manifest, without class and split
     summary: quality_control.ScanSummary
+    seconds: dict = field(default_factory=dict)   # {stage: time that it took}
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,11 @@ def prepare_scan(scan, folder, settings, threads=1):
     :param threads: of the skull strip
     :return: PreparedScan or SkippedScan
     """
+    watch = Stopwatch()
     try:
-        source = scan_formats.read_scan(scan.path, settings.volume, settings.affine,
-                                        settings.orientation, settings.nan_to_zero)
+        with watch.stage("read"):
+            source = scan_formats.read_scan(scan.path, settings.volume, settings.affine,
+                                            settings.orientation, settings.nan_to_zero)
         if scan_volume.has_few_values(source.array):
             return SkippedScan(
                 f"{scan.path}: no scan: it holds {len(np.unique(source.array))} values only, as "
@@ -94,21 +103,24 @@ def prepare_scan(scan, folder, settings, threads=1):
         ras, affine = geometry.to_ras(source.array, source.affine)
         masked = quality_control.is_masked(ras)
         entry = _source_entry(scan, source, settings.volume)
-        ras, affine = _prepare(ras, affine, scan, entry, folder, settings, threads)
-        window = intensity.intensity_window(ras, settings.window)
-        entry["window"] = list(window)
-        cube = geometry.to_cube(ras, affine, settings.size, settings.fit, outside=window[0])
-        cube = intensity.to_uint8(cube, window)
+        ras, affine, mask = _prepare(ras, affine, scan, entry, folder, settings, threads, watch)
+        if settings.space:
+            with watch.stage("register"):
+                _register(ras, affine, mask, entry, settings)
+        with watch.stage("resample"):
+            cube = _cube_of(ras, affine, entry, settings)
     except UserError as e:
         return SkippedScan(str(e) if str(scan.path) in str(e) else f"{scan.path}: {e}")
     except ValueError as e:
         return SkippedScan(f"{scan.path}: {e}; widen --window, or take it out")
-    pixels = mosaic.tile(cube, settings.layout)
-    mosaic_files.write_mosaic(mosaic_files.mosaic_path(folder, scan.id), pixels)
-    cube_affine = geometry.cube_affine(ras.shape, affine, settings.size, settings.fit)
-    summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked,
-                                        quality_control.digest_of(pixels))
-    return PreparedScan(entry, summary)
+    with watch.stage("write"):
+        pixels = mosaic.tile(cube, settings.layout)
+        mosaic_files.write_mosaic(mosaic_files.mosaic_path(folder, scan.id), pixels)
+        cube_affine = geometry.cube_affine(*preparation.prepared_grid(entry), settings.size,
+                                           settings.fit)
+        summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked,
+                                            quality_control.digest_of(pixels))
+    return PreparedScan(entry, summary, watch.seconds)
 
 
 def restore(cube, entry, fit, bias=None):
@@ -122,7 +134,14 @@ def restore(cube, entry, fit, bias=None):
     """
     affine = np.array(entry["affine"], float)
     ras = intensity.from_uint8(cube, entry["window"])
-    ras = geometry.from_cube(ras, *preparation.prepared_grid(entry), fit)
+    grid = preparation.prepared_grid(entry)
+    if "registration" in entry:
+        shape, scan_grid = geometry.ras_grid(entry["shape"], affine)
+        ras = geometry.from_grid(ras, geometry.cube_affine(*grid, cube.shape[0], fit), shape,
+                                 np.array(entry["registration"]["matrix"]) @ scan_grid,
+                                 entry["outside"])
+    else:
+        ras = geometry.from_cube(ras, *grid, fit)
     if entry.get("crop"):
         shape, _ = geometry.ras_grid(entry["shape"], affine)
         outside = entry.get("outside", entry["window"][0])
@@ -148,10 +167,10 @@ def _source_entry(scan, source, volume):
     return entry
 
 
-def _prepare(ras, affine, scan, entry, folder, settings, threads):
+def _prepare(ras, affine, scan, entry, folder, settings, threads, watch):
     """Bias correction, mask or skull strip, and crop, as asked for; recorded in the entry.
 
-    :return: the prepared array and its affine
+    :return: the prepared array, its affine, and the brain mask, or None
     """
     voxel_sizes = geometry.voxel_sizes(affine)
     mask = None
@@ -159,25 +178,34 @@ def _prepare(ras, affine, scan, entry, folder, settings, threads):
     if path is not None:
         mask = preparation.read_mask(path, ras.shape, affine)
         entry["mask"] = scans.printable(scans.real_path(path))
+        entry["brain_ml"] = round(skull_strip.volume_ml(mask, affine), 1)
     if settings.n4:
-        bias, shift = preparation.bias_field(ras, voxel_sizes, mask, threads=1)
-        ras = preparation.divide_bias(ras, bias)
-        entry["n4"] = True
-        if shift:
-            # the field was estimated on shifted intensities; the scan's own ones are divided by it
-            entry["n4_shift"] = shift
-        nifti.write_nifti(manifest.bias_path(folder, scan.id), bias,
-                          geometry.grid_over(ras.shape, affine, bias.shape))
+        with watch.stage("N4"):
+            ras = _correct_bias(ras, affine, mask, scan, entry, folder)
     if settings.meshnet and mask is None:
-        mask = _strip(ras, affine, scan, entry, folder, settings, threads)
+        with watch.stage("skull strip"):
+            mask = _strip(ras, affine, scan, entry, folder, settings, threads)
     if mask is not None:
         ras = preparation.apply_mask(ras, mask)
     if settings.crop_to_brain:
-        entry["crop"] = preparation.brain_box(ras, voxel_sizes, settings.crop_margin, mask)
+        entry["crop"] = preparation.brain_box(ras, geometry.voxel_sizes(affine),
+                                              settings.crop_margin, mask)
         entry["outside"] = preparation.border(ras)[0]
         ras = preparation.crop(ras, entry["crop"])
         affine = preparation.prepared_grid(entry)[1]
-    return ras, affine
+    return ras, affine, mask
+
+
+def _correct_bias(ras, affine, mask, scan, entry, folder):
+    """The array without its bias field, which is written and recorded in the entry."""
+    bias, shift = preparation.bias_field(ras, geometry.voxel_sizes(affine), mask, threads=1)
+    entry["n4"] = True
+    if shift:
+        # the field was estimated on shifted intensities; the scan's own ones are divided by it
+        entry["n4_shift"] = shift
+    nifti.write_nifti(manifest.bias_path(folder, scan.id), bias,
+                      geometry.grid_over(ras.shape, affine, bias.shape))
+    return preparation.divide_bias(ras, bias)
 
 
 def _strip(ras, affine, scan, entry, folder, settings, threads):
@@ -194,6 +222,40 @@ def _strip(ras, affine, scan, entry, folder, settings, threads):
     nifti.write_nifti(manifest.mask_path(folder, scan.id), own_mask, own_affine,
                       entry.get("codes", (1, 1)), "brain mask")
     return mask
+
+
+def _register(ras, affine, mask, entry, settings):
+    """Finds where a brain lies in the template's space, and records it in the entry."""
+    template = registration.load_template(settings.template)
+    if mask is None:
+        mask = registration.brain_mask(ras)
+        entry["brain_ml"] = round(skull_strip.volume_ml(mask, affine), 1)
+    found = registration.register(ras, affine, mask, template)
+    shape, grid = registration.field_of_view(template, settings.field_of_view)
+    entry["outside"] = preparation.border(ras)[0]
+    entry["registration"] = {
+        "matrix": found.matrix.tolist(), "overlap": round(found.overlap, 4),
+        "scaling": [round(factor, 4) for factor in found.scaling],
+        "shape": list(shape), "affine": grid.tolist(), "code": template.code}
+
+
+def _cube_of(ras, affine, entry, settings):
+    """The cube of a prepared scan, uint8; its window is recorded in the entry.
+
+    A registered scan is resampled once, from its own grid, and its window is that of the field of
+    view.
+    """
+    size, fit = settings.size, settings.fit
+    if settings.space:
+        matrix = np.array(entry["registration"]["matrix"])
+        grid = geometry.cube_affine(*preparation.prepared_grid(entry), size, fit)
+        cube = geometry.to_grid(ras, matrix @ affine, (size,) * 3, grid, entry["outside"])
+        window = intensity.intensity_window(cube, settings.window)
+    else:
+        window = intensity.intensity_window(ras, settings.window)
+        cube = geometry.to_cube(ras, affine, size, fit, outside=window[0])
+    entry["window"] = list(window)
+    return intensity.to_uint8(cube, window)
 
 
 @functools.cache

@@ -17,6 +17,7 @@ from mri import (
     mosaic_files,
     preparation,
     quality_control,
+    registration,
     scans,
     split,
     tables,
@@ -26,6 +27,7 @@ from utils.errors import UserError
 
 ONE_CLASS = "all"            # name of the class where no labels are given
 PRINTED_WARNINGS = 20        # about odd scans; the others are in qc.tsv
+UNCOMPARED_KEYS = {"recipe"}  # a name for other settings, which are compared
 COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
 
 
@@ -163,12 +165,19 @@ def preparations_of(settings):
 
     :param settings: conversion.Settings
     """
-    version = f"SimpleITK {preparation.load_n4().Version_VersionString()}" if settings.n4 else None
+    n4 = register = None
+    if settings.n4 or settings.space:
+        version = f"SimpleITK {preparation.load_sitk().Version_VersionString()}"
+        n4 = version if settings.n4 else None
+        register = f"{settings.space} by {version}" if settings.space else None
+    template = registration.load_template(settings.template).name if settings.space else None
     crop = "brain" if settings.crop_to_brain else None
     network = meshnet.fingerprint(settings.meshnet) if settings.meshnet else None
     values = {
-        "volume": settings.volume, "mask": settings.mask, "n4": version,
-        "skull_strip": network, "crop": crop,
+        "volume": settings.volume, "mask": settings.mask, "n4": n4, "skull_strip": network,
+        "register": register, "template": template,
+        "field_of_view": settings.field_of_view and list(settings.field_of_view),
+        "recipe": settings.recipe, "crop": crop,
         "crop_margin": settings.crop_margin if crop else None, "affine": settings.affine_source,
         "orientation": settings.orientation, "nan": "zero" if settings.nan_to_zero else None}
     return {key: value for key, value in values.items() if value is not None}
@@ -240,7 +249,7 @@ def read_existing(folder, settings):
     wanted = {"size": settings.size, "layout": settings.layout, "fit": settings.fit,
               "window_percentiles": list(settings.window), **preparations_of(settings)}
     made_with = {**{key: header[key] for key in COMPARED_KEYS}, **header.get("preparation", {})}
-    for key in sorted(wanted.keys() | made_with.keys()):
+    for key in sorted((wanted.keys() | made_with.keys()) - UNCOMPARED_KEYS):
         if wanted.get(key) != made_with.get(key):
             raise UserError(
                 f"--output {folder}: exists already, a data folder made with other settings ({key} "

@@ -14,7 +14,11 @@
                       crop      [[start, stop], …] in the source's RAS array, voxels
                       outside   intensity around the crop
                       skull_strip  true: masked by the mask in masks/
-                      brain_ml  volume of that mask, ml
+                      brain_ml  volume of the brain mask, ml
+                      registration  {"matrix": world of the source -> world of the template, 4 x 4,
+                                mm; "overlap": Dice of the brain masks; "scaling": along three
+                                directions; "shape", "affine": of the field of view in the
+                                template's space; "code": sform code of that space}
 
     mosaics/ID.png  8-bit RGB, lossless
     bias/ID.nii.gz  logarithm of the bias field that --n4 removed, coarse
@@ -196,6 +200,7 @@ def _bad_entry_key(entry, class_count):
         "outside": _is_number,
         "skull_strip": lambda value: isinstance(value, bool),
         "brain_ml": _is_number,
+        "registration": _is_registration,
     }
     bad_key = _first_bad_key(entry, required)
     if bad_key:
@@ -254,6 +259,13 @@ def _is_crop(box, longest_axis):
         return False
     return all(_is_whole(start, 0, stop - 2) and _is_whole(stop, 2, longest_axis)
                for start, stop in box)
+
+
+def _is_registration(found):
+    return (_is_affine(found["matrix"]) and _is_shape(found["shape"])
+            and _is_affine(found["affine"]) and _is_whole(found["code"], 1, MAX_FORM_CODE)
+            and _is_number(found["overlap"]) and len(found["scaling"]) == 3
+            and all(map(_is_number, found["scaling"])))
 
 
 def _is_codes(codes):

@@ -112,11 +112,12 @@ def _mni152():
     return image.get_fdata(dtype=np.float32), image.affine
 
 
+@functools.cache
 def field_of_view(template, extent=None):
     """The grid of 1 mm over the part of a template's space that volumes show.
 
-    :param extent: (3,), mm, placed along each axis so that it keeps the most of the template's
-        brain; None: the template's own field of view
+    :param extent: tuple of 3, mm, placed along each axis where it holds the most of the
+        template's brain; None: the template's own field of view
     :return: shape (3,), affine (4, 4)
     """
     shape, affine = template.mask.shape, template.affine
@@ -148,6 +149,15 @@ def _best_start(profile, length):
     return (best[0] + best[-1]) / 2
 
 
+def describe(template, extent):
+    """What volumes will show, as a line for a person; see `field_of_view`."""
+    shape, affine = field_of_view(template, extent)
+    size = " x ".join(f"{n * mm:g}" for n, mm in zip(shape, geometry.voxel_sizes(affine)))
+    kept = 100 * kept_fraction(template, shape, affine)
+    return (f"--register: template {template.name}; the field of view, {size} mm, holds {kept:.1f} "
+            "% of its brain")
+
+
 def kept_fraction(template, shape, affine):
     """How much of a template's brain lies inside a grid over a field of view, 0…1."""
     inverse = np.linalg.inv(affine) @ template.affine
@@ -156,19 +166,6 @@ def kept_fraction(template, shape, affine):
 
 
 # ----------------------------------------------------------------------------------- registration
-
-def load_sitk():
-    """The module SimpleITK.
-
-    :raises UserError: it is not installed
-    """
-    try:
-        import SimpleITK
-    except ImportError:
-        raise UserError("--register: needs SimpleITK; pip install -r requirements-extra.txt"
-                        ) from None
-    return SimpleITK
-
 
 def brain_mask(array):
     """Which voxels of a skull-stripped scan are brain: all but the background's one value.
@@ -191,7 +188,7 @@ def register(array, affine, mask, template):
     :return: Registration
     :raises UserError: it failed, see `problem_of`
     """
-    sitk = load_sitk()
+    sitk = preparation.load_sitk("--register")
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     fixed = _template_image(template)
     moving = _work_image(array, affine, mask)
@@ -218,8 +215,8 @@ def problem_of(registration):
         return (f"it scales the brain by {smallest:.2f} to {largest:.2f}, beyond {MIN_SCALING} to "
                 f"{MAX_SCALING}")
     if registration.overlap < MIN_OVERLAP:
-        return (f"the brain overlaps with the template's by {registration.overlap:.2f} (Dice), less "
-                f"than {MIN_OVERLAP}")
+        return (f"the brain overlaps with the template's by {registration.overlap:.2f} (Dice), "
+                f"less than {MIN_OVERLAP}")
     return None
 
 

@@ -286,21 +286,12 @@ def convert(args, found, choice, settings, existing):
     return written
 
 
-def report_settings(settings):
-    """Says what a recipe stands for, and what registered volumes will show."""
-    if settings.recipe:
-        report([f"--recipe {settings.recipe}: {recipes.expand(settings.recipe)}"], ())
-    if settings.space:
-        template = registration.load_template(settings.template)
-        report([registration.describe(template, settings.field_of_view)], ())
-
-
 def main():
     args = parse_args()
     check_args(args)
     ratio = split.parse_ratio(args.split)
     settings = read_settings(args)
-    report_settings(settings)
+    report(settings.describe(), ())
     existing = None if args.shard else data_folder.read_existing(args.output, settings)
     if existing is None:
         require_new_folder(args.output)

@@ -2,6 +2,7 @@
 import contextlib
 import ctypes
 import functools
+import io
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from mri import (
+    contact_sheet,
     geometry,
     intensity,
     manifest,
@@ -22,6 +24,7 @@ from mri import (
     nifti,
     preparation,
     quality_control,
+    recipes,
     registration,
     scan_formats,
     scan_volume,
@@ -29,6 +32,7 @@ from mri import (
     skull_strip,
 )
 from utils.errors import UserError
+from utils.files import write_bytes
 from utils.progress import progress
 from utils.stopwatch import Stopwatch
 
@@ -63,6 +67,23 @@ class Settings:
     def subfolders(self):
         """Folders that files of each scan are written into."""
         return ("mosaics", *(("bias",) if self.n4 else ()), *(("masks",) if self.meshnet else ()))
+
+    def template_regions(self):
+        """See `registration.regions`; () where scans are not registered."""
+        if not self.space:
+            return ()
+        template = registration.load_template(self.template)
+        return registration.regions(template, self.field_of_view, self.size, self.fit)
+
+    def describe(self):
+        """Lines for a person: what a recipe stands for, and what registered volumes show."""
+        lines = []
+        if self.recipe:
+            lines.append(f"--recipe {self.recipe}: {recipes.expand(self.recipe)}")
+        if self.space:
+            template = registration.load_template(self.template)
+            lines.append(registration.describe(template, self.field_of_view))
+        return lines
 
 
 @dataclass(frozen=True)
@@ -119,7 +140,8 @@ def prepare_scan(scan, folder, settings, threads=1):
         cube_affine = geometry.cube_affine(*preparation.prepared_grid(entry), settings.size,
                                            settings.fit)
         summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked,
-                                            quality_control.digest_of(pixels))
+                                            quality_control.digest_of(pixels),
+                                            settings.template_regions())
     return PreparedScan(entry, summary, watch.seconds)
 
 
@@ -172,20 +194,22 @@ def _prepare(ras, affine, scan, entry, folder, settings, threads, watch):
 
     :return: the prepared array, its affine, and the brain mask, or None
     """
-    voxel_sizes = geometry.voxel_sizes(affine)
-    mask = None
+    whole, mask = ras, None
     path = preparation.find_mask(settings.mask, scan)
     if path is not None:
         mask = preparation.read_mask(path, ras.shape, affine)
         entry["mask"] = scans.printable(scans.real_path(path))
-        entry["brain_ml"] = round(skull_strip.volume_ml(mask, affine), 1)
     if settings.n4:
         with watch.stage("N4"):
             ras = _correct_bias(ras, affine, mask, scan, entry, folder)
     if settings.meshnet and mask is None:
         with watch.stage("skull strip"):
             mask = _strip(ras, affine, scan, entry, folder, settings, threads)
+    if settings.space and mask is None:
+        mask = registration.brain_mask(ras)
     if mask is not None:
+        entry["brain_ml"] = round(skull_strip.volume_ml(mask, affine), 1)
+        _write_outlined(whole, affine, mask, manifest.outline_path(folder, scan.id))
         ras = preparation.apply_mask(ras, mask)
     if settings.crop_to_brain:
         entry["crop"] = preparation.brain_box(ras, geometry.voxel_sizes(affine),
@@ -194,6 +218,15 @@ def _prepare(ras, affine, scan, entry, folder, settings, threads, watch):
         ras = preparation.crop(ras, entry["crop"])
         affine = preparation.prepared_grid(entry)[1]
     return ras, affine, mask
+
+
+def _write_outlined(array, affine, mask, path):
+    """Writes a picture of a scan with the outline of its brain mask."""
+    picture = contact_sheet.outlined(array, geometry.voxel_sizes(affine), mask)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    path.parent.mkdir(exist_ok=True)
+    write_bytes(path, buffer.getvalue())
 
 
 def _correct_bias(ras, affine, mask, scan, entry, folder):
@@ -213,7 +246,6 @@ def _strip(ras, affine, scan, entry, folder, settings, threads):
     mask = skull_strip.brain_mask(ras, affine, network_in(settings.meshnet), threads)
     volume = skull_strip.volume_ml(mask, affine)
     entry["skull_strip"] = True
-    entry["brain_ml"] = round(volume, 1)
     warning = skull_strip.volume_warning(volume)
     if warning:
         entry["warnings"] = [*entry.get("warnings", ()), warning]
@@ -227,9 +259,6 @@ def _strip(ras, affine, scan, entry, folder, settings, threads):
 def _register(ras, affine, mask, entry, settings):
     """Finds where a brain lies in the template's space, and records it in the entry."""
     template = registration.load_template(settings.template)
-    if mask is None:
-        mask = registration.brain_mask(ras)
-        entry["brain_ml"] = round(skull_strip.volume_ml(mask, affine), 1)
     found = registration.register(ras, affine, mask, template)
     shape, grid = registration.field_of_view(template, settings.field_of_view)
     entry["outside"] = preparation.border(ras)[0]

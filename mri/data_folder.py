@@ -46,6 +46,7 @@ class Existing:
     header: dict
     entries: list
     summaries: list          # ScanSummary of each
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,16 @@ def write(folder, settings, results, labels, choice, existing=None):
     _set_splits(entries, kept, twins, choice, names, notes, warnings)
     header = make_header(settings, entries, names)
     manifest.write_manifest(folder, header, entries)
-    odd = quality_control.write(folder / "qc", entries, summaries, results.skipped)
+    folders = [folder, existing.folder] if existing else [folder]
+    pictures = [_picture_of(entry["id"], folders) for entry in entries]
+    odd = quality_control.write(folder / "qc", entries, summaries, results.skipped, pictures)
     return DataFolder(header, entries, results.skipped, odd, notes, warnings)
+
+
+def _picture_of(scan_id, folders):
+    """Path of a scan's outlined picture in the first folder that has it, or None."""
+    paths = [manifest.outline_path(folder, scan_id) for folder in folders]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def summary(output, written):
@@ -257,7 +266,8 @@ def read_existing(folder, settings):
                 "name a new folder")
     masked = _masked_in_table(folder / "qc" / quality_control.TABLE_NAME)
     return Existing(header, entries,
-                    [_summarize(folder, header, entry, masked) for entry in entries])
+                    [_summarize(folder, header, entry, masked, settings.template_regions())
+                     for entry in entries], folder)
 
 
 def _masked_in_table(path):
@@ -269,7 +279,7 @@ def _masked_in_table(path):
         return {}
 
 
-def _summarize(folder, header, entry, masked):
+def _summarize(folder, header, entry, masked, regions):
     """The ScanSummary of a volume that was prepared before."""
     path = mosaic_files.mosaic_path(folder, entry["id"])
     pixels = mosaic_files.read_mosaic(path, header)
@@ -280,7 +290,7 @@ def _summarize(folder, header, entry, masked):
     if was_masked is None:
         was_masked = quality_control.is_masked(cube)
     return quality_control.summarize(cube, geometry.voxel_sizes(affine), was_masked,
-                                     quality_control.digest_of(pixels))
+                                     quality_control.digest_of(pixels), regions)
 
 
 def new_scans(cohort, existing, output):
@@ -332,7 +342,7 @@ def added_to(output):
     leftovers.claim(temporary)
     try:
         yield temporary
-        for name in ("mosaics", "bias", "masks", "qc"):
+        for name in ("mosaics", "bias", "masks", "outlines", "qc"):
             if (temporary / name).is_dir():
                 (output / name).mkdir(exist_ok=True)
                 for path in sorted((temporary / name).iterdir()):

@@ -23,6 +23,7 @@
     mosaics/ID.png  8-bit RGB, lossless
     bias/ID.nii.gz  logarithm of the bias field that --n4 removed, coarse
     masks/ID.nii.gz  brain mask of --skull-strip, on the source's grid
+    outlines/ID.png the scan with the outline of its brain mask, where it has one
     qc/             contact sheets and qc.tsv
 
 A samples folder has samples.json instead, with the same header and no volumes, so that a mosaic can
@@ -64,6 +65,11 @@ def bias_path(folder, volume_id):
 def mask_path(folder, volume_id):
     """Where a data folder holds the brain mask that the skull strip of a volume made."""
     return Path(folder) / "masks" / f"{volume_id}.nii.gz"
+
+
+def outline_path(folder, volume_id):
+    """Where a data folder holds the picture of a scan with the outline of its brain mask."""
+    return Path(folder) / "outlines" / f"{volume_id}.png"
 
 
 def write_manifest(folder, header, entries):

@@ -21,7 +21,7 @@ from utils.files import write_text
 
 TABLE_NAME = "qc.tsv"
 COLUMNS = ("id", "page", "shape", "spacing_mm", "orientation", "window", "background", "mean",
-           "masked", "warnings")
+           "masked", "brain_ml", "overlap", "scaling", "warnings")
 MASKED_BORDER_FRACTION = 0.9      # of a masked scan's border that has one value
 MASKED_BACKGROUND_FRACTION = 0.3  # of a masked scan's voxels that have it
 BACKGROUND_LEVELS = 12            # around the border's level that count as background
@@ -41,7 +41,7 @@ SMALL_CUBE_SIZE = 12              # side of the cube that is compared with the c
 @dataclass(frozen=True)
 class ScanSummary:
     """What the table and the contact sheets need of one prepared scan; 40 kB."""
-    views: list              # axial, coronal and sagittal center slices, (rows, columns) uint8
+    views: list              # axial, coronal and sagittal center slices: contact_sheet.views
     level: float             # most common level of the border
     background: float        # fraction of the cube
     mean: float              # level of what is not background
@@ -67,13 +67,14 @@ def digest_of(pixels):
     return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
-def summarize(cube, voxel_sizes, masked, digest=""):
+def summarize(cube, voxel_sizes, masked, digest="", regions=()):
     """The ScanSummary of a prepared scan.
 
     :param cube: (D, D, D) uint8, RAS
     :param voxel_sizes: of the cube, (3,), mm
     :param masked: `is_masked` of the source
     :param digest: `digest_of` its mosaic
+    :param regions: arrays of the cube's shape, of a template, whose edges are drawn
     """
     level, _ = preparation.border(cube)
     levels = np.arange(256)
@@ -83,7 +84,7 @@ def summarize(cube, voxel_sizes, masked, digest=""):
     counts[abs(levels - level) <= BACKGROUND_LEVELS] = 0
     foreground = max(1, counts.sum())
     return ScanSummary(
-        views=contact_sheet.views(cube, voxel_sizes),
+        views=contact_sheet.views(cube, voxel_sizes, regions, contact_sheet.TEMPLATE_COLOR),
         level=level,
         background=1 - counts.sum() / cube.size,
         mean=float(counts @ levels / foreground),
@@ -210,16 +211,18 @@ def find_twins(ids, digests):
 
 # ----------------------------------------------------------------------------------------- output
 
-def write(folder, entries, summaries, skipped):
+def write(folder, entries, summaries, skipped, pictures):
     """Writes the contact sheets and qc.tsv into a folder.
 
     :param entries, summaries: of the scans that were used
     :param skipped: {id: reason} of the others
+    :param pictures: of each scan that was used, the path of its outlined picture, or None
     :return: "id: warnings" of each scan that has any
     """
     found = find_warnings(entries, summaries)
     ids = [entry["id"] for entry in entries]
-    contact_sheet.write_pages(folder, ids, [summary.views for summary in summaries], found)
+    contact_sheet.write_pages(folder, ids, [summary.views for summary in summaries], found,
+                              pictures)
     rows = [_row(entry, summary, lines, contact_sheet.page_number(i))
             for i, (entry, summary, lines) in enumerate(zip(entries, summaries, found))]
     for scan_id, reason in skipped.items():
@@ -235,6 +238,7 @@ def write(folder, entries, summaries, skipped):
 
 def _row(entry, summary, lines, page):
     """A row of qc.tsv."""
+    registered = entry.get("registration")
     return (
         entry["id"],
         page,
@@ -245,4 +249,7 @@ def _row(entry, summary, lines, page):
         f"{summary.background:.3f}",
         f"{summary.mean:.1f}",
         "yes" if summary.masked else "no",
+        f"{entry['brain_ml']:.0f}" if "brain_ml" in entry else "",
+        f"{registered['overlap']:.3f}" if registered else "",
+        "..".join(f"{registered['scaling'][i]:.3f}" for i in (0, -1)) if registered else "",
         "; ".join(lines))

@@ -165,6 +165,22 @@ def kept_fraction(template, shape, affine):
     return float(((voxels >= -0.5) & (voxels <= np.array(shape) - 0.5)).all(1).mean())
 
 
+@functools.cache
+def regions(template, extent, size, fit):
+    """A template's brain and the brighter half of it, on the cube of registered volumes.
+
+    For pictures: their borders are the edges of the template.
+
+    :param extent: see `field_of_view`
+    :param size, fit: of the cube
+    :return: two arrays (size, size, size), 0…1
+    """
+    grid = geometry.cube_affine(*field_of_view(template, extent), size, fit)
+    bright = template.array > np.median(template.array[template.mask])
+    return tuple(geometry.to_grid(region, template.affine, (size,) * 3, grid)
+                 for region in (template.mask, bright))
+
+
 # ----------------------------------------------------------------------------------- registration
 
 def brain_mask(array):

@@ -57,6 +57,11 @@ class Block(torch.nn.Module):
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
 
     @property
+    def channels(self):
+        """Number of channels that it makes."""
+        return self.kernel.shape[0]
+
+    @property
     def reach(self):
         """Voxels that the convolution sees beyond each side of its own."""
         return self.layer.dilation * (self.kernel.shape[-1] // 2)
@@ -81,7 +86,7 @@ class MeshNet(torch.nn.Module):
 
     @property
     def classes(self):
-        return self.blocks[-1].kernel.shape[0]
+        return self.blocks[-1].channels
 
     def forward(self, x):
         for block in self.blocks:

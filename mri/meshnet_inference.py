@@ -25,13 +25,17 @@ def infer(network, volume, finish, dtype=torch.float32):
     *hidden, last = network.blocks
     halo = max(block.reach for block in hidden)
     padded = _padded(volume.shape, 1, halo, dtype, volume.device)
-    _without_halo(padded, halo)[..., 0] = volume
-    for block in hidden:
-        raw, scale, shift = _convolve(block, padded, halo, dtype)
-        if padded.shape[-1] != raw.shape[-1]:
-            padded = _padded(volume.shape, raw.shape[-1], halo, dtype, volume.device)
-        _activate(raw, scale, shift, block, _without_halo(padded, halo))
     planes = _without_halo(padded, halo)
+    planes[..., 0] = volume
+    raw = planes
+    for block in hidden:
+        if raw is planes or raw.shape[-1] != block.channels:
+            raw = torch.empty(*volume.shape, block.channels, dtype=dtype, device=volume.device)
+        scale, shift = _convolve(block, padded, halo, raw)
+        if planes.shape[-1] != block.channels:
+            padded = _padded(volume.shape, block.channels, halo, dtype, volume.device)
+            planes = _without_halo(padded, halo)
+        _activate(raw, scale, shift, block, planes)
     done = [finish(last(_as_channels_first(planes[slab]).float())[0])
             for slab in _slabs(planes.shape)]
     return torch.cat(done)
@@ -57,19 +61,18 @@ def _as_channels_first(planes):
     return planes.permute(3, 0, 1, 2)[None]
 
 
-def _convolve(block, padded, halo, dtype):
-    """A layer's convolution, and what its instance norm multiplies and adds.
+def _convolve(block, padded, halo, raw):
+    """Writes a layer's convolution into `raw`.
 
-    :param padded: (X + 2 halo, Y, Z, C)
-    :return: (X, Y, Z, C'); scale and shift, (C') float32, or None without a norm
+    :param padded: what it takes, (X + 2 halo, Y, Z, C)
+    :param raw: (X, Y, Z, C')
+    :return: what its instance norm multiplies by and adds, (C') float32 each; None without a norm
     """
-    kernel = block.kernel.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-    bias = None if block.bias is None else block.bias.to(dtype)
-    shape = _without_halo(padded, halo).shape
-    raw = torch.empty(*shape[:3], kernel.shape[0], dtype=dtype, device=padded.device)
-    sums = torch.zeros(2, kernel.shape[0], dtype=torch.float64, device=padded.device)
+    kernel = block.kernel.to(raw.dtype).contiguous(memory_format=torch.channels_last_3d)
+    bias = None if block.bias is None else block.bias.to(raw.dtype)
+    sums = torch.zeros(2, block.channels, dtype=torch.float64, device=raw.device)
     reach = block.reach
-    for slab in _slabs(shape):
+    for slab in _slabs(raw.shape):
         seen = padded[slab.start + halo - reach:slab.stop + halo + reach]
         out = F.conv3d(_as_channels_first(seen), kernel, bias, padding=(0, reach, reach),
                        dilation=block.layer.dilation)
@@ -78,10 +81,10 @@ def _convolve(block, padded, halo, dtype):
             for plane in raw[slab]:
                 sums += _sums(plane)
     if not block.layer.is_normalized:
-        return raw, None, None
+        return None, None
     mean, square = sums / raw[..., 0].numel()
     scale = (square - mean ** 2 + NORM_EPSILON).rsqrt()
-    return raw, scale.float(), (-mean * scale).float()
+    return scale.float(), (-mean * scale).float()
 
 
 def _sums(plane):

@@ -4,9 +4,10 @@ The network sees the head at 1 mm; what it finds is brought back onto the scan's
 """
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy import ndimage
 
-from mri import geometry, meshnet
+from mri import geometry, intensity, meshnet
 from mri.meshnet_inference import infer
 from utils.errors import UserError
 from utils.files import weights_path
@@ -14,9 +15,13 @@ from utils.precision import cpu_computes_bf16
 
 NETWORK_FOLDER = "meshnet/mindgrab"   # in weights/
 BRAIN_ML = (700, 2100)                # plausible volumes of a brain, ml
+MIN_BRAIN_ML = 20                     # below which there is none
+HOLE_PROBABILITY = 0.75               # of a hole that is filled to be brain
 BRAIN_CLASS = 1                       # of the network's scores
 VOXEL_MM = 1.0                        # that the network knows
+MAX_PERCENTILE = 99.9                 # of the intensities; brighter ones are a few odd voxels
 HEAD_BLOCK = 4                        # voxels that are averaged to find the head
+HEAD_LEVEL = 0.25                     # from the mean of what is dark to that of what is bright
 HEAD_MARGIN = 8                       # voxels kept around the head
 OTSU_BINS = 200
 
@@ -38,14 +43,15 @@ def brain_mask(array, affine, network, threads=1):
     probability = np.zeros(conformed.shape, np.float32)
     probability[box] = _brain_probability(head, network, threads)
     mask = _one_solid_piece(probability > 0.5)
-    probability[~mask] = 0
-    np.maximum(probability, 0.5 + 1e-3, out=probability, where=mask)   # filled holes
+    if volume_ml(mask, np.eye(4)) < MIN_BRAIN_ML:
+        raise UserError("--skull-strip: no brain is found in it; leave the scan out, or give its "
+                        "mask by --mask")
     if conformed.shape == array.shape:
         return mask
-    found = geometry.resample(probability, array.shape, padding="border") > 0.5
-    if not found.any():
-        raise UserError("no brain is found in it; leave the scan out, or give --mask")
-    return found
+    # between the voxels' centers, the edge is where the probability is one half
+    probability[~mask] = 0
+    np.maximum(probability, HOLE_PROBABILITY, out=probability, where=mask)
+    return geometry.resample(probability, array.shape) > 0.5
 
 
 def volume_ml(mask, affine):
@@ -89,8 +95,11 @@ def head_box(array):
 
     :param array: (X, Y, Z), 1 mm
     """
-    coarse = ndimage.zoom(array, 1 / HEAD_BLOCK, order=1, grid_mode=True, mode="nearest")
-    head = _largest_piece(coarse > _otsu_threshold(coarse) / 2)
+    blocks = F.avg_pool3d(torch.from_numpy(np.ascontiguousarray(array))[None], HEAD_BLOCK,
+                          ceil_mode=True)
+    coarse = blocks[0].numpy()
+    dark, bright = _two_levels(np.minimum(coarse, np.percentile(coarse, MAX_PERCENTILE)))
+    head = _largest_piece(coarse > dark + HEAD_LEVEL * (bright - dark))
     slices = []
     for axis in range(3):
         across = tuple(other for other in range(3) if other != axis)
@@ -101,23 +110,26 @@ def head_box(array):
     return tuple(slices)
 
 
-def _otsu_threshold(array):
-    """The intensity that separates two classes best (Otsu 1979, IEEE SMC 9:62)."""
+def _two_levels(array):
+    """Means of the dark and the bright values, separated as well as possible.
+
+    Otsu 1979 (IEEE SMC 9:62): the variance between the two classes is the largest.
+    """
     counts, edges = np.histogram(array, OTSU_BINS)
-    centers = (edges[:-1] + edges[1:]) / 2
-    below = np.cumsum(counts)[:-1]
-    above = counts.sum() - below
-    sum_below = np.cumsum(counts * centers)[:-1]
-    mean_below = sum_below / np.maximum(below, 1)
-    mean_above = ((counts * centers).sum() - sum_below) / np.maximum(above, 1)
-    return edges[1 + (below * above * (mean_below - mean_above) ** 2).argmax()]
+    sums = counts * (edges[:-1] + edges[1:]) / 2
+    below, sum_below = np.cumsum(counts)[:-1], np.cumsum(sums)[:-1]    # of each threshold
+    above, sum_above = counts.sum() - below, sums.sum() - sum_below
+    dark, bright = sum_below / below, sum_above / above
+    best = (below * above * (bright - dark) ** 2).argmax()
+    return dark[best], bright[best]
 
 
 def _brain_probability(head, network, threads):
     """Probability of brain in each voxel of a head at 1 mm, float32."""
-    low, high = head.min(), head.max()
+    low, high = intensity.intensity_window(head, (0, MAX_PERCENTILE))
     dtype = torch.bfloat16 if cpu_computes_bf16() else torch.float32
-    scaled = np.ascontiguousarray(meshnet.to_lia((head - low) / (high - low)))
+    scaled = np.clip((head - np.float32(low)) / np.float32(high - low), 0, 1)
+    scaled = np.ascontiguousarray(meshnet.to_lia(scaled))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -142,6 +154,4 @@ def _largest_piece(mask):
 
 def _one_solid_piece(mask):
     """The largest connected piece, its holes filled."""
-    if not mask.any():
-        raise UserError("no brain is found in it; leave the scan out, or give --mask")
     return ndimage.binary_fill_holes(_largest_piece(mask))

@@ -25,7 +25,7 @@ def make_head(brain, affine, seed=0, face=True, noise=NOISE, bias=BIAS):
     """
     rng = np.random.default_rng(seed)
     brain = np.pad(brain.astype(np.float32), PAD_MM)
-    mask = ndimage.binary_fill_holes(brain > 0)
+    mask = ndimage.binary_fill_holes(_largest_piece(brain > 0))   # label maps have specks outside
     shift = np.eye(4)
     shift[:3, 3] = [-before for before, _ in PAD_MM]
     head = _soft_tissue(brain.shape, mask, rng, face)
@@ -39,6 +39,11 @@ def make_head(brain, affine, seed=0, face=True, noise=NOISE, bias=BIAS):
     real = head + noise * rng.standard_normal(head.shape)
     imaginary = noise * rng.standard_normal(head.shape)
     return np.hypot(real, imaginary).astype(np.float32), mask, affine @ shift
+
+
+def _largest_piece(mask):
+    pieces, _ = ndimage.label(mask)
+    return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
 
 
 def _wrap(head, mask, rng):

@@ -27,6 +27,7 @@ from mri import (
     cohort,
     conversion,
     data_folder,
+    dicom,
     geometry,
     mosaic,
     mosaic_files,
@@ -88,6 +89,13 @@ def add_input_flags(p):
                    f"Formats: {scan_formats.help_phrase()}")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
                    help="data folder to create, or one of the same settings to add scans to")
+    g.add_argument("--dicom", action="store_true",
+                   help="--input is a folder of DICOM series: convert those that are T1-weighted "
+                   "volumes, in a temporary folder (TMPDIR), by dcm2niix (on the PATH, or from "
+                   "requirements-extra.txt); by default scans are read as they are")
+    g.add_argument("--series", metavar="REGEX",
+                   help="regular expression that the SeriesDescription of DICOM series must match, "
+                   "which are then used whatever their weighting; by default T1-weighted ones are")
     g.add_argument("--suffix", metavar="NAME",
                    help="take the files whose names end in _NAME; by default T1w in a BIDS tree, "
                    "T1 in FreeSurfer's mri folders, and all files elsewhere")
@@ -154,9 +162,7 @@ def add_volume_flags(p):
     g.add_argument("--crop-margin", type=non_negative, default=5.0, metavar="MM",
                    help="margin that --crop brain keeps around the brain, mm")
     g.add_argument("--recipe", choices=recipes.RECIPES,
-                   help="; ".join(f"{name}: the flags {recipes.expand(name)}"
-                                  for name in recipes.RECIPES)
-                   + "; by default no flag is set")
+                   help=f"a set of flags. {recipes.help_phrase()}; by default none")
 
     g = p.add_argument_group("registration")
     g.add_argument("--register", choices=("none", *registration.SPACES), default="none",
@@ -192,22 +198,9 @@ def check_args(args):
         raise UserError("--meshnet: is for --skull-strip; give both, or neither")
     if args.mask:
         preparation.check_mask_pattern(args.mask)
-    check_registration(args)
-
-
-def check_registration(args):
-    if args.recipe:
-        recipes.check(args.recipe, vars(args))
-    if args.register == "none":
-        for flag, value in (("--template", args.template), ("--field-of-view", args.field_of_view)):
-            if value:
-                raise UserError(f"{flag}: is for --register mni; give both, or neither")
-        return
-    preparation.load_sitk("--register")
-    if args.crop != "none":
-        raise UserError("--crop brain: registered volumes show --field-of-view; leave out --crop, "
-                        "or --register")
-    registration.load_template(args.template)
+    recipes.check(args.recipe, vars(args))
+    registration.check_flags(args.register, args.template, args.field_of_view, args.crop)
+    dicom.check_flags(args.dicom, args.series, args.mask)
 
 
 def read_settings(args):
@@ -224,16 +217,21 @@ def read_settings(args):
         orientation=args.orientation and args.orientation.upper(), nan_to_zero=args.nan == "zero",
         meshnet=skull_strip.find_network(args.meshnet) if args.skull_strip else None,
         space=None if args.register == "none" else args.register, template=args.template,
-        field_of_view=args.field_of_view and tuple(args.field_of_view), recipe=args.recipe)
+        field_of_view=args.field_of_view and tuple(args.field_of_view), recipe=args.recipe,
+        series=(args.series or "T1-weighted") if args.dicom else None)
 
 
-def find_cohort(args):
-    """cohort.Cohort of --input; prints what was found and left out."""
+def find_cohort(args, series):
+    """cohort.Cohort of --input; prints what was found and left out.
+
+    :param series: dicom.Converted, or None
+    """
     found = cohort.find_cohort(
         args.input, Choice(args.suffix, args.session, args.run, args.space, bool(args.affine)),
         subject_pattern=args.subject_pattern, id_pattern=args.id_pattern, mask=args.mask,
-        skull_strip=args.skull_strip, affine=args.affine, orientation=args.orientation,
-        label_table=args.labels, label_column=args.label_column, split_from=args.split_from)
+        skull_strip=args.skull_strip, dicom=series, affine=args.affine,
+        orientation=args.orientation, label_table=args.labels, label_column=args.label_column,
+        split_from=args.split_from)
     report(found.notes, found.warnings)
     return found
 
@@ -256,7 +254,7 @@ def convert(args, found, choice, settings, existing):
     fresh, lines = data_folder.new_scans(found.usable, existing, args.output)
     report(lines, ())
 
-    def prepare(scans_of_job, folder):
+    def prepare_part(scans_of_job, folder):
         return conversion.prepare_scans(scans_of_job, folder, settings, args.workers)
 
     jobs = None
@@ -264,14 +262,14 @@ def convert(args, found, choice, settings, existing):
         flags = {name: str(value) for name, value in sorted(vars(args).items())
                  if name not in ("shard", "workers")}
         jobs = JobArray(args.output, *args.shard, flags)
-        jobs.prepare_part(fresh, prepare, settings.subfolders)
+        jobs.prepare_part(fresh, prepare_part, settings.subfolders)
         if not jobs.is_last():
             return None
     new_folder = data_folder.added_to if existing else atomic_folder
     with new_folder(args.output) as folder:
         for name in (*settings.subfolders, "qc"):
             (folder / name).mkdir()
-        results = (jobs.collect if jobs else prepare)(fresh, folder) if fresh else []
+        results = (jobs.collect if jobs else prepare_part)(fresh, folder) if fresh else []
         sorted_out = data_folder.sort_results(fresh, results, found.labels.unlabeled)
         for reason in sorted_out.skipped.values():
             print(f"skipped: {' '.join(scans.printable(reason).split())}", file=sys.stderr)
@@ -289,13 +287,21 @@ def convert(args, found, choice, settings, existing):
 def main():
     args = parse_args()
     check_args(args)
+    if not args.dicom:
+        return prepare(args)
+    with dicom.converted(Path(args.input), args.series, args.workers) as series:
+        return prepare(args, series)
+
+
+def prepare(args, series=None):
+    """Prepares the scans of --input, or those that its DICOM series became; the exit code."""
     ratio = split.parse_ratio(args.split)
     settings = read_settings(args)
     report(settings.describe(), ())
     existing = None if args.shard else data_folder.read_existing(args.output, settings)
     if existing is None:
         require_new_folder(args.output)
-    found = find_cohort(args)
+    found = find_cohort(args, series)
     choice = data_folder.SplitChoice(ratio, args.seed, found.given, args.stratify)
     written = convert(args, found, choice, settings, existing)
     if written is None:

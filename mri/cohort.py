@@ -17,7 +17,7 @@ class Cohort:
 
 
 def find_cohort(source, choice, *, subject_pattern=None, id_pattern=None, mask=None,
-                skull_strip=False, affine=None, orientation=None, label_table=None,
+                skull_strip=False, dicom=None, affine=None, orientation=None, label_table=None,
                 label_column=None, split_from=None):
     """The scans of --input, their classes and given sides; what was found and left out.
 
@@ -26,14 +26,20 @@ def find_cohort(source, choice, *, subject_pattern=None, id_pattern=None, mask=N
     :param subject_pattern, id_pattern: see `scans.search`
     :param mask: pattern of the masks' paths; see `preparation.mask_paths`
     :param skull_strip: whether scans without a mask are skull-stripped
+    :param dicom: dicom.Converted, what `source` became; None: it holds scans
     :param affine, orientation: what these flags say, for a warning where no scan needs them
     :param label_table, label_column: see `labels.read_labels`
     :param split_from: see `split.given_sides`
     :return: Cohort
     :raises UserError: no scans, more than a manifest holds, or labels that do not fit
     """
-    found = scans.search(source, choice, subject_pattern, id_pattern,
-                         lambda cohort: preparation.masks_of(mask, cohort))
+    def masks_of(cohort):
+        return preparation.masks_of(mask, cohort)
+
+    if dicom:
+        found = dicom.search(choice, subject_pattern, id_pattern)
+    else:
+        found = scans.search(source, choice, subject_pattern, id_pattern, masks_of)
     count = len(found.scans)
     if count > manifest.MAX_VOLUMES:
         raise UserError(f"--input {source}: {count} scans, more than the {manifest.MAX_VOLUMES} "

@@ -3,6 +3,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import json
 import multiprocessing
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -30,9 +31,10 @@ from mri import (
     scan_volume,
     scans,
     skull_strip,
+    template,
 )
 from utils.errors import UserError
-from utils.files import write_bytes
+from utils.files import write_bytes, write_text
 from utils.progress import progress
 from utils.stopwatch import Stopwatch
 
@@ -62,6 +64,7 @@ class Settings:
     template: str | None = None   # path, or None for the space's own
     field_of_view: tuple | None = None  # in that space, mm
     recipe: str | None = None     # that these settings are of, for the manifest
+    series: str | None = None     # of DICOM, that were converted, for the manifest
 
     @property
     def subfolders(self):
@@ -69,11 +72,11 @@ class Settings:
         return ("mosaics", *(("bias",) if self.n4 else ()), *(("masks",) if self.meshnet else ()))
 
     def template_regions(self):
-        """See `registration.regions`; () where scans are not registered."""
+        """See `template.regions`; () where scans are not registered."""
         if not self.space:
             return ()
-        template = registration.load_template(self.template)
-        return registration.regions(template, self.field_of_view, self.size, self.fit)
+        brain = template.load_template(self.template)
+        return template.regions(brain, self.field_of_view, self.size, self.fit)
 
     def describe(self):
         """Lines for a person: what a recipe stands for, and what registered volumes show."""
@@ -81,8 +84,8 @@ class Settings:
         if self.recipe:
             lines.append(f"--recipe {self.recipe}: {recipes.expand(self.recipe)}")
         if self.space:
-            template = registration.load_template(self.template)
-            lines.append(registration.describe(template, self.field_of_view))
+            brain = template.load_template(self.template)
+            lines.append(template.describe(brain, self.field_of_view))
         return lines
 
 
@@ -119,8 +122,8 @@ def prepare_scan(scan, folder, settings, threads=1):
                                             settings.orientation, settings.nan_to_zero)
         if scan_volume.has_few_values(source.array):
             return SkippedScan(
-                f"{scan.path}: no scan: it holds {len(np.unique(source.array))} values only, as "
-                "masks and label maps do", is_scan=False)
+                f"{scan.lasting_path}: no scan: it holds {len(np.unique(source.array))} values "
+                "only, as masks and label maps do", is_scan=False)
         ras, affine = geometry.to_ras(source.array, source.affine)
         masked = quality_control.is_masked(ras)
         entry = _source_entry(scan, source, settings.volume)
@@ -131,12 +134,16 @@ def prepare_scan(scan, folder, settings, threads=1):
         with watch.stage("resample"):
             cube = _cube_of(ras, affine, entry, settings)
     except UserError as e:
-        return SkippedScan(str(e) if str(scan.path) in str(e) else f"{scan.path}: {e}")
+        message = str(e).replace(str(scan.path), str(scan.lasting_path))
+        named = str(scan.lasting_path) in message
+        return SkippedScan(message if named else f"{scan.lasting_path}: {message}")
     except ValueError as e:
-        return SkippedScan(f"{scan.path}: {e}; widen --window, or take it out")
+        return SkippedScan(f"{scan.lasting_path}: {e}; widen --window, or take it out")
     with watch.stage("write"):
         pixels = mosaic.tile(cube, settings.layout)
         mosaic_files.write_mosaic(mosaic_files.mosaic_path(folder, scan.id), pixels)
+        if scan.sidecar:
+            _write_sidecar(scan.sidecar, manifest.sidecar_path(folder, scan.id))
         cube_affine = geometry.cube_affine(*preparation.prepared_grid(entry), settings.size,
                                            settings.fit)
         summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked,
@@ -176,7 +183,7 @@ def restore(cube, entry, fit, bias=None):
 def _source_entry(scan, source, volume):
     """What the manifest says of a scan as it was."""
     entry = {"id": scan.id, "subject": scan.subject,
-             "source": scans.printable(scans.real_path(scan.path)),
+             "source": scans.printable(scans.real_path(scan.lasting_path)),
              "shape": list(source.array.shape), "affine": source.affine.tolist(), "window": None}
     if scan.name is not None:
         entry["name"] = scan.name
@@ -229,6 +236,11 @@ def _write_outlined(array, affine, mask, path):
     write_bytes(path, buffer.getvalue())
 
 
+def _write_sidecar(sidecar, path):
+    path.parent.mkdir(exist_ok=True)
+    write_text(path, json.dumps(sidecar, indent=1) + "\n")
+
+
 def _correct_bias(ras, affine, mask, scan, entry, folder):
     """The array without its bias field, which is written and recorded in the entry."""
     bias, shift = preparation.bias_field(ras, geometry.voxel_sizes(affine), mask, threads=1)
@@ -258,14 +270,14 @@ def _strip(ras, affine, scan, entry, folder, settings, threads):
 
 def _register(ras, affine, mask, entry, settings):
     """Finds where a brain lies in the template's space, and records it in the entry."""
-    template = registration.load_template(settings.template)
-    found = registration.register(ras, affine, mask, template)
-    shape, grid = registration.field_of_view(template, settings.field_of_view)
+    brain = template.load_template(settings.template)
+    found = registration.register(ras, affine, mask, brain)
+    shape, grid = template.field_of_view(brain, settings.field_of_view)
     entry["outside"] = preparation.border(ras)[0]
     entry["registration"] = {
         "matrix": found.matrix.tolist(), "overlap": round(found.overlap, 4),
         "scaling": [round(factor, 4) for factor in found.scaling],
-        "shape": list(shape), "affine": grid.tolist(), "code": template.code}
+        "shape": list(shape), "affine": grid.tolist(), "code": brain.code}
 
 
 def _cube_of(ras, affine, entry, settings):

@@ -17,17 +17,17 @@ from mri import (
     mosaic_files,
     preparation,
     quality_control,
-    registration,
     scans,
     split,
     tables,
+    template,
 )
 from utils import leftovers
 from utils.errors import UserError
 
 ONE_CLASS = "all"            # name of the class where no labels are given
 PRINTED_WARNINGS = 20        # about odd scans; the others are in qc.tsv
-UNCOMPARED_KEYS = {"recipe"}  # a name for other settings, which are compared
+UNCOMPARED_KEYS = {"recipe", "dicom"}  # a name for other settings; where files came from
 COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
 
 
@@ -179,14 +179,15 @@ def preparations_of(settings):
         version = f"SimpleITK {preparation.load_sitk().Version_VersionString()}"
         n4 = version if settings.n4 else None
         register = f"{settings.space} by {version}" if settings.space else None
-    template = registration.load_template(settings.template).name if settings.space else None
+    brain = template.load_template(settings.template).name if settings.space else None
     crop = "brain" if settings.crop_to_brain else None
     network = meshnet.fingerprint(settings.meshnet) if settings.meshnet else None
     values = {
         "volume": settings.volume, "mask": settings.mask, "n4": n4, "skull_strip": network,
-        "register": register, "template": template,
+        "register": register, "template": brain,
         "field_of_view": settings.field_of_view and list(settings.field_of_view),
-        "recipe": settings.recipe, "crop": crop,
+        "recipe": settings.recipe, "dicom": settings.series,
+        "crop": crop,
         "crop_margin": settings.crop_margin if crop else None, "affine": settings.affine_source,
         "orientation": settings.orientation, "nan": "zero" if settings.nan_to_zero else None}
     return {key: value for key, value in values.items() if value is not None}
@@ -309,12 +310,12 @@ def new_scans(cohort, existing, output):
              f"{len(new)} scans are new"]
     same = [scan for scan in cohort if scan.id in known]
     moved = [scan.id for scan in same
-             if known[scan.id].get("source") != scans.printable(scans.real_path(scan.path))]
+             if known[scan.id].get("source") != scans.printable(scans.real_path(scan.lasting_path))]
     if moved:
         lines.append(f"{output}: {len(moved)} volumes were made from files at other paths: "
                      f"{tables.some(moved)}")
     newer = [scan.id for scan in same if _is_newer(
-        scan.path, mosaic_files.mosaic_path(output, scan.id))]
+        scan.lasting_path, mosaic_files.mosaic_path(output, scan.id))]
     if newer:
         lines.append(f"{output}: {len(newer)} scans changed after their volumes were made, which "
                      f"are kept: {tables.some(newer)}; for them, preprocess into a new folder")
@@ -342,7 +343,7 @@ def added_to(output):
     leftovers.claim(temporary)
     try:
         yield temporary
-        for name in ("mosaics", "bias", "masks", "outlines", "qc"):
+        for name in ("mosaics", "bias", "masks", "outlines", "dicom", "qc"):
             if (temporary / name).is_dir():
                 (output / name).mkdir(exist_ok=True)
                 for path in sorted((temporary / name).iterdir()):

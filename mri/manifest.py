@@ -24,6 +24,7 @@
     bias/ID.nii.gz  logarithm of the bias field that --n4 removed, coarse
     masks/ID.nii.gz  brain mask of --skull-strip, on the source's grid
     outlines/ID.png the scan with the outline of its brain mask, where it has one
+    dicom/ID.json   what dcm2niix says of the DICOM series that became the scan
     qc/             contact sheets and qc.tsv
 
 A samples folder has samples.json instead, with the same header and no volumes, so that a mosaic can
@@ -70,6 +71,11 @@ def mask_path(folder, volume_id):
 def outline_path(folder, volume_id):
     """Where a data folder holds the picture of a scan with the outline of its brain mask."""
     return Path(folder) / "outlines" / f"{volume_id}.png"
+
+
+def sidecar_path(folder, volume_id):
+    """Where a data folder holds what dcm2niix says of a scan's DICOM series."""
+    return Path(folder) / "dicom" / f"{volume_id}.json"
 
 
 def write_manifest(folder, header, entries):

@@ -19,16 +19,16 @@ RECIPES = {
 def check(name, values):
     """Checks that no flag was given that a recipe sets otherwise.
 
-    :param name: of the recipe
+    :param name: of the recipe; None: there is none to check
     :param values: {argument: value} of the command line, whose defaults are the recipe's values
     :raises UserError: names the first such flag
     """
-    for argument, value in RECIPES[name].items():
+    for argument, value in RECIPES.get(name, {}).items():
         given = values[argument]
         if given != value:
             raise UserError(f"--recipe {name}: sets {_as_flag(argument, value)}, but "
                             f"{_as_flag(argument, given)} was given; leave one of them out")
-    if values["mask"] and RECIPES[name].get("skull_strip"):
+    if name and values["mask"]:
         raise UserError(f"--recipe {name}: finds the brain itself, but --mask was given; give the "
                         f"flags that it stands for, without --skull-strip: {expand(name)}")
 
@@ -36,6 +36,11 @@ def check(name, values):
 def expand(name):
     """The flags that a recipe stands for, as on a command line."""
     return " ".join(_as_flag(argument, value) for argument, value in RECIPES[name].items())
+
+
+def help_phrase():
+    """All recipes, for --help."""
+    return "; ".join(f"{name}: {expand(name)}" for name in RECIPES)
 
 
 def _as_flag(argument, value):

@@ -5,23 +5,18 @@ fine, by SimpleITK on one thread: the same scan always gives the same matrix. Wo
 RAS, in mm, in ITK, too: both images are handed over so.
 """
 import functools
-import hashlib
 import itertools
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from mri import geometry, preparation, scan_formats
+from mri import geometry, preparation
+from mri.template import field_of_view, load_template
 from utils.errors import UserError
 
 SPACES = ("mni",)
-MNI_NAME = "MNI152NLin2009aSym"
-MNI_CODE = 4              # of NIfTI's sform and qform: MNI152
-OTHER_CODE = 2            # the same: aligned to something else
-MAX_TEMPLATE_FRACTION = 0.9  # of a template's voxels that are brain
 
 WORK_MM = 2.0             # voxels of the images that are registered
 WORK_MARGIN_MM = 10.0     # around the brain in them
@@ -42,16 +37,6 @@ MIN_SCALING = 0.7         # of the brain, along any direction
 MAX_SCALING = 1.4
 
 
-@dataclass(frozen=True, eq=False)
-class Template:
-    """A brain in a standard space."""
-    name: str               # for the manifest, with a hash of its voxels
-    code: int               # sform code of volumes in its space
-    array: np.ndarray       # (X, Y, Z) float32, RAS, 0 outside the brain
-    affine: np.ndarray      # (4, 4)
-    mask: np.ndarray        # bool, of the array's shape
-
-
 @dataclass(frozen=True)
 class Registration:
     """Where a scan lies in the template's space."""
@@ -68,121 +53,6 @@ class _WorkImage:
     affine: np.ndarray
 
 
-# ------------------------------------------------------------------------------------- the template
-
-@functools.cache
-def load_template(path=None):
-    """The template that scans are registered to.
-
-    :param path: text, a scan file that holds a skull-stripped brain: what is above 0 is the brain;
-        None: the MNI152 template in nilearn's package
-    :return: Template
-    :raises UserError: no nilearn, or a file that cannot be read or is no skull-stripped brain
-    """
-    if path is None:
-        name, code = MNI_NAME, MNI_CODE
-        array, affine = _mni152()
-    else:
-        try:
-            scan = scan_formats.read_scan(path)
-        except UserError as e:
-            raise UserError(f"--template {e}") from None
-        name, code = str(path), OTHER_CODE
-        array, affine = scan.array, scan.affine
-    array, affine = geometry.to_ras(array, affine)
-    array = np.ascontiguousarray(array, np.float32)
-    mask = ndimage.binary_fill_holes(array > 0)
-    if not 0 < mask.mean() <= MAX_TEMPLATE_FRACTION:
-        raise UserError(f"--template {path}: {100 * mask.mean():.3g} % of its voxels are above 0, "
-                        "which are taken for the brain; give a skull-stripped brain, 0 outside")
-    digest = hashlib.sha256(array.tobytes() + affine.tobytes()).hexdigest()
-    return Template(f"{name} (sha256 {digest[:12]})", code, np.where(mask, array, 0), affine, mask)
-
-
-def _mni152():
-    """Voxels and affine of the template in nilearn's package, of 1 mm; no download."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from nilearn import datasets
-            image = datasets.load_mni152_template(resolution=1)
-    except ImportError:
-        raise UserError("--register mni: the template is in nilearn's package; pip install -r "
-                        "requirements-extra.txt, or give another one by --template FILE") from None
-    return image.get_fdata(dtype=np.float32), image.affine
-
-
-@functools.cache
-def field_of_view(template, extent=None):
-    """The grid of 1 mm over the part of a template's space that volumes show.
-
-    :param extent: tuple of 3, mm, placed along each axis where it holds the most of the
-        template's brain; None: the template's own field of view
-    :return: shape (3,), affine (4, 4)
-    """
-    shape, affine = template.mask.shape, template.affine
-    sizes = geometry.voxel_sizes(affine)
-    if extent is None:
-        new_shape = tuple(int(n) for n in np.maximum(2, np.rint(np.array(shape) * sizes)))
-        return new_shape, geometry.grid_over(shape, affine, new_shape)
-    new_shape = tuple(int(n) for n in np.rint(extent))
-    to_template = np.diag([*(np.array(extent) / new_shape / sizes), 1.0])
-    for axis in range(3):
-        across = tuple(other for other in range(3) if other != axis)
-        start = _best_start(template.mask.sum(across), extent[axis] / sizes[axis])
-        to_template[axis, 3] = start + (to_template[axis, axis] - 1) / 2
-    return new_shape, affine @ to_template
-
-
-def _best_start(profile, length):
-    """Where an interval of `length` begins that holds the most of a profile, in voxels.
-
-    Between the first and the last of equally good ones.
-    """
-    if length >= len(profile):
-        return (len(profile) - length) / 2
-    cumulative = np.concatenate([[0], np.cumsum(profile)])
-    starts = np.arange(len(profile) - int(length) + 1)
-    ends = np.minimum(starts + length, len(profile))
-    kept = np.interp(ends, np.arange(len(cumulative)), cumulative) - cumulative[starts]
-    best = starts[kept == kept.max()]
-    return (best[0] + best[-1]) / 2
-
-
-def describe(template, extent):
-    """What volumes will show, as a line for a person; see `field_of_view`."""
-    shape, affine = field_of_view(template, extent)
-    size = " x ".join(f"{n * mm:g}" for n, mm in zip(shape, geometry.voxel_sizes(affine)))
-    kept = 100 * kept_fraction(template, shape, affine)
-    return (f"--register: template {template.name}; the field of view, {size} mm, holds {kept:.1f} "
-            "% of its brain")
-
-
-def kept_fraction(template, shape, affine):
-    """How much of a template's brain lies inside a grid over a field of view, 0…1."""
-    inverse = np.linalg.inv(affine) @ template.affine
-    voxels = apply_affine(inverse, np.argwhere(template.mask))
-    return float(((voxels >= -0.5) & (voxels <= np.array(shape) - 0.5)).all(1).mean())
-
-
-@functools.cache
-def regions(template, extent, size, fit):
-    """A template's brain and the brighter half of it, on the cube of registered volumes.
-
-    For pictures: their borders are the edges of the template.
-
-    :param extent: see `field_of_view`
-    :param size, fit: of the cube
-    :return: two arrays (size, size, size), 0…1
-    """
-    grid = geometry.cube_affine(*field_of_view(template, extent), size, fit)
-    bright = template.array > np.median(template.array[template.mask])
-    return tuple(geometry.to_grid(region, template.affine, (size,) * 3, grid)
-                 for region in (template.mask, bright))
-
-
-# ----------------------------------------------------------------------------------- registration
-
 def brain_mask(array):
     """Which voxels of a skull-stripped scan are brain: all but the background's one value.
 
@@ -195,12 +65,31 @@ def brain_mask(array):
     return ndimage.binary_fill_holes(mask)
 
 
+def check_flags(space, template_path, extent, crop):
+    """Checks --register and the flags beside it, and that what it needs is installed.
+
+    :param space: of --register, or "none"
+    :param template_path, extent, crop: of --template, --field-of-view and --crop
+    :raises UserError: they contradict each other, or SimpleITK or the template is missing
+    """
+    if space == "none":
+        if template_path or extent:
+            raise UserError("--template and --field-of-view: are for --register mni; give that, "
+                            "too")
+        return
+    preparation.load_sitk("--register")
+    if crop != "none":
+        raise UserError("--crop brain: registered volumes show --field-of-view; leave out --crop, "
+                        "or --register")
+    field_of_view(load_template(template_path), extent and tuple(extent))
+
+
 def register(array, affine, mask, template):
     """Finds the affine transform that brings a brain onto a template.
 
     :param array, affine: of the scan, RAS
     :param mask: bool, of the array's shape: the brain
-    :param template: Template
+    :param template: template.Template
     :return: Registration
     :raises UserError: it failed, see `problem_of`
     """

@@ -39,6 +39,13 @@ class Scan:
     label: str | None = None     # the class, likewise
     split: str | None = None     # likewise
     name: str | None = None      # of the file, where it cannot be the id
+    source: Path | None = None   # what the file was converted from, where it is temporary
+    sidecar: dict | None = None  # what the conversion says of it
+
+    @property
+    def lasting_path(self):
+        """Where the scan is found again: what the file was converted from, or the file."""
+        return self.source or self.path
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,8 @@ def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
         scans = _scans_in_list(Path(source), found)
     else:
         found = scan_search.find_files(source, choice, flag)
-        patterns = (_compiled(subject_pattern, "--subject-pattern"),
-                    _compiled(id_pattern, "--id-pattern"))
+        patterns = (compiled(subject_pattern, "--subject-pattern"),
+                    compiled(id_pattern, "--id-pattern"))
         scans = [_scan_of_path(path, source, *patterns) for path in found.paths]
         scans = _without_masks(scans, masks_of, found)
         scans = _with_safe_ids(_with_unique_ids(scans, source), found)
@@ -140,7 +147,11 @@ def _parts_below(path, source):
         return path.parts
 
 
-def _compiled(pattern, flag):
+def compiled(pattern, flag):
+    """A regular expression that a flag gives; None for None.
+
+    :raises UserError: it is none
+    """
     try:
         return None if pattern is None else re.compile(pattern)
     except re.error as e:

@@ -1,6 +1,6 @@
-"""DICOM series to NIfTI files in a temporary folder, by dcm2niix; only T1-weighted volumes are kept.
+"""DICOM series to NIfTI files in a temporary folder, by dcm2niix; T1-weighted volumes are kept.
 
-dcm2niix is described by Li et al. 2016 (J Neurosci Methods 264:47).
+The program is described by Li et al. 2016 (J Neurosci Methods 264:47).
 The temporary folder has the subfolders of the DICOM folder, so that ids, subjects and sessions are
 found in its paths as in those of other scans.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nibabel as nib
 
-from mri import scan_search, scans, subjects, t1_series
+from mri import scan_search, scans, t1_series
 from utils.errors import UserError, shorten
 from utils.files import read_json
 from utils.progress import progress
@@ -24,8 +24,9 @@ from utils.progress import progress
 FILES_LOOKED_INTO = 5      # of a folder, for DICOM
 NAME_FORMAT = "%i~%s~%j"   # of dcm2niix: PatientID, SeriesNumber, SeriesInstanceUID
 NIFTI_SUFFIX = ".nii.gz"
-PERSONAL_KEYS = re.compile(r"Patient(?!Position)|Institution|Station|Serial|Acquisition(Date)?Time$|"
-                           r"Physician|Operator|Accession|StudyID|InstanceUID|Referr")
+PERSONAL_KEYS = re.compile(
+    r"Patient(?!Position)|Institution|Station|Serial|Acquisition(Date)?Time$|Physician|Operator|"
+    r"Accession|StudyID|InstanceUID|Referr")
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,16 @@ class Converted:
         The subject is what the path names, or else the PatientID, or the first folder.
         """
         try:
-            found = scans.search(str(self.folder), choice, subject_pattern, id_pattern)
+            found = scans.search(str(self.folder), choice, subject_pattern, id_pattern,
+                                 describe=self._described)
         except UserError as e:
             raise UserError(self._in_source(str(e))) from None
-        described = [self._described(scan) for scan in found.scans]
-        no_longer = subjects.shared_prefix_note(found.scans)   # before subjects were known
-        warnings = [*self.warnings, *(line for line in found.warnings if line != no_longer),
-                    *filter(None, [subjects.shared_prefix_note(described)])]
         count = len(self.left_out)
         notes = [f"--dicom: {len(self.series)} series are used, {count} left out (--series)",
                  *self.left_out, *found.notes]
         return scans.FoundScans(
-            described, found.left_out, [self._in_source(line) for line in notes],
-            [self._in_source(line) for line in warnings])
+            found.scans, found.left_out, [self._in_source(line) for line in notes],
+            [self._in_source(line) for line in (*self.warnings, *found.warnings)])
 
     def _in_source(self, text):
         """A text in which the temporary folder has the name of the DICOM folder."""

@@ -66,7 +66,7 @@ def find_scans(source, flag="--input"):
 
 
 def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
-           masks_of=None, flag="--input"):
+           masks_of=None, flag="--input", describe=None):
     """The scans of a folder, a glob pattern, a file or a list.
 
     A list is a table with a column `path` (relative to the table), and any of COLUMNS. Otherwise
@@ -80,6 +80,7 @@ def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
     :param masks_of: function of a list of scans -> set of the real paths of their masks, which are
         left out; None: no masks
     :param flag: that named the source, for errors
+    :param describe: function of a Scan -> the Scan with what else is known of it; None: nothing is
     :return: FoundScans
     :raises UserError: no scans, two with one id, a list without the column, an id in it that cannot
         name a file, or a pattern that does not fit
@@ -99,6 +100,8 @@ def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
     if not scans:
         raise UserError(f"{flag} {source}: holds no scans; name a folder, a glob in quotes, or a "
                         ".tsv")
+    if describe:
+        scans = [describe(scan) for scan in scans]
     _check_ids(scans)
     prefix_note = subjects.shared_prefix_note(scans)
     if prefix_note:

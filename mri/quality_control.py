@@ -21,7 +21,8 @@ from utils.files import write_text
 
 TABLE_NAME = "qc.tsv"
 COLUMNS = ("id", "page", "shape", "spacing_mm", "orientation", "window", "background", "mean",
-           "masked", "brain_ml", "overlap", "scaling", "warnings")
+           "masked", "warnings")
+BRAIN_COLUMNS = ("brain_ml", "overlap", "scaling")  # before the last, where a brain was outlined
 MASKED_BORDER_FRACTION = 0.9      # of a masked scan's border that has one value
 MASKED_BACKGROUND_FRACTION = 0.3  # of a masked scan's voxels that have it
 BACKGROUND_LEVELS = 12            # around the border's level that count as background
@@ -223,22 +224,24 @@ def write(folder, entries, summaries, skipped, pictures):
     ids = [entry["id"] for entry in entries]
     contact_sheet.write_pages(folder, ids, [summary.views for summary in summaries], found,
                               pictures)
-    rows = [_row(entry, summary, lines, contact_sheet.page_number(i))
+    of_brain = BRAIN_COLUMNS if any("brain_ml" in entry for entry in entries) else ()
+    rows = [(*_row(entry, summary, contact_sheet.page_number(i)),
+             *_brain_cells(entry)[:len(of_brain)], "; ".join(lines))
             for i, (entry, summary, lines) in enumerate(zip(entries, summaries, found))]
+    columns = (*COLUMNS[:-1], *of_brain, COLUMNS[-1])
     for scan_id, reason in skipped.items():
-        rows.append((scan_id, *[""] * (len(COLUMNS) - 2), f"skipped: {reason}"))
+        rows.append((scan_id, *[""] * (len(columns) - 2), f"skipped: {reason}"))
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(COLUMNS)
+    table.writerow(columns)
     for row in sorted(rows):
         table.writerow(" ".join(str(cell).split()) for cell in row)
     write_text(Path(folder) / TABLE_NAME, printable(text.getvalue()))
     return [f"{scan_id}: {'; '.join(lines)}" for scan_id, lines in zip(ids, found) if lines]
 
 
-def _row(entry, summary, lines, page):
-    """A row of qc.tsv."""
-    registered = entry.get("registration")
+def _row(entry, summary, page):
+    """A row of qc.tsv, without what is said of the brain, and without warnings."""
     return (
         entry["id"],
         page,
@@ -248,8 +251,14 @@ def _row(entry, summary, lines, page):
         "..".join(f"{intensity:.6g}" for intensity in entry["window"]),
         f"{summary.background:.3f}",
         f"{summary.mean:.1f}",
-        "yes" if summary.masked else "no",
-        f"{entry['brain_ml']:.0f}" if "brain_ml" in entry else "",
-        f"{registered['overlap']:.3f}" if registered else "",
-        "..".join(f"{registered['scaling'][i]:.3f}" for i in (0, -1)) if registered else "",
-        "; ".join(lines))
+        "yes" if summary.masked else "no")
+
+
+def _brain_cells(entry):
+    """What a row says in BRAIN_COLUMNS."""
+    volume = f"{entry['brain_ml']:.0f}" if "brain_ml" in entry else ""
+    registered = entry.get("registration")
+    if not registered:
+        return volume, "", ""
+    low, _, high = registered["scaling"]
+    return volume, f"{registered['overlap']:.3f}", f"{low:.3f}..{high:.3f}"

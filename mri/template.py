@@ -95,16 +95,15 @@ def field_of_view(template, extent=None):
 def _best_start(profile, length):
     """Where an interval of `length` begins that holds the most of a profile, in voxels.
 
-    Between the first and the last of equally good ones.
+    Between the first and the last of equally good ones; it may reach beyond the profile.
     """
-    if length >= len(profile):
-        return (len(profile) - length) / 2
-    cumulative = np.concatenate([[0], np.cumsum(profile)])
-    starts = np.arange(len(profile) - int(length) + 1)
-    ends = np.minimum(starts + length, len(profile))
-    kept = np.interp(ends, np.arange(len(cumulative)), cumulative) - cumulative[starts]
+    margin = int(np.ceil(length))
+    cumulative = np.cumsum(np.pad(profile, (margin + 1, margin)))
+    starts = np.arange(len(profile) + margin)
+    ends = np.interp(starts + length, np.arange(len(cumulative)), cumulative)
+    kept = ends - cumulative[starts]
     best = starts[kept == kept.max()]
-    return (best[0] + best[-1]) / 2
+    return (best[0] + best[-1]) / 2 - margin
 
 
 def describe(template, extent):

@@ -27,7 +27,8 @@ def write_series(folder, patient="003_S_0907", number=2, slices=SHAPE[2], seed=0
                  **fields):
     """Writes one series, a file per slice.
 
-    :return: voxels (columns, rows, slices), affine in RAS by the DICOM standard's equation C.7.6.2.1
+    :return: voxels (columns, rows, slices); affine in RAS, by equation C.7.6.2.1-1 of the DICOM
+        standard
     """
     folder.mkdir(parents=True, exist_ok=True)
     array = np.random.default_rng(seed).integers(0, 1000, (*SHAPE[:2], slices))
@@ -50,8 +51,9 @@ def write_series(folder, patient="003_S_0907", number=2, slices=SHAPE[2], seed=0
         d.PixelData = np.ascontiguousarray(array[:, :, k].T.astype("<u2")).tobytes()
         for name, value in fields.items():
             setattr(d, name, value)
-        d.save_as(folder / f"IM{k:04d}", implicit_vr=False, little_endian=True,
-                  enforce_file_format=True)
+        d.file_meta = pydicom.dataset.FileMetaDataset()
+        d.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        d.save_as(folder / f"IM{k:04d}", enforce_file_format=True)
     affine = np.eye(4)
     affine[:3, :3] = np.array(AXES).T * SPACING
     affine[:3, 3] = ORIGIN

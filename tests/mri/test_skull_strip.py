@@ -11,7 +11,7 @@ import pytest
 from example_scans import ORIENTATIONS, head, oblique, turned
 from helpers import AFFINE, SHARED, error_line, save_nifti, script
 from small_meshnets import brightness_network, random_meshnet
-from synthetic_heads import dice
+from synthetic_heads import dice, make_head
 
 from mri import geometry, manifest, meshnet, mosaic_files, skull_strip
 from utils.errors import UserError
@@ -277,3 +277,45 @@ def test_the_network_is_looked_for_in_weights(tmp_path, monkeypatch):
     assert skull_strip.find_network() == beside
     brightness_network(tmp_path / "weights" / "meshnet" / "mindgrab")
     assert skull_strip.find_network().resolve() == tmp_path / "weights" / "meshnet" / "mindgrab"
+
+
+# --------------------------------------------------------------------------- the published network
+
+def cohort_head(number, **choices):
+    """A head around a brain of the cohort; its mask; their affine."""
+    image = nib.load(COHORT / f"sub-{number:02d}_T1w.nii.gz")
+    return make_head(image.get_fdata(), image.affine, seed=number, **choices)
+
+
+def regridded(head_array, mask, affine, voxel_sizes):
+    """The same head with voxels of another size, mm."""
+    shape = np.rint(np.array(head_array.shape) / voxel_sizes).astype(int)
+    on_new_grid = (geometry.resample(array, shape)
+                   for array in (head_array, mask.astype(np.float32)))
+    scan, soft_mask = on_new_grid
+    return scan, soft_mask > 0.5, geometry.grid_over(head_array.shape, affine, shape)
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 15))
+def test_brains_are_found_in_heads(number):
+    scan, mask, affine = cohort_head(number)
+    found = skull_strip.brain_mask(scan, affine, meshnet.load(MINDGRAB), threads=2)
+    assert dice(found, mask) > 0.95
+    assert skull_strip.volume_warning(skull_strip.volume_ml(found, affine)) is None
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("voxel_sizes, choices", [
+    ((0.5, 0.5, 0.5), {}),                   # 7 T
+    ((1, 1, 5), {}),                         # thick slices
+    ((1.5, 1.5, 1.5), {"face": False}),      # defaced
+    ((1, 1, 1), {"noise": 15}),
+    ((1, 1, 1), {"bias": 0.6}),
+], ids=["0.5 mm", "5 mm slices", "defaced", "noise", "bias"])
+def test_brains_are_found_in_unusual_heads(voxel_sizes, choices):
+    scan, mask, affine = regridded(*cohort_head(3, **choices), np.array(voxel_sizes))
+    found = skull_strip.brain_mask(scan, affine, meshnet.load(MINDGRAB), threads=2)
+    assert dice(found, mask) > 0.95

@@ -159,6 +159,10 @@ def _prepare(ras, affine, scan, entry, folder, settings, threads):
     if path is not None:
         mask = preparation.read_mask(path, ras.shape, affine)
         entry["mask"] = scans.printable(scans.real_path(path))
+    elif settings.meshnet:
+        mask = skull_strip.mask_of_stripped(ras, affine)
+        if mask is not None:
+            entry["warnings"] = [*entry.get("warnings", ()), skull_strip.STRIPPED_WARNING]
     if settings.n4:
         bias, shift = preparation.bias_field(ras, voxel_sizes, mask, threads=1)
         ras = preparation.divide_bias(ras, bias)
@@ -168,8 +172,11 @@ def _prepare(ras, affine, scan, entry, folder, settings, threads):
             entry["n4_shift"] = shift
         nifti.write_nifti(manifest.bias_path(folder, scan.id), bias,
                           geometry.grid_over(ras.shape, affine, bias.shape))
-    if settings.meshnet and mask is None:
-        mask = _strip(ras, affine, scan, entry, folder, settings, threads)
+    if settings.meshnet and path is None:
+        if mask is None:
+            network = network_in(settings.meshnet)
+            mask = skull_strip.brain_mask(ras, affine, network, threads)
+        _write_mask(mask, affine, scan, entry, folder)
     if mask is not None:
         ras = preparation.apply_mask(ras, mask)
     if settings.crop_to_brain:
@@ -180,9 +187,8 @@ def _prepare(ras, affine, scan, entry, folder, settings, threads):
     return ras, affine
 
 
-def _strip(ras, affine, scan, entry, folder, settings, threads):
-    """The brain's mask by the network; written on the scan's own grid, recorded in the entry."""
-    mask = skull_strip.brain_mask(ras, affine, network_in(settings.meshnet), threads)
+def _write_mask(mask, affine, scan, entry, folder):
+    """Writes the mask of the skull strip on the scan's own grid; recorded in the entry."""
     volume = skull_strip.volume_ml(mask, affine)
     entry["skull_strip"] = True
     entry["brain_ml"] = round(volume, 1)
@@ -193,7 +199,6 @@ def _strip(ras, affine, scan, entry, folder, settings, threads):
     own_mask = geometry.from_ras(mask, own_affine).astype(np.uint8) * 255    # that readers see as 1
     nifti.write_nifti(manifest.mask_path(folder, scan.id), own_mask, own_affine,
                       entry.get("codes", (1, 1)), "brain mask")
-    return mask
 
 
 @functools.cache

@@ -122,11 +122,29 @@ def test_the_head_is_found_on_noise(background):
     array = background + np.abs(rng.normal(0, 4, (80, 90, 100)))
     array[20:60, 12:70, 40:84] += 100
     array[75, 80, 95] += 5000                              # a bright voxel is no head
-    box = skull_strip.head_box(array.astype(np.float32))
+    box, padding = skull_strip.head_box(array.astype(np.float32))
+    assert padding == ((0, 0), (0, 0), (0, 0))
     margin = skull_strip.HEAD_MARGIN
     for found, (start, stop), length in zip(box, ((20, 60), (12, 70), (40, 84)), array.shape):
         assert max(0, start - margin - 4) <= found.start <= max(0, start - margin)
         assert min(length, stop + margin) <= found.stop <= min(length, stop + margin + 4)
+
+
+def test_a_head_that_is_cut_off_gets_background_beyond():
+    array = np.zeros((80, 90, 100), np.float32)
+    array[20:60, 0:70, 40:96] = 100
+    box, padding = skull_strip.head_box(array)
+    assert box == (slice(12, 68), slice(0, 80), slice(32, 100))
+    margin = skull_strip.CUT_MARGIN
+    assert padding == ((0, 0), (margin, 0), (0, margin))
+
+
+def test_a_brain_at_the_edge_of_the_field_of_view_stays_there(network):
+    array = np.zeros((50, 56, 60), np.float32)
+    array[4:46, 0:50, 10:60] = 1
+    array[10:40, 0:40, 30:60] = 10
+    found = skull_strip.brain_mask(array, np.eye(4), meshnet.load(network))
+    assert np.array_equal(found, array == 10)
 
 
 def test_volume_of_a_mask():
@@ -227,6 +245,23 @@ def test_a_mask_of_the_list_comes_before_the_network(heads, network, tmp_path):
     assert entries["sub-0"]["mask"] == str(tmp_path / "own.nii.gz")
     assert "skull_strip" not in entries["sub-0"] and entries["sub-1"]["skull_strip"] is True
     assert [path.name for path in (tmp_path / "d" / "masks").iterdir()] == ["sub-1.nii.gz"]
+
+
+@pytest.mark.parametrize("background", [0, -1])
+def test_what_is_stripped_already_is_left_as_it_is(network, tmp_path, background):
+    array, mask = head()
+    array[mask] = 20 + np.arange(mask.sum()) % 400          # dark voxels, too
+    stripped = np.where(mask, array, background)
+    save_nifti(tmp_path / "in" / "stripped.nii.gz", stripped, LARGE, np.float32)
+    done = script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d",
+                  *strip_flags(network))
+    assert "stripped: already skull-stripped: all that differs from" in done.stderr
+    found = nib.load(tmp_path / "d" / "masks" / "stripped.nii.gz").get_fdata()
+    assert np.array_equal(found > 0.5, mask)
+    assert skull_strip.mask_of_stripped(array, LARGE) is None                # a head, with noise
+    clean = np.where(array > 20, array, 0)                                   # a head on 0
+    assert skull_strip.mask_of_stripped(clean, LARGE) is not None            # as small as a brain
+    assert skull_strip.mask_of_stripped(clean, 3 * LARGE) is None
 
 
 # ---------------------------------------------------------------------------------- what goes wrong

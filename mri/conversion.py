@@ -206,12 +206,19 @@ def _prepare(ras, affine, scan, entry, folder, settings, threads, watch):
     if path is not None:
         mask = preparation.read_mask(path, ras.shape, affine)
         entry["mask"] = scans.printable(scans.real_path(path))
+    elif settings.meshnet:
+        mask = skull_strip.mask_of_stripped(ras, affine)
+        if mask is not None:
+            entry["warnings"] = [*entry.get("warnings", ()), skull_strip.STRIPPED_WARNING]
     if settings.n4:
         with watch.stage("N4"):
             ras = _correct_bias(ras, affine, mask, scan, entry, folder)
-    if settings.meshnet and mask is None:
+    if settings.meshnet and path is None:
         with watch.stage("skull strip"):
-            mask = _strip(ras, affine, scan, entry, folder, settings, threads)
+            if mask is None:
+                network = network_in(settings.meshnet)
+                mask = skull_strip.brain_mask(ras, affine, network, threads)
+            _write_mask(mask, affine, scan, entry, folder)
     if settings.space and mask is None:
         mask = registration.brain_mask(ras)
     if mask is not None:
@@ -253,9 +260,8 @@ def _correct_bias(ras, affine, mask, scan, entry, folder):
     return preparation.divide_bias(ras, bias)
 
 
-def _strip(ras, affine, scan, entry, folder, settings, threads):
-    """The brain's mask by the network; written on the scan's own grid, recorded in the entry."""
-    mask = skull_strip.brain_mask(ras, affine, network_in(settings.meshnet), threads)
+def _write_mask(mask, affine, scan, entry, folder):
+    """Writes the mask of the skull strip on the scan's own grid; recorded in the entry."""
     volume = skull_strip.volume_ml(mask, affine)
     entry["skull_strip"] = True
     warning = skull_strip.volume_warning(volume)
@@ -265,7 +271,6 @@ def _strip(ras, affine, scan, entry, folder, settings, threads):
     own_mask = geometry.from_ras(mask, own_affine).astype(np.uint8) * 255    # that readers see as 1
     nifti.write_nifti(manifest.mask_path(folder, scan.id), own_mask, own_affine,
                       entry.get("codes", (1, 1)), "brain mask")
-    return mask
 
 
 def _register(ras, affine, mask, entry, settings):

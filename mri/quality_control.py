@@ -129,9 +129,8 @@ def _own_warnings(entry, summary, cohort_is_coarse):
         lines.append(f"thick slices: voxels of {size_text} mm")
     if summary.level > MAX_DARK_LEVEL:
         lines.append(f"background is not dark: {summary.level:.0f} of 255")
-    for key, flag in (("mask", "--mask"), ("skull_strip", "--skull-strip")):
-        if entry.get(key) and summary.masked:
-            lines.append(f"already masked, before {flag}")
+    if entry.get("mask") and summary.masked:
+        lines.append("already masked, before --mask")
     return lines
 
 

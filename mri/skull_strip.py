@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from mri import geometry, intensity, meshnet
+from mri import geometry, intensity, meshnet, preparation
 from mri.meshnet_inference import infer
 from utils.errors import UserError
 from utils.files import weights_path
@@ -23,7 +23,10 @@ MAX_PERCENTILE = 99.9                 # of the intensities; brighter ones are a 
 HEAD_BLOCK = 4                        # voxels that are averaged to find the head
 HEAD_LEVEL = 0.25                     # from the mean of what is dark to that of what is bright
 HEAD_MARGIN = 8                       # voxels kept around the head
+CUT_MARGIN = 32                       # voxels added where the field of view cuts it off
 OTSU_BINS = 200
+STRIPPED_WARNING = ("already skull-stripped: all that differs from its background is taken for the "
+                    "brain, without the network")
 
 
 def brain_mask(array, affine, network, threads=1):
@@ -38,10 +41,13 @@ def brain_mask(array, affine, network, threads=1):
     """
     shape = np.maximum(1, np.rint(np.array(array.shape) * geometry.voxel_sizes(affine) / VOXEL_MM))
     conformed = geometry.resample(array, tuple(shape.astype(int)))
-    box = head_box(conformed)
-    head = conformed[box]
+    box, padding = head_box(conformed)
+    head = np.pad(conformed[box], padding, constant_values=conformed.min())
+    found = _brain_probability(head, network, threads)
     probability = np.zeros(conformed.shape, np.float32)
-    probability[box] = _brain_probability(head, network, threads)
+    inside = tuple(slice(before, length - after)
+                   for (before, after), length in zip(padding, head.shape))
+    probability[box] = found[inside]
     mask = _one_solid_piece(probability > 0.5)
     if volume_ml(mask, np.eye(4)) < MIN_BRAIN_ML:
         raise UserError("--skull-strip: no brain is found in it; leave the scan out, or give its "
@@ -52,6 +58,22 @@ def brain_mask(array, affine, network, threads=1):
     probability[~mask] = 0
     np.maximum(probability, HOLE_PROBABILITY, out=probability, where=mask)
     return geometry.resample(probability, array.shape) > 0.5
+
+
+def mask_of_stripped(array, affine):
+    """The mask of a scan that is skull-stripped already; None for a head.
+
+    Networks know heads, and cut into what has lost its skull. A stripped scan has a background of
+    one value, and what differs from it is no larger than a brain; a head with such a background is.
+
+    :param array, affine: RAS
+    :return: bool, of the array's shape, or None
+    """
+    value, fraction = preparation.border(array)
+    if fraction < preparation.MIN_BORDER_FRACTION:
+        return None
+    mask = _one_solid_piece(array != value)
+    return mask if MIN_BRAIN_ML <= volume_ml(mask, affine) <= BRAIN_ML[1] else None
 
 
 def volume_ml(mask, affine):
@@ -91,23 +113,27 @@ def find_network(folder=None):
 
 
 def head_box(array):
-    """The part of a scan that the head fills: slices along each axis.
+    """The part of a scan that the head fills.
+
+    Where the field of view cuts the head off, the network needs to see that there is nothing more.
 
     :param array: (X, Y, Z), 1 mm
+    :return: slices along each axis; voxels of background to add before and after, by axis
     """
     blocks = F.avg_pool3d(torch.from_numpy(np.ascontiguousarray(array))[None], HEAD_BLOCK,
                           ceil_mode=True)
     coarse = blocks[0].numpy()
     dark, bright = _two_levels(np.minimum(coarse, np.percentile(coarse, MAX_PERCENTILE)))
     head = _largest_piece(coarse > dark + HEAD_LEVEL * (bright - dark))
-    slices = []
-    for axis in range(3):
+    slices, padding = [], []
+    for axis, length in enumerate(array.shape):
         across = tuple(other for other in range(3) if other != axis)
         inside = np.flatnonzero(head.any(axis=across))
-        start, stop = inside[0] * HEAD_BLOCK, (inside[-1] + 1) * HEAD_BLOCK
-        slices.append(slice(max(0, int(start) - HEAD_MARGIN),
-                            min(array.shape[axis], int(stop) + HEAD_MARGIN)))
-    return tuple(slices)
+        start = int(inside[0]) * HEAD_BLOCK - HEAD_MARGIN
+        stop = (int(inside[-1]) + 1) * HEAD_BLOCK + HEAD_MARGIN
+        slices.append(slice(max(0, start), min(length, stop)))
+        padding.append((CUT_MARGIN if start < 0 else 0, CUT_MARGIN if stop > length else 0))
+    return tuple(slices), tuple(padding)
 
 
 def _two_levels(array):

@@ -11,7 +11,7 @@ import pytest
 from example_scans import ORIENTATIONS, head, oblique, turned
 from helpers import AFFINE, SHARED, error_line, save_nifti, script
 from small_meshnets import brightness_network, random_meshnet
-from synthetic_heads import dice
+from synthetic_heads import dice, make_head
 
 from mri import geometry, manifest, meshnet, mosaic_files, skull_strip
 from utils.errors import UserError
@@ -122,11 +122,29 @@ def test_the_head_is_found_on_noise(background):
     array = background + np.abs(rng.normal(0, 4, (80, 90, 100)))
     array[20:60, 12:70, 40:84] += 100
     array[75, 80, 95] += 5000                              # a bright voxel is no head
-    box = skull_strip.head_box(array.astype(np.float32))
+    box, padding = skull_strip.head_box(array.astype(np.float32))
+    assert padding == ((0, 0), (0, 0), (0, 0))
     margin = skull_strip.HEAD_MARGIN
     for found, (start, stop), length in zip(box, ((20, 60), (12, 70), (40, 84)), array.shape):
         assert max(0, start - margin - 4) <= found.start <= max(0, start - margin)
         assert min(length, stop + margin) <= found.stop <= min(length, stop + margin + 4)
+
+
+def test_a_head_that_is_cut_off_gets_background_beyond():
+    array = np.zeros((80, 90, 100), np.float32)
+    array[20:60, 0:70, 40:96] = 100
+    box, padding = skull_strip.head_box(array)
+    assert box == (slice(12, 68), slice(0, 80), slice(32, 100))
+    margin = skull_strip.CUT_MARGIN
+    assert padding == ((0, 0), (margin, 0), (0, margin))
+
+
+def test_a_brain_at_the_edge_of_the_field_of_view_stays_there(network):
+    array = np.zeros((50, 56, 60), np.float32)
+    array[4:46, 0:50, 10:60] = 1
+    array[10:40, 0:40, 30:60] = 10
+    found = skull_strip.brain_mask(array, np.eye(4), meshnet.load(network))
+    assert np.array_equal(found, array == 10)
 
 
 def test_volume_of_a_mask():
@@ -229,6 +247,23 @@ def test_a_mask_of_the_list_comes_before_the_network(heads, network, tmp_path):
     assert [path.name for path in (tmp_path / "d" / "masks").iterdir()] == ["sub-1.nii.gz"]
 
 
+@pytest.mark.parametrize("background", [0, -1])
+def test_what_is_stripped_already_is_left_as_it_is(network, tmp_path, background):
+    array, mask = head()
+    array[mask] = 20 + np.arange(mask.sum()) % 400          # dark voxels, too
+    stripped = np.where(mask, array, background)
+    save_nifti(tmp_path / "in" / "stripped.nii.gz", stripped, LARGE, np.float32)
+    done = script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d",
+                  *strip_flags(network))
+    assert "stripped: already skull-stripped: all that differs from" in done.stderr
+    found = nib.load(tmp_path / "d" / "masks" / "stripped.nii.gz").get_fdata()
+    assert np.array_equal(found > 0.5, mask)
+    assert skull_strip.mask_of_stripped(array, LARGE) is None                # a head, with noise
+    clean = np.where(array > 20, array, 0)                                   # a head on 0
+    assert skull_strip.mask_of_stripped(clean, LARGE) is not None            # as small as a brain
+    assert skull_strip.mask_of_stripped(clean, 3 * LARGE) is None
+
+
 # ---------------------------------------------------------------------------------- what goes wrong
 
 def test_an_image_without_a_brain_is_skipped(heads, network, tmp_path):
@@ -277,3 +312,45 @@ def test_the_network_is_looked_for_in_weights(tmp_path, monkeypatch):
     assert skull_strip.find_network() == beside
     brightness_network(tmp_path / "weights" / "meshnet" / "mindgrab")
     assert skull_strip.find_network().resolve() == tmp_path / "weights" / "meshnet" / "mindgrab"
+
+
+# --------------------------------------------------------------------------- the published network
+
+def cohort_head(number, **choices):
+    """A head around a brain of the cohort; its mask; their affine."""
+    image = nib.load(COHORT / f"sub-{number:02d}_T1w.nii.gz")
+    return make_head(image.get_fdata(), image.affine, seed=number, **choices)
+
+
+def regridded(head_array, mask, affine, voxel_sizes):
+    """The same head with voxels of another size, mm."""
+    shape = np.rint(np.array(head_array.shape) / voxel_sizes).astype(int)
+    on_new_grid = (geometry.resample(array, shape)
+                   for array in (head_array, mask.astype(np.float32)))
+    scan, soft_mask = on_new_grid
+    return scan, soft_mask > 0.5, geometry.grid_over(head_array.shape, affine, shape)
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, 15))
+def test_brains_are_found_in_heads(number):
+    scan, mask, affine = cohort_head(number)
+    found = skull_strip.brain_mask(scan, affine, meshnet.load(MINDGRAB), threads=2)
+    assert dice(found, mask) > 0.95
+    assert skull_strip.volume_warning(skull_strip.volume_ml(found, affine)) is None
+
+
+@needs_shared
+@pytest.mark.slow
+@pytest.mark.parametrize("voxel_sizes, choices", [
+    ((0.5, 0.5, 0.5), {}),                   # 7 T
+    ((1, 1, 5), {}),                         # thick slices
+    ((1.5, 1.5, 1.5), {"face": False}),      # defaced
+    ((1, 1, 1), {"noise": 15}),
+    ((1, 1, 1), {"bias": 0.6}),
+], ids=["0.5 mm", "5 mm slices", "defaced", "noise", "bias"])
+def test_brains_are_found_in_unusual_heads(voxel_sizes, choices):
+    scan, mask, affine = regridded(*cohort_head(3, **choices), np.array(voxel_sizes))
+    found = skull_strip.brain_mask(scan, affine, meshnet.load(MINDGRAB), threads=2)
+    assert dice(found, mask) > 0.95

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from mri import geometry, preparation
 from mri.template import field_of_view, load_template
-from utils.errors import UserError
+from utils.errors import UserError, shorten
 
 SPACES = ("mni",)
 
@@ -99,13 +99,17 @@ def register(array, affine, mask, template):
     moving = _work_image(array, affine, mask)
     images = _Images(sitk, fixed, moving)
     found = []
-    for guess in images.best_guesses():
-        found.append(_registration(images.refine(guess), fixed, moving))
-        if problem_of(found[-1]) is None:
-            return found[-1]
+    try:
+        for guess in images.best_guesses():
+            found.append(_registration(images.refine(guess), fixed, moving))
+            if problem_of(found[-1]) is None:
+                return found[-1]
+    except RuntimeError as e:      # of ITK, for brains of a few voxels
+        raise UserError(f"--register: the registration failed ({shorten(str(e)[-120:])}); check "
+                        "the brain mask, or leave the scan out") from None
     best = max(found, key=lambda registration: registration.overlap)
     raise UserError(f"--register: the registration failed, {problem_of(best)}; check the brain "
-                    "mask and the scan's axes, or leave it out")
+                    "mask and the scan's axes, or leave the scan out")
 
 
 def problem_of(registration):

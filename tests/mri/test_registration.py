@@ -89,8 +89,8 @@ def test_a_landmark_through_the_whole_recipe(registered, tmp_path):
     assert back.shape == source.shape and np.allclose(back.affine, source.affine, atol=1e-4)
     mask, _ = nifti.read_nifti(manifest.mask_path(folder / "d", "sub-1_T1w"))
     inside = mask > 0
-    assert np.corrcoef(back.get_fdata()[inside], source.get_fdata()[inside])[0, 1] > 0.95
-    assert (back.get_fdata()[~inside] == 0).mean() > 0.95
+    assert np.corrcoef(back.get_fdata()[inside], source.get_fdata()[inside])[0, 1] > 0.9
+    assert (back.get_fdata()[~inside] == 0).mean() > 0.9
     assert cube.get_sform(coded=True)[1] == 4 and back.get_sform(coded=True)[1] == 1
     assert np.allclose(geometry.voxel_sizes(cube.affine), np.array(FIELD) / 64)
     assert header["source_shape"] == [144, 176, 144]

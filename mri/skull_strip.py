@@ -129,10 +129,11 @@ def head_box(array):
     for axis, length in enumerate(array.shape):
         across = tuple(other for other in range(3) if other != axis)
         inside = np.flatnonzero(head.any(axis=across))
-        start = int(inside[0]) * HEAD_BLOCK - HEAD_MARGIN
-        stop = (int(inside[-1]) + 1) * HEAD_BLOCK + HEAD_MARGIN
+        first, last = int(inside[0]) * HEAD_BLOCK, (int(inside[-1]) + 1) * HEAD_BLOCK
+        start = first - (HEAD_MARGIN if first > 0 else CUT_MARGIN)
+        stop = last + (HEAD_MARGIN if last < length else CUT_MARGIN)
         slices.append(slice(max(0, start), min(length, stop)))
-        padding.append((CUT_MARGIN if start < 0 else 0, CUT_MARGIN if stop > length else 0))
+        padding.append((max(0, -start), max(0, min(stop, length + CUT_MARGIN) - length)))
     return tuple(slices), tuple(padding)
 
 

@@ -50,7 +50,8 @@ def _wrap(head, mask, rng):
     """Scalp, skull and fluid around the brain, from outside to inside."""
     hull = _closed(mask)
     distance = ndimage.distance_transform_edt(~hull).astype(np.float32)
-    fluid = 1.5 + _smooth_noise(mask.shape, rng, 15)                    # thicknesses, mm
+    # thicknesses, mm; the brains of label maps have most of their fluid already
+    fluid = 0.8 + 0.4 * _smooth_noise(mask.shape, rng, 15)
     skull = fluid + 6 + 2 * _smooth_noise(mask.shape, rng, 20)
     scalp = skull + 6 + 2 * _smooth_noise(mask.shape, rng, 20)
     for limit, value in ((scalp + 1.5, SKIN), (scalp, FAT), (skull, BONE), (skull - 2, MARROW),

@@ -136,7 +136,9 @@ def test_a_head_that_is_cut_off_gets_background_beyond():
     box, padding = skull_strip.head_box(array)
     assert box == (slice(12, 68), slice(0, 80), slice(32, 100))
     margin = skull_strip.CUT_MARGIN
-    assert padding == ((0, 0), (margin, 0), (0, margin))
+    assert padding == ((0, 0), (margin, 0), (0, 4))     # 4 voxels before the edge is not cut off
+    array[20:60, 0:70, 40:100] = 100
+    assert skull_strip.head_box(array)[1] == ((0, 0), (margin, 0), (0, margin))
 
 
 def test_a_brain_at_the_edge_of_the_field_of_view_stays_there(network):

@@ -124,6 +124,7 @@ def test_the_table_and_the_pictures_show_it(registered):
     assert manifest.outline_path(folder / "d", "sub-1_T1w").is_file()
 
 
+@pytest.mark.slow
 def test_scans_are_added_and_one_scan_always_gives_one_matrix(tmp_path):
     flags = ("--register", "mni", "--field-of-view", *FIELD, "--size", 64, "--workers", 1)
     array, affine, _ = scan_of_template()

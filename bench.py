@@ -6,6 +6,7 @@
     python bench.py sample --batch-size 8
     python bench.py samplers --ckpt CHECKPOINT --output samplers/
     python bench.py preprocess
+    python bench.py preprocess --recipe paper --input heads/    by stage: N4, skull strip, …
     python bench.py metrics
     python bench.py scaling --output scaling/                cost against tokens and batch size
 
@@ -28,6 +29,7 @@ from benchmarks import (
     measure,
     metrics_cost,
     networks,
+    preparation_cost,
     preprocessing_cost,
     sampler_comparison,
     sampling_cost,
@@ -35,6 +37,7 @@ from benchmarks import (
     training_cost,
 )
 from metrics import ms_ssim
+from mri import recipes
 from utils import flags
 from utils.files import require_new_folder
 from utils.precision import resolve_precision
@@ -115,6 +118,10 @@ def bench_samplers(args):
 
 
 def bench_preprocess(args):
+    if args.recipe:
+        seconds = preparation_cost.measure(args.input, args.scans, args.recipe)
+        print("\n".join(preparation_cost.report(seconds, args.recipe)))
+        return
     cost = preprocessing_cost.measure(
         args.input, args.scans, args.plain_scans, args.workers, args.turns)
     print("\n".join(preprocessing_cost.report(cost, args.workers, args.turns)))
@@ -256,6 +263,9 @@ def add_preprocess_flags(command):
     group.add_argument("--workers", type=int, default=flags.CPU_CORES,
                        help="processes of preprocess.py; by default one per CPU core")
     group.add_argument("--turns", type=int, default=3, help="turns of each way")
+    group.add_argument("--recipe", choices=recipes.RECIPES,
+                       help="print the time that each stage of this recipe of preprocess.py takes, "
+                       "in one process, instead; needs --input; default: no recipe")
 
 
 def add_metrics_flags(command):
@@ -281,6 +291,8 @@ def check(args):
             raise UserError(f"{flags.flag_of(name)} {value}: must be at least {least}")
     if args.what in ("train", "sample"):
         check_network(args, "--image-size", [args.image_size], "--batch-size", [args.batch_size])
+    if args.what == "preprocess" and args.recipe and not args.input:
+        raise UserError("--recipe: needs scans of heads; name their folder by --input")
     if args.what == "scaling":
         check_network(args, "--image-sizes", args.image_sizes, "--batch-sizes", args.batch_sizes)
 

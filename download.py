@@ -10,8 +10,8 @@ that exist already are checked again and left as they are, also those that were 
 
 For a node without internet, run this on a login node and copy the folder, or download the
 addresses that the error names. HF_ENDPOINT=https://... replaces https://huggingface.co, where
-sd-vae-ft-* are; MOSAICDIT_MIRROR=https://... is a folder with the other files, under the same
-names. Only https is accepted, and http on this machine itself (localhost).
+sd-vae-ft-* are; MOSAICDIT_MIRROR=https://... is a folder with the other files, as weights/ holds
+them. Only https is accepted, and http on this machine itself (localhost).
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -42,6 +42,16 @@ RETRIES = 3             # in a row, without a new byte between them
 TIMEOUT = (15, 60)      # seconds to connect, and between two blocks
 # published in github.com/finegrain-ai/refiners (autoencoder_sd15.py), workmusicalflow/CatVTON (LFS)
 MSE_SHA256 = "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815"
+# MeshNets of neuroneural/brainchop, MIT License, at one commit; of the files as they are there
+BRAINCHOP = ("https://raw.githubusercontent.com/neuroneural/brainchop/"
+             "4c87885f3a2a8835e260d521dcec922b58d91d41/public/models")
+MESHNET_SHA256 = {
+    "mindgrab/colormap.json": "b29809105747c752c889036bb953744cbd63b67f25b9c1b0657eaf00841fd1bf",
+    "mindgrab/model.bin": "c9a01490fe2d13acc1515fd019b69db176ebe6f40c9b84aeb77f25acbc2ee0f3",
+    "mindgrab/model.json": "24d1bcccba736a83c80b336ca349297f4839ae08b8ec92ec72c5d6adb9afe76e",
+    "model18cls/colormap.json": "10ebff5980dd2afe1a1407dd951d1258dfc95fec51641bab9b4a9b88d76808c5",
+    "model18cls/model.bin": "725096439f64ece1ca45ec3c5115c9fa6004f6538cac3032b85966d3772b605e",
+    "model18cls/model.json": "57346ac8b66ebe8d92296b1cf9988143be4949b6ef9695a790ef3d7fba3fb81b"}
 
 
 @dataclass(frozen=True)
@@ -71,16 +81,23 @@ def inception_files():
     return [PublicFile(WEIGHTS_FILE, url, sha256)]
 
 
+def meshnet_files():
+    return [PublicFile(f"meshnet/{path}", f"{BRAINCHOP}/{path}", sha256)
+            for path, sha256 in MESHNET_SHA256.items()]
+
+
 PUBLIC_WEIGHTS = {  # name: function that lists its files
     "dit-xl-2-512": dit_files,
     "sd-vae-ft-ema": partial(vae_files, "sd-vae-ft-ema"),
     "sd-vae-ft-mse": partial(vae_files, "sd-vae-ft-mse", MSE_SHA256),
     "inception": inception_files,
+    "meshnet": meshnet_files,
 }
 
 
-def mirrored(url):
-    """The address to download from: the public one, or on the mirror that the environment names."""
+def mirrored(file):
+    """The address of a PublicFile: the public one, or on the mirror that the environment names."""
+    url = file.url
     on_hub = url.startswith(HUB)
     variable = "HF_ENDPOINT" if on_hub else "MOSAICDIT_MIRROR"
     mirror = os.environ.get(variable, "").rstrip("/")
@@ -89,7 +106,7 @@ def mirrored(url):
     if not SECURE_URL.match(mirror):
         raise UserError(f"{variable}={mirror}: must begin with https:// (http:// only for "
                         "localhost); correct or unset it")
-    return mirror + (url.removeprefix(HUB) if on_hub else "/" + url.rsplit("/", 1)[1])
+    return mirror + (url.removeprefix(HUB) if on_hub else "/" + file.path)
 
 
 # ----------------------------------------------------------------------------------------- checks
@@ -283,7 +300,8 @@ def main():
     parser = make_parser(__doc__)
     parser.add_argument("weights", choices=[*PUBLIC_WEIGHTS, "all"],
                         help="dit-xl-2-512: the model to finetune, 2.7 GB; sd-vae-ft-*: its "
-                        "autoencoder, 0.3 GB each; inception: for FID and KID, 0.1 GB")
+                        "autoencoder, 0.3 GB each; inception: for FID and KID, 0.1 GB; meshnet: "
+                        "for preprocess.py --skull-strip, 1 MB")
     parser.add_argument("--output", type=Path, default=WEIGHTS_DIR, help="folder of the weights")
     args = parser.parse_args()
 
@@ -291,7 +309,7 @@ def main():
     for name in PUBLIC_WEIGHTS if args.weights == "all" else [args.weights]:
         for file in PUBLIC_WEIGHTS[name]():
             if not is_there(args.output, file):
-                missing.append(replace(file, url=mirrored(file.url)))
+                missing.append(replace(file, url=mirrored(file)))
     for i, file in enumerate(missing):
         rest = ", ".join(f"{other.url} as {args.output / other.path}" for other in missing[i:])
         advice = ("where there is no internet, run this on a login node and copy the folder, or "

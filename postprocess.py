@@ -6,10 +6,10 @@
     python postprocess.py --input some/pngs --manifest data/adni --output nifti/
 
 Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and
-intensities of their source scans: a crop is put back into its place, and a bias field that --n4
-removed is put back. What a mask removed is gone. A mosaic without a source scan, such as a sample,
-gets the cohort's median geometry. source.json takes along how samples were made, and the class and
-subject of each volume.
+intensities of their source scans: a crop is put back into its place, a registered brain back into
+its head, and a bias field that --n4 removed is put back. What a mask removed is gone. A mosaic
+without a source scan, such as a sample, gets the cohort's median geometry. source.json takes along
+how samples were made, and the class and subject of each volume.
 
 A mosaic that the manifest of --input lists and that is not there is named; the others are
 converted, and the exit code is then 1.
@@ -128,6 +128,7 @@ def main():
         for path in progress(paths, "volumes"):
             cube = mosaic.untile(mosaic_files.read_mosaic(path, header), size, layout)
             entry = entry_of.get(path.stem, cohort_entry)
+            codes = entry.get("codes", (1, 1))
             if args.restore_shape:
                 volume, affine = restored_volume(cube, entry, fit, data_folder)
             elif entry is cohort_entry:
@@ -135,8 +136,9 @@ def main():
             else:
                 grid = preparation.prepared_grid(entry)
                 volume, affine = cube, geometry.cube_affine(*grid, size, fit)
-            nifti.write_nifti(folder / f"{path.stem}.nii.gz", volume, affine,
-                              entry.get("codes", (1, 1)),
+                if "registration" in entry:
+                    codes = (entry["registration"]["code"],) * 2
+            nifti.write_nifti(folder / f"{path.stem}.nii.gz", volume, affine, codes,
                               description if entry is cohort_entry else "")
         origin.write_origin(folder, source, [path.stem for path in paths])
     print(f"{printable(args.output)}: {len(paths)} NIfTI volumes")

@@ -9,6 +9,8 @@
     python preprocess.py --input heads/ --mask 'masks/{id}_mask.nii.gz' --n4 --crop brain \\
         --fit pad --output data/heads
 
+    python preprocess.py --input heads/ --recipe paper --output data/brains
+
 Each scan is brought to RAS order, resampled to a cube over the same field of view, mapped from a
 window between two percentiles of its intensities to 8 bits, and laid out as a mosaic. A scan that
 cannot be used is skipped; a line names it and what to fix. The others are converted, and the exit
@@ -19,40 +21,28 @@ from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
 import sys
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 from mri import (
+    cohort,
     conversion,
     data_folder,
+    dicom,
     geometry,
-    labels,
-    manifest,
     mosaic,
     mosaic_files,
     preparation,
-    quality_control,
+    recipes,
+    registration,
     scan_formats,
-    scans,
+    skull_strip,
     split,
 )
 from mri.job_array import JobArray
 from mri.scan_search import Choice
 from utils.escaping import printable
-from utils.files import atomic_folder, require_new_folder
-from utils.flags import CPU_CORES, make_parser, non_negative, shard, whole_number
-
-PRINTED_WARNINGS = 20     # the others are in qc.tsv
-
-
-@dataclass(frozen=True)
-class Cohort:
-    """The scans that --input names."""
-    count: int              # without masks that lie among them
-    usable: list            # those with a label, a Scan each
-    labels: labels.Labels
-    given: split.Split      # sides of the split that are given
+from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder
+from utils.flags import CPU_CORES, make_parser, non_negative, positive, shard, whole_number
 
 
 def parse_args():
@@ -85,6 +75,8 @@ def parse_args():
     g.add_argument("--shard", type=shard, metavar="I/N",
                    help="convert part I of N only, counted from 1, as one task of a job array; the "
                    "last task to finish writes --output; by default all scans are converted")
+    # what a recipe sets is the default of the other flags
+    p.set_defaults(**recipes.RECIPES.get(p.parse_args().recipe, {}))
     return p.parse_args()
 
 
@@ -97,6 +89,13 @@ def add_input_flags(p):
                    f"Formats: {scan_formats.help_phrase()}")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
                    help="data folder to create, or one of the same settings to add scans to")
+    g.add_argument("--dicom", action="store_true",
+                   help="--input is a folder of DICOM series: convert those that are T1-weighted "
+                   "volumes, in a temporary folder (TMPDIR), by dcm2niix (on the PATH, or from "
+                   "requirements-extra.txt); by default scans are read as they are")
+    g.add_argument("--series", metavar="REGEX",
+                   help="regular expression that the SeriesDescription of DICOM series must match, "
+                   "which are then used whatever their weighting; by default T1-weighted ones are")
     g.add_argument("--suffix", metavar="NAME",
                    help="take the files whose names end in _NAME; by default T1w in a BIDS tree, "
                    "T1 in FreeSurfer's mri folders, and all files elsewhere")
@@ -149,6 +148,12 @@ def add_volume_flags(p):
                    "{id}, {subject}, {session}, {run}, {name} (the scan's file name without "
                    "suffix) and {dir} (its folder) stand for each scan's own, and * for anything. "
                    "By default the column mask of a list given as --input, or else no mask")
+    g.add_argument("--skull-strip", action="store_true",
+                   help="find the brain by a network, mindgrab, and keep it alone; the masks are "
+                   "in masks/ of --output; off by default")
+    g.add_argument("--meshnet", type=Path, metavar="DIR",
+                   help="folder of the network of --skull-strip; by default "
+                   f"{WEIGHTS_DIR}/{skull_strip.NETWORK_FOLDER}, from download.py meshnet")
     g.add_argument("--n4", action="store_true",
                    help="correct the bias field by N4, inside the mask where there is one; needs "
                    "SimpleITK (requirements-extra.txt); off by default")
@@ -156,6 +161,20 @@ def add_volume_flags(p):
                    help="brain: keep the box around the mask, or around a skull-stripped brain")
     g.add_argument("--crop-margin", type=non_negative, default=5.0, metavar="MM",
                    help="margin that --crop brain keeps around the brain, mm")
+    g.add_argument("--recipe", choices=recipes.RECIPES,
+                   help=f"a set of flags. {recipes.help_phrase()}; by default none")
+
+    g = p.add_argument_group("registration")
+    g.add_argument("--register", choices=("none", *registration.SPACES), default="none",
+                   help="mni: bring each brain to the space of the MNI152 template by an affine "
+                   "transform; needs SimpleITK and nilearn (requirements-extra.txt), and "
+                   "--skull-strip, --mask or scans that are skull-stripped")
+    g.add_argument("--template", metavar="FILE",
+                   help="another template for --register: the scan of a skull-stripped brain, 0 "
+                   "outside; by default the MNI152 template in nilearn's package")
+    g.add_argument("--field-of-view", type=positive, nargs=3, metavar=("X", "Y", "Z"),
+                   help="extent of registered volumes, mm, placed where it holds the most of the "
+                   "template's brain; by default the template's own field of view")
 
 
 def check_args(args):
@@ -172,9 +191,16 @@ def check_args(args):
         raise UserError(f"--orientation {args.orientation}: must be three letters, one each of R "
                         "or L, A or P, S or I, such as LAS")
     if args.n4:
-        preparation.load_n4()
+        preparation.load_sitk("--n4")
+    if args.skull_strip and args.mask:
+        raise UserError("--skull-strip and --mask: both say where the brain is; give one of them")
+    if args.meshnet and not args.skull_strip:
+        raise UserError("--meshnet: is for --skull-strip; give both, or neither")
     if args.mask:
         preparation.check_mask_pattern(args.mask)
+    recipes.check(args.recipe, vars(args))
+    registration.check_flags(args.register, args.template, args.field_of_view, args.crop)
+    dicom.check_flags(args.dicom, args.series, args.mask)
 
 
 def read_settings(args):
@@ -188,32 +214,26 @@ def read_settings(args):
         size=args.size, layout=args.layout, fit=args.fit, window=args.window, volume=args.volume,
         affine=affine, affine_source=args.affine, mask=args.mask, n4=args.n4,
         crop_to_brain=args.crop == "brain", crop_margin=args.crop_margin,
-        orientation=args.orientation and args.orientation.upper(), nan_to_zero=args.nan == "zero")
+        orientation=args.orientation and args.orientation.upper(), nan_to_zero=args.nan == "zero",
+        meshnet=skull_strip.find_network(args.meshnet) if args.skull_strip else None,
+        space=None if args.register == "none" else args.register, template=args.template,
+        field_of_view=args.field_of_view and tuple(args.field_of_view), recipe=args.recipe,
+        series=(args.series or "T1-weighted") if args.dicom else None)
 
 
-def find_cohort(args):
-    """The scans of --input, their classes and given sides; prints what was found and left out."""
-    choice = Choice(args.suffix, args.session, args.run, args.space, bool(args.affine))
-    found = scans.search(args.input, choice, args.subject_pattern, args.id_pattern,
-                         lambda cohort: preparation.masks_of(args.mask, cohort))
-    count = len(found.scans)
-    if count > manifest.MAX_VOLUMES:
-        raise UserError(f"--input {args.input}: {count} scans, more than the "
-                        f"{manifest.MAX_VOLUMES} that a manifest holds; split the cohort")
-    left_out = ", ".join(f"{n} {reason}" for reason, n in sorted(found.left_out.items()))
-    found.notes.append(f"--input {args.input}: {count} scans of "
-                       f"{len({scan.subject for scan in found.scans})} subjects; left out: "
-                       f"{left_out or 'nothing'}")
-    for flag, needs in (("affine", scan_formats.needs_affine),
-                        ("orientation", scan_formats.may_be_analyze)):
-        value = getattr(args, flag)
-        if value and not any(needs(scan.path) for scan in found.scans):
-            found.warnings.append(f"--{flag} {value}: not used, as every scan has its own affine")
-    known = labels.read_labels(found.scans, args.labels, args.label_column)
-    usable = [scan for scan in found.scans if scan.id not in known.unlabeled]
-    given = split.given_sides(usable, args.split_from) if usable else split.Split({})
-    report([*found.notes, *known.notes], found.warnings)
-    return Cohort(count, usable, known, given)
+def find_cohort(args, series):
+    """cohort.Cohort of --input; prints what was found and left out.
+
+    :param series: dicom.Converted, or None
+    """
+    found = cohort.find_cohort(
+        args.input, Choice(args.suffix, args.session, args.run, args.space, bool(args.affine)),
+        subject_pattern=args.subject_pattern, id_pattern=args.id_pattern, mask=args.mask,
+        skull_strip=args.skull_strip, dicom=series, affine=args.affine,
+        orientation=args.orientation, label_table=args.labels, label_column=args.label_column,
+        split_from=args.split_from)
+    report(found.notes, found.warnings)
+    return found
 
 
 def report(notes, warnings):
@@ -223,18 +243,18 @@ def report(notes, warnings):
         print(f"warning: {printable(line)}", file=sys.stderr)
 
 
-def convert(args, cohort, choice, settings, existing):
+def convert(args, found, choice, settings, existing):
     """Converts the new scans and writes the data folder.
 
+    :param found: cohort.Cohort
     :param choice: data_folder.SplitChoice
     :param existing: data_folder.Existing, or None
     :return: data_folder.DataFolder; None if another job finishes it
     """
-    fresh, lines = data_folder.new_scans(cohort.usable, existing, args.output)
+    fresh, lines = data_folder.new_scans(found.usable, existing, args.output)
     report(lines, ())
-    subfolders = ("mosaics", "bias") if args.n4 else ("mosaics",)  # that scans are written into
 
-    def prepare(scans_of_job, folder):
+    def prepare_part(scans_of_job, folder):
         return conversion.prepare_scans(scans_of_job, folder, settings, args.workers)
 
     jobs = None
@@ -242,66 +262,53 @@ def convert(args, cohort, choice, settings, existing):
         flags = {name: str(value) for name, value in sorted(vars(args).items())
                  if name not in ("shard", "workers")}
         jobs = JobArray(args.output, *args.shard, flags)
-        jobs.prepare_part(fresh, prepare, subfolders)
+        jobs.prepare_part(fresh, prepare_part, settings.subfolders)
         if not jobs.is_last():
             return None
     new_folder = data_folder.added_to if existing else atomic_folder
     with new_folder(args.output) as folder:
-        for name in (*subfolders, "qc"):
+        for name in (*settings.subfolders, "qc"):
             (folder / name).mkdir()
-        results = (jobs.collect if jobs else prepare)(fresh, folder) if fresh else []
-        sorted_out = data_folder.sort_results(fresh, results, cohort.labels.unlabeled)
+        results = (jobs.collect if jobs else prepare_part)(fresh, folder) if fresh else []
+        sorted_out = data_folder.sort_results(fresh, results, found.labels.unlabeled)
         for reason in sorted_out.skipped.values():
             print(f"skipped: {printable(' '.join(reason.split()))}", file=sys.stderr)
         report(sorted_out.notes, ())
         if not (sorted_out.prepared or existing):
-            raise UserError(f"--input {args.input}: none of {cohort.count} scans could be used; "
+            raise UserError(f"--input {args.input}: none of {found.count} scans could be used; "
                             "each is named above")
-        written = data_folder.write(folder, settings, sorted_out, cohort.labels, choice,
+        written = data_folder.write(folder, settings, sorted_out, found.labels, choice,
                                     existing)
     if jobs:
         jobs.remove_parts()
     return written
 
 
-def print_summary(output, written):
-    """What was written, and the warnings about it."""
-    header, entries, odd = written.header, written.entries, written.odd
-    report(written.notes, written.warnings)
-    side = mosaic.mosaic_side(header["size"], header["layout"])
-    count = Counter(entry["split"] for entry in entries)
-    counted = ", ".join(f"{count[name]} {name}" for name in manifest.SPLITS
-                        if count[name] or name != "val")
-    subjects = len({entry["subject"] for entry in entries})
-    voxel_sizes = geometry.voxel_sizes(header["affine"])
-    print(f"{printable(output)}: {len(entries)} mosaics of {side} x {side} ({counted}, "
-          f"{subjects} subjects, {len(header['classes'])} classes), voxels "
-          f"{' x '.join(f'{size:.3g}' for size in voxel_sizes)} mm")
-    if quality_control.is_mostly_coarse(entries):
-        print(f"warning: most scans have voxels of {quality_control.COARSE_VOXEL_MM:g} mm or more; "
-              "are they anatomical?", file=sys.stderr)
-    report((), odd[:PRINTED_WARNINGS])
-    named = f" ({PRINTED_WARNINGS} named above)" if len(odd) > PRINTED_WARNINGS else ""
-    print(f"{printable(output)}/qc: {len(odd)} of {len(entries)} scans are odd{named}; look "
-          "at the contact sheets, starting with page-001.png")
-
-
 def main():
     args = parse_args()
     check_args(args)
+    if not args.dicom:
+        return prepare(args)
+    with dicom.converted(Path(args.input), args.series, args.workers) as series:
+        return prepare(args, series)
+
+
+def prepare(args, series=None):
+    """Prepares the scans of --input, or those that its DICOM series became; the exit code."""
     ratio = split.parse_ratio(args.split)
     settings = read_settings(args)
+    report(settings.describe(), ())
     existing = None if args.shard else data_folder.read_existing(args.output, settings)
     if existing is None:
         require_new_folder(args.output)
-    cohort = find_cohort(args)
-    choice = data_folder.SplitChoice(ratio, args.seed, cohort.given, args.stratify)
-    written = convert(args, cohort, choice, settings, existing)
+    found = find_cohort(args, series)
+    choice = data_folder.SplitChoice(ratio, args.seed, found.given, args.stratify)
+    written = convert(args, found, choice, settings, existing)
     if written is None:
         return 0
-    print_summary(args.output, written)
+    report(*data_folder.summary(args.output, written))
     if written.skipped:
-        print(f"{len(written.skipped)} of {cohort.count} scans skipped, as named above",
+        print(f"{len(written.skipped)} of {found.count} scans skipped, as named above",
               file=sys.stderr)
         return 1
     return 0

@@ -1,6 +1,7 @@
 """Contact sheets: pages of prepared scans, three views each, so that a person spots a bad one.
 
-    page-001.png …  axial, coronal and sagittal center slices, with the scan's id and warnings below
+    page-001.png …  axial, coronal and sagittal center slices, with the scan's id and warnings
+                    below; above them, where its brain was outlined, the scan as it was
 """
 import io
 import math
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy import ndimage
 
 from mri import geometry
 from utils.files import write_bytes
@@ -28,29 +30,59 @@ TITLE_COLOR = (190, 190, 190)
 ID_COLOR = (235, 235, 235)
 WARNING_COLOR = (255, 120, 90)
 FRAME_COLOR = (255, 70, 50)
+MASK_COLOR = (255, 190, 0)      # of a brain mask's outline
+TEMPLATE_COLOR = (0, 210, 255)  # of a template's edges
+OUTLINED_PERCENTILES = (0.5, 99.5)  # of a scan, that become black and white in its picture
 PNG_LEVEL = 1
 
 _CELL_WIDTH = 3 * (VIEW_PIXELS + VIEW_GAP_PIXELS) + CELL_MARGIN_PIXELS
-_CELL_HEIGHT = VIEW_PIXELS + TEXT_PIXELS + 8
 _SCANS_PER_PAGE = SCANS_PER_ROW * ROWS_PER_PAGE
 
 
-def views(cube, voxel_sizes):
-    """Axial, coronal and sagittal center slices in true proportions, left on the left.
+def views(volume, voxel_sizes, regions=(), color=None, depths=(0.5, 0.5, 0.5)):
+    """Axial, coronal and sagittal slices in true proportions, left on the left.
 
-    :param cube: (D, D, D) uint8, RAS
+    :param volume: (X, Y, Z) uint8, RAS
     :param voxel_sizes: (3,), mm
-    :return: list of (rows, columns) uint8, VIEW_PIXELS at most
+    :param regions: arrays of the volume's shape; where one passes 0.5, a line is drawn
+    :param color: of these lines
+    :param depths: of the slices along each axis, 0…1
+    :return: list of uint8, VIEW_PIXELS at most: (rows, columns), with regions (rows, columns, 3)
     """
-    side = cube.shape[0] * np.asarray(voxel_sizes)                                  # mm
+    side = np.array(volume.shape) * np.asarray(voxel_sizes)                         # mm
     pixels = np.maximum(1, np.rint(VIEW_PIXELS * side / side.max())).astype(int)
     images = []
     for view, axis in geometry.VIEWS.items():
         x, y = (other for other in range(3) if other != axis)
-        image = Image.fromarray(geometry.view_slice(cube, view).copy())
-        resized = image.resize((pixels[x], pixels[y]), Image.Resampling.BILINEAR)
-        images.append(np.asarray(resized))
+
+        def resized(array, view=view, depth=depths[axis], size=(pixels[x], pixels[y])):
+            image = Image.fromarray(geometry.view_slice(array, view, depth).copy())
+            return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+        image = resized(volume)
+        if regions:
+            image = np.stack([image] * 3, -1)
+        for region in regions:
+            inside = resized(region.astype(np.float32)) > 0.5
+            image[inside & ~ndimage.binary_erosion(inside)] = color
+        images.append(image)
     return images
+
+
+def outlined(array, voxel_sizes, mask):
+    """A scan in three views through the middle of its brain, with the brain mask's outline.
+
+    :param array: (X, Y, Z), RAS
+    :param mask: bool, of the array's shape
+    :return: PIL image
+    """
+    lo, hi = np.percentile(array, OUTLINED_PERCENTILES)
+    gray = np.clip((array - lo) * (255 / max(hi - lo, 1e-30)), 0, 255).astype(np.uint8)
+    depths = (np.array(ndimage.center_of_mass(mask)) + 0.5) / mask.shape
+    images = views(gray, voxel_sizes, (mask,), MASK_COLOR, depths)
+    picture = Image.new("RGB", (3 * (VIEW_PIXELS + VIEW_GAP_PIXELS), VIEW_PIXELS), PAGE_COLOR)
+    _paste_views(picture, 0, 0, images)
+    return picture
 
 
 def page_number(index):
@@ -58,26 +90,34 @@ def page_number(index):
     return index // _SCANS_PER_PAGE + 1
 
 
-def write_pages(folder, ids, views_of_scans, warnings_of_scans):
+def write_pages(folder, ids, views_of_scans, warnings_of_scans, pictures=None):
     """Writes page-001.png and so on.
 
     :param views_of_scans: of each scan, what `views` gave
     :param warnings_of_scans: of each scan, a list of lines
+    :param pictures: of each scan, the path of the picture that `outlined` made, or None
     """
+    pictures = pictures or [None] * len(ids)
     page_count = math.ceil(len(ids) / _SCANS_PER_PAGE)
     for page in range(page_count):
         part = slice(page * _SCANS_PER_PAGE, (page + 1) * _SCANS_PER_PAGE)
         title = (f"page {page + 1} of {page_count}     axial, coronal, sagittal     left is on the "
                  "left, anterior on the right")
-        image = _draw_page(title, ids[part], views_of_scans[part], warnings_of_scans[part])
+        if any(pictures):
+            title += (", above the scan as it was, with its brain's outline; below as it is "
+                      "now, with edges of the template if it was registered")
+        image = _draw_page(title, ids[part], views_of_scans[part], warnings_of_scans[part],
+                           pictures[part])
         buffer = io.BytesIO()
         image.save(buffer, "PNG", compress_level=PNG_LEVEL)
         write_bytes(Path(folder) / f"page-{page + 1:03d}.png", buffer.getvalue())
 
 
-def _draw_page(title, ids, views_of_scans, warnings_of_scans):
+def _draw_page(title, ids, views_of_scans, warnings_of_scans, pictures):
     rows = math.ceil(len(ids) / SCANS_PER_ROW)
-    size = (SCANS_PER_ROW * _CELL_WIDTH + 4, rows * _CELL_HEIGHT + TITLE_PIXELS + 4)
+    above = VIEW_PIXELS + VIEW_GAP_PIXELS if any(pictures) else 0
+    cell_height = above + VIEW_PIXELS + TEXT_PIXELS + 8
+    size = (SCANS_PER_ROW * _CELL_WIDTH + 4, rows * cell_height + TITLE_PIXELS + 4)
     page = Image.new("RGB", size, PAGE_COLOR)
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(TITLE_FONT_PIXELS)
@@ -85,7 +125,11 @@ def _draw_page(title, ids, views_of_scans, warnings_of_scans):
     draw.text((8, 5), title, TITLE_COLOR, font)
     for i, (scan_id, images, lines) in enumerate(zip(ids, views_of_scans, warnings_of_scans)):
         x = i % SCANS_PER_ROW * _CELL_WIDTH + 4
-        y = i // SCANS_PER_ROW * _CELL_HEIGHT + TITLE_PIXELS
+        top = i // SCANS_PER_ROW * cell_height + TITLE_PIXELS
+        y = top + above
+        if pictures[i]:
+            with Image.open(pictures[i]) as picture:
+                page.paste(picture, (x + 4, top + 3))
         _paste_views(page, x + 4, y + 3, images)
         text_width = _CELL_WIDTH - 16
         draw.text((x + 5, y + VIEW_PIXELS + 4), _fit(scan_id, text_width, font), ID_COLOR, font)
@@ -94,7 +138,7 @@ def _draw_page(title, ids, views_of_scans, warnings_of_scans):
             position = (x + 5, y + VIEW_PIXELS + 20 + LINE_PIXELS * line)
             draw.text(position, text, WARNING_COLOR, small_font)
         if lines:
-            corners = (x, y, x + _CELL_WIDTH - 5, y + _CELL_HEIGHT - 5)
+            corners = (x, top, x + _CELL_WIDTH - 5, top + cell_height - 5)
             draw.rectangle(corners, outline=FRAME_COLOR, width=2)
     return page
 
@@ -102,7 +146,7 @@ def _draw_page(title, ids, views_of_scans, warnings_of_scans):
 def _paste_views(page, x, y, images):
     """Each image in the center of its square; x, y is the first square's upper left corner."""
     for k, image in enumerate(images):
-        height, width = image.shape
+        height, width = image.shape[:2]
         left = x + k * (VIEW_PIXELS + VIEW_GAP_PIXELS) + (VIEW_PIXELS - width) // 2
         top = y + (VIEW_PIXELS - height) // 2
         page.paste(Image.fromarray(image).convert("RGB"), (left, top))

@@ -11,6 +11,7 @@ from mri import (
     conversion,
     geometry,
     manifest,
+    meshnet,
     mosaic,
     mosaic_files,
     preparation,
@@ -18,6 +19,7 @@ from mri import (
     scans,
     split,
     tables,
+    template,
 )
 from utils import leftovers
 from utils.errors import UserError
@@ -25,6 +27,8 @@ from utils.escaping import printable
 from utils.files import remove_leftovers
 
 ONE_CLASS = "all"            # name of the class where no labels are given
+PRINTED_WARNINGS = 20        # about odd scans; the others are in qc.tsv
+UNCOMPARED_KEYS = {"recipe", "dicom"}  # a name for other settings; where files came from
 COMPARED_KEYS = ("size", "layout", "fit", "window_percentiles")  # of the header, on adding
 
 
@@ -43,6 +47,7 @@ class Existing:
     header: dict
     entries: list
     summaries: list          # ScanSummary of each
+    folder: Path
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,43 @@ def write(folder, settings, results, labels, choice, existing=None):
     _set_splits(entries, kept, twins, choice, names, notes, warnings)
     header = make_header(settings, entries, names)
     manifest.write_manifest(folder, header, entries)
-    odd = quality_control.write(folder / "qc", entries, summaries, results.skipped)
+    folders = [folder, existing.folder] if existing else [folder]
+    pictures = [_picture_of(entry["id"], folders) for entry in entries]
+    odd = quality_control.write(folder / "qc", entries, summaries, results.skipped, pictures)
     return DataFolder(header, entries, results.skipped, odd, notes, warnings)
+
+
+def _picture_of(scan_id, folders):
+    """Path of a scan's outlined picture in the first folder that has it, or None."""
+    paths = [manifest.outline_path(folder, scan_id) for folder in folders]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def summary(output, written):
+    """What was written, and the warnings about it, for a person.
+
+    :param output: Path of the data folder
+    :param written: DataFolder
+    :return: lines, warnings
+    """
+    header, entries, odd = written.header, written.entries, written.odd
+    side = mosaic.mosaic_side(header["size"], header["layout"])
+    count = Counter(entry["split"] for entry in entries)
+    counted = ", ".join(f"{count[name]} {name}" for name in manifest.SPLITS
+                        if count[name] or name != "val")
+    subjects = len({entry["subject"] for entry in entries})
+    sizes = " x ".join(f"{size:.3g}" for size in geometry.voxel_sizes(header["affine"]))
+    named = f" ({PRINTED_WARNINGS} named above)" if len(odd) > PRINTED_WARNINGS else ""
+    lines = [*written.notes,
+             f"{output}: {len(entries)} mosaics of {side} x {side} ({counted}, {subjects} "
+             f"subjects, {len(header['classes'])} classes), voxels {sizes} mm",
+             f"{output}/qc: {len(odd)} of {len(entries)} scans are odd{named}; look at the "
+             "contact sheets, starting with page-001.png"]
+    warnings = list(written.warnings)
+    if quality_control.is_mostly_coarse(entries):
+        warnings.append(f"most scans have voxels of {quality_control.COARSE_VOXEL_MM:g} mm or "
+                        "more; are they anatomical?")
+    return lines, [*warnings, *odd[:PRINTED_WARNINGS]]
 
 
 def make_header(settings, entries, class_names):
@@ -139,10 +179,20 @@ def preparations_of(settings):
 
     :param settings: conversion.Settings
     """
-    version = f"SimpleITK {preparation.load_n4().Version_VersionString()}" if settings.n4 else None
+    n4 = register = None
+    if settings.n4 or settings.space:
+        version = f"SimpleITK {preparation.load_sitk().Version_VersionString()}"
+        n4 = version if settings.n4 else None
+        register = f"{settings.space} by {version}" if settings.space else None
+    brain = template.load_template(settings.template).name if settings.space else None
     crop = "brain" if settings.crop_to_brain else None
+    network = meshnet.fingerprint(settings.meshnet) if settings.meshnet else None
     values = {
-        "volume": settings.volume, "mask": settings.mask, "n4": version, "crop": crop,
+        "volume": settings.volume, "mask": settings.mask, "n4": n4, "skull_strip": network,
+        "register": register, "template": brain,
+        "field_of_view": settings.field_of_view and list(settings.field_of_view),
+        "recipe": settings.recipe, "dicom": settings.series,
+        "crop": crop,
         "crop_margin": settings.crop_margin if crop else None, "affine": settings.affine_source,
         "orientation": settings.orientation, "nan": "zero" if settings.nan_to_zero else None}
     return {key: value for key, value in values.items() if value is not None}
@@ -214,7 +264,7 @@ def read_existing(folder, settings):
     wanted = {"size": settings.size, "layout": settings.layout, "fit": settings.fit,
               "window_percentiles": list(settings.window), **preparations_of(settings)}
     made_with = {**{key: header[key] for key in COMPARED_KEYS}, **header.get("preparation", {})}
-    for key in sorted(wanted.keys() | made_with.keys()):
+    for key in sorted((wanted.keys() | made_with.keys()) - UNCOMPARED_KEYS):
         if wanted.get(key) != made_with.get(key):
             raise UserError(
                 f"--output {folder}: exists already, a data folder made with other settings ({key} "
@@ -222,7 +272,8 @@ def read_existing(folder, settings):
                 "name a new folder")
     masked = _masked_in_table(folder / "qc" / quality_control.TABLE_NAME)
     return Existing(header, entries,
-                    [_summarize(folder, header, entry, masked) for entry in entries])
+                    [_summarize(folder, header, entry, masked, settings.template_regions())
+                     for entry in entries], folder)
 
 
 def _masked_in_table(path):
@@ -233,7 +284,7 @@ def _masked_in_table(path):
         return {}
 
 
-def _summarize(folder, header, entry, masked):
+def _summarize(folder, header, entry, masked, regions):
     """The ScanSummary of a volume that was prepared before."""
     path = mosaic_files.mosaic_path(folder, entry["id"])
     pixels = mosaic_files.read_mosaic(path, header)
@@ -244,7 +295,7 @@ def _summarize(folder, header, entry, masked):
     if was_masked is None:
         was_masked = quality_control.is_masked(cube)
     return quality_control.summarize(cube, geometry.voxel_sizes(affine), was_masked,
-                                     quality_control.digest_of(pixels))
+                                     quality_control.digest_of(pixels), regions)
 
 
 def new_scans(cohort, existing, output):
@@ -263,12 +314,12 @@ def new_scans(cohort, existing, output):
              f"{len(new)} scans are new"]
     same = [scan for scan in cohort if scan.id in known]
     moved = [scan.id for scan in same
-             if known[scan.id].get("source") != printable(scans.real_path(scan.path))]
+             if known[scan.id].get("source") != printable(scans.real_path(scan.lasting_path))]
     if moved:
         lines.append(f"{output}: {len(moved)} volumes were made from files at other paths: "
                      f"{tables.some(moved)}")
     newer = [scan.id for scan in same if _is_newer(
-        scan.path, mosaic_files.mosaic_path(output, scan.id))]
+        scan.lasting_path, mosaic_files.mosaic_path(output, scan.id))]
     if newer:
         lines.append(f"{output}: {len(newer)} scans changed after their volumes were made, which "
                      f"are kept: {tables.some(newer)}; for them, preprocess into a new folder")
@@ -296,7 +347,7 @@ def added_to(output):
     leftovers.claim(temporary)
     try:
         yield temporary
-        for name in ("mosaics", "bias", "qc"):
+        for name in ("mosaics", "bias", "masks", "outlines", "dicom", "qc"):
             if (temporary / name).is_dir():
                 (output / name).mkdir(exist_ok=True)
                 for path in sorted((temporary / name).iterdir()):

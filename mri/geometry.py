@@ -254,6 +254,40 @@ def resample(array, shape, scale=(1, 1, 1), padding="zeros"):
     return np.flip(y[0, 0].numpy(), flipped).transpose(np.argsort(order))
 
 
+def to_grid(array, affine, shape, grid_affine, outside=0.0):
+    """Resamples a RAS array trilinearly onto any other grid, antialiased as `to_cube` does.
+
+    The inverse, up to interpolation, of `from_grid`.
+
+    :param array, affine: (X, Y, Z) and (4, 4)
+    :param shape, grid_affine: of the new grid, whose axes may run in other directions
+    :param outside: intensity beyond the array
+    :return: float32, of `shape`
+    """
+    to_array = np.linalg.inv(affine) @ grid_affine
+    steps = np.linalg.norm(to_array[:3, :3], axis=1)      # of a new voxel, along each old axis
+    return _sample(_antialiased(array, steps), to_array, shape, outside)
+
+
+def from_grid(array, affine, shape, grid_affine, outside=0.0):
+    """Samples an array trilinearly at the voxels of the grid that it was made from.
+
+    The inverse, up to interpolation, of `to_grid`. Not smoothed where that grid is coarser: its
+    voxels were interpolated, and are met again.
+
+    :param array, affine: of the resampled volume
+    :param shape, grid_affine: of the grid that it was made from
+    """
+    return _sample(array, np.linalg.inv(affine) @ grid_affine, shape, outside)
+
+
+def _sample(array, to_array, shape, outside):
+    """Samples an array at to_array @ (i, j, k, 1) for the voxels (i, j, k) of a grid."""
+    return ndimage.affine_transform(
+        np.asarray(array, np.float32), to_array[:3, :3], to_array[:3, 3], output_shape=tuple(shape),
+        order=1, mode="grid-constant", cval=outside)
+
+
 def in_memory_order(array):
     """A view of an array whose axes have the order and direction of its voxels in memory.
 

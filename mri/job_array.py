@@ -87,6 +87,7 @@ class JobArray:
         for part in range(1, self.parts + 1):
             results |= self._read_part(part)
             for path in self._part_folder(part).glob("*/*"):
+                (folder / path.parent.name).mkdir(exist_ok=True)
                 shutil.copyfile(path, folder / path.parent.name / path.name)
         if results.keys() != {scan.id for scan in scans}:
             raise UserError(f"--input {self.settings['input']}: holds other scans than when its "

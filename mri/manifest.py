@@ -13,9 +13,18 @@
                       n4_shift  what was added to the intensities to estimate that field
                       crop      [[start, stop], …] in the source's RAS array, voxels
                       outside   intensity around the crop
+                      skull_strip  true: masked by the mask in masks/
+                      brain_ml  volume of the brain mask, ml
+                      registration  {"matrix": world of the source -> world of the template, 4 x 4,
+                                mm; "overlap": Dice of the brain masks; "scaling": along three
+                                directions; "shape", "affine": of the field of view in the
+                                template's space; "code": sform code of that space}
 
     mosaics/ID.png  8-bit RGB, lossless
     bias/ID.nii.gz  logarithm of the bias field that --n4 removed, coarse
+    masks/ID.nii.gz  brain mask of --skull-strip, on the source's grid
+    outlines/ID.png the scan with the outline of its brain mask, where it has one
+    dicom/ID.json   what dcm2niix says of the DICOM series that became the scan
     qc/             contact sheets and qc.tsv
 
 A samples folder has samples.json instead, with the same header and no volumes, so that a mosaic can
@@ -54,6 +63,21 @@ _CHECK_ERRORS = (KeyError, TypeError, ValueError, OverflowError, AttributeError)
 def bias_path(folder, volume_id):
     """Where a data folder holds the logarithm of a volume's bias field."""
     return Path(folder) / "bias" / f"{volume_id}.nii.gz"
+
+
+def mask_path(folder, volume_id):
+    """Where a data folder holds the brain mask that the skull strip of a volume made."""
+    return Path(folder) / "masks" / f"{volume_id}.nii.gz"
+
+
+def outline_path(folder, volume_id):
+    """Where a data folder holds the picture of a scan with the outline of its brain mask."""
+    return Path(folder) / "outlines" / f"{volume_id}.png"
+
+
+def sidecar_path(folder, volume_id):
+    """Where a data folder holds what dcm2niix says of a scan's DICOM series."""
+    return Path(folder) / "dicom" / f"{volume_id}.json"
 
 
 def write_manifest(folder, header, entries):
@@ -188,6 +212,9 @@ def _bad_entry_key(entry, class_count):
         "n4_shift": _is_number,
         "crop": lambda box: _is_crop(box, max(entry["shape"])),
         "outside": _is_number,
+        "skull_strip": lambda value: isinstance(value, bool),
+        "brain_ml": _is_number,
+        "registration": _is_registration,
     }
     bad_key = _first_bad_key(entry, required)
     if bad_key:
@@ -246,6 +273,13 @@ def _is_crop(box, longest_axis):
         return False
     return all(_is_whole(start, 0, stop - 2) and _is_whole(stop, 2, longest_axis)
                for start, stop in box)
+
+
+def _is_registration(found):
+    return (_is_affine(found["matrix"]) and _is_shape(found["shape"])
+            and _is_affine(found["affine"]) and _is_whole(found["code"], 1, MAX_FORM_CODE)
+            and _is_number(found["overlap"]) and len(found["scaling"]) == 3
+            and all(map(_is_number, found["scaling"])))
 
 
 def _is_codes(codes):

@@ -137,7 +137,9 @@ def brain_box(array, voxel_sizes, margin, mask=None):
         brain ends
     """
     if mask is None:
-        mask = _differs_from_border(array)
+        mask = differs_from_border(
+            array, "--crop brain: its background is not of one value, so it is not known where "
+            "the brain ends; give --mask, or skull-strip it")
     box = []
     for axis in range(3):
         across = tuple(other for other in range(3) if other != axis)
@@ -153,12 +155,17 @@ def brain_box(array, voxel_sizes, margin, mask=None):
     return box
 
 
-def _differs_from_border(array):
+def differs_from_border(array, error):
+    """Which voxels of a skull-stripped scan are not background, which has one value all around.
+
+    :param error: message where the background has several
+    :return: bool, of the array's shape
+    :raises UserError: it has
+    """
     value, fraction = border(array)
     mask = array != value
     if fraction < MIN_BORDER_FRACTION or mask.mean() > MAX_BRAIN_FRACTION:
-        raise UserError("--crop brain: its background is not of one value, so it is not known "
-                        "where the brain ends; give --mask, or skull-strip it")
+        raise UserError(error)
     return mask
 
 
@@ -181,9 +188,14 @@ def uncrop(array, box, shape, outside):
 def prepared_grid(entry):
     """Shape and affine of the RAS array that became a volume's cube: the scan's, or its crop's.
 
+    Of a registered scan, those of the field of view in the template's space.
+
     :param entry: of the manifest
     :raises UserError: the entry's crop is not inside its scan
     """
+    registered = entry.get("registration")
+    if registered:
+        return tuple(registered["shape"]), np.array(registered["affine"], float)
     shape, affine = geometry.ras_grid(entry["shape"], np.array(entry["affine"], float))
     box = entry.get("crop")
     if not box:
@@ -198,15 +210,17 @@ def prepared_grid(entry):
 
 # ------------------------------------------------------------------------------------- bias field
 
-def load_n4():
+def load_sitk(flag="--n4"):
     """The module SimpleITK.
 
+    :param flag: that needs it, for the error
     :raises UserError: it is not installed
     """
     try:
         import SimpleITK
     except ImportError:
-        raise UserError("--n4: needs SimpleITK; pip install -r requirements-extra.txt") from None
+        raise UserError(f"{flag}: needs SimpleITK; pip install -r requirements-extra.txt"
+                        ) from None
     return SimpleITK
 
 
@@ -223,7 +237,7 @@ def bias_field(array, voxel_sizes, mask=None, threads=1):
         no logarithm
     :raises UserError: clearly negative intensities, or N4 fails
     """
-    sitk = load_n4()
+    sitk = load_sitk()
     shift = max(0.0, -float(array.min()))
     if shift > N4_MAX_NEGATIVE * array.max():
         raise UserError(f"--n4: its intensities go down to {array.min():g}, and N4 takes their "

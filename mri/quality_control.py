@@ -22,6 +22,7 @@ from utils.files import write_text
 TABLE_NAME = "qc.tsv"
 COLUMNS = ("id", "page", "shape", "spacing_mm", "orientation", "window", "background", "mean",
            "masked", "warnings")
+BRAIN_COLUMNS = ("brain_ml", "overlap", "scaling")  # before the last, where a brain was outlined
 MASKED_BORDER_FRACTION = 0.9      # of a masked scan's border that has one value
 MASKED_BACKGROUND_FRACTION = 0.3  # of a masked scan's voxels that have it
 BACKGROUND_LEVELS = 12            # around the border's level that count as background
@@ -41,7 +42,7 @@ SMALL_CUBE_SIZE = 12              # side of the cube that is compared with the c
 @dataclass(frozen=True)
 class ScanSummary:
     """What the table and the contact sheets need of one prepared scan; 40 kB."""
-    views: list              # axial, coronal and sagittal center slices, (rows, columns) uint8
+    views: list              # axial, coronal and sagittal center slices: contact_sheet.views
     level: float             # most common level of the border
     background: float        # fraction of the cube
     mean: float              # level of what is not background
@@ -67,13 +68,14 @@ def digest_of(pixels):
     return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
-def summarize(cube, voxel_sizes, masked, digest=""):
+def summarize(cube, voxel_sizes, masked, digest="", regions=()):
     """The ScanSummary of a prepared scan.
 
     :param cube: (D, D, D) uint8, RAS
     :param voxel_sizes: of the cube, (3,), mm
     :param masked: `is_masked` of the source
     :param digest: `digest_of` its mosaic
+    :param regions: arrays of the cube's shape, of a template, whose edges are drawn
     """
     level, _ = preparation.border(cube)
     levels = np.arange(256)
@@ -83,7 +85,7 @@ def summarize(cube, voxel_sizes, masked, digest=""):
     counts[abs(levels - level) <= BACKGROUND_LEVELS] = 0
     foreground = max(1, counts.sum())
     return ScanSummary(
-        views=contact_sheet.views(cube, voxel_sizes),
+        views=contact_sheet.views(cube, voxel_sizes, regions, contact_sheet.TEMPLATE_COLOR),
         level=level,
         background=1 - counts.sum() / cube.size,
         mean=float(counts @ levels / foreground),
@@ -209,31 +211,36 @@ def find_twins(ids, digests):
 
 # ----------------------------------------------------------------------------------------- output
 
-def write(folder, entries, summaries, skipped):
+def write(folder, entries, summaries, skipped, pictures):
     """Writes the contact sheets and qc.tsv into a folder.
 
     :param entries, summaries: of the scans that were used
     :param skipped: {id: reason} of the others
+    :param pictures: of each scan that was used, the path of its outlined picture, or None
     :return: "id: warnings" of each scan that has any
     """
     found = find_warnings(entries, summaries)
     ids = [entry["id"] for entry in entries]
-    contact_sheet.write_pages(folder, ids, [summary.views for summary in summaries], found)
-    rows = [_row(entry, summary, lines, contact_sheet.page_number(i))
+    contact_sheet.write_pages(folder, ids, [summary.views for summary in summaries], found,
+                              pictures)
+    of_brain = BRAIN_COLUMNS if any("brain_ml" in entry for entry in entries) else ()
+    rows = [(*_row(entry, summary, contact_sheet.page_number(i)),
+             *_brain_cells(entry)[:len(of_brain)], "; ".join(lines))
             for i, (entry, summary, lines) in enumerate(zip(entries, summaries, found))]
+    columns = (*COLUMNS[:-1], *of_brain, COLUMNS[-1])
     for scan_id, reason in skipped.items():
-        rows.append((scan_id, *[""] * (len(COLUMNS) - 2), f"skipped: {reason}"))
+        rows.append((scan_id, *[""] * (len(columns) - 2), f"skipped: {reason}"))
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
-    table.writerow(COLUMNS)
+    table.writerow(columns)
     for row in sorted(rows):
         table.writerow(map(escaping.cell, row))
     write_text(Path(folder) / TABLE_NAME, text.getvalue())
     return [f"{scan_id}: {'; '.join(lines)}" for scan_id, lines in zip(ids, found) if lines]
 
 
-def _row(entry, summary, lines, page):
-    """A row of qc.tsv."""
+def _row(entry, summary, page):
+    """A row of qc.tsv, without what is said of the brain, and without warnings."""
     return (
         entry["id"],
         page,
@@ -243,5 +250,14 @@ def _row(entry, summary, lines, page):
         "..".join(f"{intensity:.6g}" for intensity in entry["window"]),
         f"{summary.background:.3f}",
         f"{summary.mean:.1f}",
-        "yes" if summary.masked else "no",
-        "; ".join(lines))
+        "yes" if summary.masked else "no")
+
+
+def _brain_cells(entry):
+    """What a row says in BRAIN_COLUMNS."""
+    volume = f"{entry['brain_ml']:.0f}" if "brain_ml" in entry else ""
+    registered = entry.get("registration")
+    if not registered:
+        return volume, "", ""
+    low, _, high = registered["scaling"]
+    return volume, f"{registered['overlap']:.3f}", f"{low:.3f}..{high:.3f}"

@@ -53,7 +53,7 @@ def find_files(source, choice, flag):
         found.paths = [folder]
         return found
     if folder.is_dir():
-        files = _walk(folder, found)
+        files = walk(folder, found)
     else:
         files = [Path(name) for name in sorted(glob.glob(source, recursive=True))]
         files = [path for path in files if not path.is_dir()]
@@ -73,7 +73,7 @@ def find_files(source, choice, flag):
 
 # -------------------------------------------------------------------------------------- the walk
 
-def _walk(folder, found):
+def walk(folder, found):
     """All files below a folder, sorted; links to folders are followed, each folder once."""
     files, waiting, seen = [], [folder], set()
     while waiting:
@@ -120,7 +120,7 @@ def _named_as_scans(files, found):
             scans.append(path)
         elif not _is_second_half(path, known):
             suffix = path.suffix.lower() or "without a suffix"
-            what = "DICOM, which dcm2niix converts" if suffix in DICOM_SUFFIXES else "no scan"
+            what = "DICOM, which --dicom converts" if suffix in DICOM_SUFFIXES else "no scan"
             found.left_out[f"{what} ({suffix})"] += 1
     return scans
 
@@ -135,8 +135,8 @@ def _is_second_half(path, known):
 
 def _what_instead(files):
     """What to do where there is no scan, the end of an error."""
-    if any(_is_dicom(path) for path in files[:MAX_FILES_LOOKED_INTO]):
-        return "it has DICOM files, which dcm2niix -z y -o NIFTI_FOLDER FOLDER converts first"
+    if any(is_dicom(path) for path in files[:MAX_FILES_LOOKED_INTO]):
+        return "it has DICOM files, which --dicom converts"
     what = "name a folder, a glob in quotes, or a .tsv"
     suffixes = Counter(path.suffix.lower() or "no suffix" for path in files)
     if suffixes:
@@ -145,7 +145,8 @@ def _what_instead(files):
     return what
 
 
-def _is_dicom(path):
+def is_dicom(path):
+    """Whether a file is named as a DICOM file, or begins like one."""
     if path.name.lower().endswith(DICOM_SUFFIXES):
         return True
     try:

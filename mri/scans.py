@@ -39,6 +39,13 @@ class Scan:
     label: str | None = None     # the class, likewise
     split: str | None = None     # likewise
     name: str | None = None      # of the file, where it cannot be the id
+    source: Path | None = None   # what the file was converted from, where it is temporary
+    sidecar: dict | None = None  # what the conversion says of it
+
+    @property
+    def lasting_path(self):
+        """Where the scan is found again: what the file was converted from, or the file."""
+        return self.source or self.path
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class FoundScans:
 
 
 def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
-           masks_of=None, flag="--input"):
+           masks_of=None, flag="--input", describe=None):
     """The scans of a folder, a glob pattern, a file or a list.
 
     A list is a table with a column `path` (relative to the table), and any of COLUMNS. Otherwise
@@ -65,6 +72,7 @@ def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
     :param masks_of: function of a list of scans -> set of the real paths of their masks, which are
         left out; None: no masks
     :param flag: that named the source, for errors
+    :param describe: function of a Scan -> the Scan with what else is known of it; None: nothing is
     :return: FoundScans
     :raises UserError: no scans, two with one id, a list without the column, an id in it that cannot
         name a file, or a pattern that does not fit
@@ -75,8 +83,8 @@ def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
         scans = _scans_in_list(Path(source), found)
     else:
         found = scan_search.find_files(source, choice, flag)
-        patterns = (_compiled(subject_pattern, "--subject-pattern"),
-                    _compiled(id_pattern, "--id-pattern"))
+        patterns = (compiled(subject_pattern, "--subject-pattern"),
+                    compiled(id_pattern, "--id-pattern"))
         scans = [_scan_of_path(path, source, *patterns) for path in found.paths]
         scans = _without_masks(scans, masks_of, found)
         scans = _with_safe_ids(_with_unique_ids(scans, source), found)
@@ -84,6 +92,8 @@ def search(source, choice=ALL_SCANS, subject_pattern=None, id_pattern=None,
     if not scans:
         raise UserError(f"{flag} {source}: holds no scans; name a folder, a glob in quotes, or a "
                         ".tsv")
+    if describe:
+        scans = [describe(scan) for scan in scans]
     _check_ids(scans)
     prefix_note = subjects.shared_prefix_note(scans)
     if prefix_note:
@@ -127,7 +137,11 @@ def _parts_below(path, source):
         return path.parts
 
 
-def _compiled(pattern, flag):
+def compiled(pattern, flag):
+    """A regular expression that a flag gives; None for None.
+
+    :raises UserError: it is none
+    """
     try:
         return None if pattern is None else re.compile(pattern)
     except re.error as e:

@@ -4,7 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from example_scans import head
 from helpers import AFFINE, brain, error_line, save_nifti, script
+from small_meshnets import brightness_network
 
 import bench
 from benchmarks import measure, sampling_cost
@@ -117,6 +119,21 @@ def test_preprocess(tmp_path):
     assert np.isfinite(float(re.search(r"optimized +([-\d.]+) ms/scan", done.stdout)[1]))
 
 
+def test_stages_of_a_recipe(tmp_path):
+    pytest.importorskip("SimpleITK")
+    brightness_network(tmp_path / "weights" / "meshnet" / "mindgrab")
+    large = AFFINE @ np.diag([2, 2, 2, 1])       # a brain of a child's size
+    save_nifti(tmp_path / "in" / "a.nii.gz", head()[0], large, np.float32)
+    done = script("bench.py", "preprocess", "--recipe", "native", "--input", tmp_path / "in",
+                  "--scans", 2, cwd=tmp_path)
+    assert "--recipe native: --n4 --skull-strip --register none --crop brain" in done.stdout
+    rows = re.findall(r"^\| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \|$", done.stdout, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["read", "N4", "skull strip", "resample", "write", "all"]
+    medians = [float(median) for _, median, _ in rows]
+    assert abs(sum(medians[:-1]) - medians[-1]) < 0.1 + 0.2 * medians[-1]
+    assert all(float(median) <= float(longest) for _, median, longest in rows)
+
+
 def test_refusals(tmp_path):
     for flags, words in (
             (("train", "--image-size", 100), "--image-size 100: must be a multiple of 16"),
@@ -125,5 +142,6 @@ def test_refusals(tmp_path):
             (("scaling", "--batch-sizes", 3, "--accum", 2), "--accum must divide it"),
             (("scaling", "--grad-checkpoint", -1), "--grad-checkpoint -1: must be at least 0"),
             (("metrics", "--size", 8), "--size 8: must be at least 16"),
+            (("preprocess", "--recipe", "paper"), "--recipe: needs scans of heads; name their"),
             (("preprocess", "--input", tmp_path), f"--input {tmp_path}: holds no .nii.gz")):
         assert words in error_line(script("bench.py", *flags, expect=2))

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from helpers import script
+from helpers import SHARED, script
 
 import download
 from metrics.inception import WEIGHTS_FILE
@@ -165,8 +165,9 @@ def test_all_then_nothing_left_to_do(server, run_here, tmp_path, monkeypatch, ca
     server.add({f"/{DIT}": ZIP, f"/{inception}": NOISE})
     mse_files = download.vae_files(MSE, server.sha256[on_hub(MSE, VAE)])
     monkeypatch.setitem(download.PUBLIC_WEIGHTS, MSE, lambda: mse_files)
+    meshnets = serve_meshnets(server, monkeypatch)
     run_here("all")
-    expected = {DIT: ZIP, inception: NOISE}
+    expected = {DIT: ZIP, inception: NOISE, **meshnets}
     for name, files in vaes.items():
         expected.update({f"{name}/{file}": data for file, data in files.items()})
     assert files_in(tmp_path / "weights") == expected
@@ -175,12 +176,43 @@ def test_all_then_nothing_left_to_do(server, run_here, tmp_path, monkeypatch, ca
     assert "no published checksum" in said[DIT] and hashlib.sha256(ZIP).hexdigest() in said[DIT]
     assert "beginning with" in said[inception]
     assert all("as published" in said[f"{name}/{VAE}"] for name in vaes)
+    assert all("as published" in said[path] for path in meshnets)
 
     server.seen.clear()
     run_here("all")
-    assert capsys.readouterr().out.count("exists already") == 6
+    assert capsys.readouterr().out.count("exists already") == 12
     assert not server.seen
     assert files_in(tmp_path / "weights") == expected
+
+
+def serve_meshnets(server, monkeypatch):
+    """Puts small files in the place of the networks; {path in weights/: bytes}."""
+    contents = {path: json.dumps(path).encode() for path in download.MESHNET_SHA256}
+    monkeypatch.setattr(download, "MESHNET_SHA256",
+                        {path: hashlib.sha256(data).hexdigest() for path, data in contents.items()})
+    files = {f"meshnet/{path}": data for path, data in contents.items()}
+    server.add({f"/{path}": data for path, data in files.items()})
+    return files
+
+
+def test_files_of_one_name_are_told_apart_on_a_mirror(server, run_here, tmp_path, monkeypatch):
+    files = serve_meshnets(server, monkeypatch)
+    run_here("meshnet", "--output", "w")
+    assert files_in(tmp_path / "w") == files
+    assert {name.split("/")[1] for name in files} == {"mindgrab", "model18cls"}
+
+
+def test_a_network_of_another_checksum_is_refused(server, run, tmp_path):
+    server.add({f"/meshnet/{path}": b"{}" for path in download.MESHNET_SHA256})
+    refused(run("meshnet", expect=2), "weights/meshnet/mindgrab/colormap.json",
+            "published is b29809105747")
+    assert not files_in(tmp_path)
+
+
+@pytest.mark.skipif(not (SHARED / "meshnet").is_dir(), reason=f"needs {SHARED / 'meshnet'}")
+def test_the_checksums_are_those_of_the_networks():
+    for path, sha256 in download.MESHNET_SHA256.items():
+        assert hashlib.sha256((SHARED / "meshnet" / path).read_bytes()).hexdigest() == sha256, path
 
 
 def test_a_dropped_connection_is_resumed(server, run, tmp_path):
@@ -312,8 +344,11 @@ def test_without_a_mirror_the_addresses_are_the_public_ones(monkeypatch):
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
     monkeypatch.delenv("MOSAICDIT_MIRROR", raising=False)
     files = [file for list_files in download.PUBLIC_WEIGHTS.values() for file in list_files()]
-    urls = {file.path: download.mirrored(file.url) for file in files}
-    assert len(urls) == 6
+    urls = {file.path: download.mirrored(file) for file in files}
+    assert len(urls) == 12
     assert urls[f"{MSE}/config.json"] == f"https://huggingface.co{on_hub(MSE, 'config.json')}"
+    assert urls["meshnet/mindgrab/model.bin"] == (
+        "https://raw.githubusercontent.com/neuroneural/brainchop/"
+        "4c87885f3a2a8835e260d521dcec922b58d91d41/public/models/mindgrab/model.bin")
     assert all(url.startswith("https://") for url in urls.values())
     assert all(url.endswith("/" + Path(path).name) for path, url in urls.items())

@@ -53,6 +53,7 @@ TESTED_ELSEWHERE = {
     "benchmarks/baseline.py": "tests/test_models.py",
     "benchmarks/metrics_cost.py": "tests/test_bench.py",
     "benchmarks/networks.py": "tests/test_bench.py",
+    "benchmarks/preparation_cost.py": "tests/test_bench.py",
     "benchmarks/preprocessing_cost.py": "tests/test_bench.py",
     "benchmarks/sampler_comparison.py": "tests/test_bench.py",
     "benchmarks/sampling_cost.py": "tests/test_bench.py",

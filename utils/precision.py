@@ -1,10 +1,13 @@
 """The compute dtype of a piece of work."""
+from pathlib import Path
+
 import torch
 
 from utils.errors import UserError
 
 NARROW_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FAST_BF16_CAPABILITY = (8, 0)    # CUDA compute capability from which attention has bf16 kernels
+CPU_BF16_FLAGS = {"avx512_bf16", "amx_bf16"}    # of x86 processors
 
 
 def autocast(device, precision):
@@ -38,3 +41,15 @@ def resolve_precision(precision, device, flag="--precision"):
         raise UserError(f"{flag} fp16: needs a CUDA GPU, this runs on {device}; "
                         "give bf16 or fp32")
     return precision
+
+
+def cpu_computes_bf16(cpu_info=Path("/proc/cpuinfo")):
+    """Whether this processor has instructions for bf16; without them, fp32 is faster.
+
+    :param cpu_info: what Linux says of it; elsewhere False
+    """
+    try:
+        flags = set(cpu_info.read_text().split())
+    except OSError:
+        return False
+    return not CPU_BF16_FLAGS.isdisjoint(flags)

@@ -165,7 +165,7 @@ def test_a_given_split_a_stratified_one_and_a_class_that_one_side_lacks(cohort, 
 
 def test_known_scans_are_not_new(data):
     _, entries = manifest.read_manifest(data)
-    existing = data_folder.Existing({}, entries, [])
+    existing = data_folder.Existing({}, entries, [], data)
     known = scans.Scan(entries[0]["id"], "x", data / "none.nii")
     new = scans.Scan("new", "x", data / "new.nii")
     assert data_folder.new_scans([known, new], existing, data)[0] == [new]

@@ -152,3 +152,28 @@ def test_axes_that_shrink_by_two_at_most_are_as_before():
         expected = geometry.resample(array, (16,) * 3,
                                      geometry.cube_scale(array.shape, np.eye(4), fit))
         assert np.array_equal(cube, expected)
+
+
+# --------------------------------------------------------------------------------------- any grid
+
+def test_any_grid_is_the_cube_where_the_axes_agree():
+    array = brain((40, 44, 36))
+    grid = geometry.cube_affine(array.shape, AFFINE, 30, "stretch")
+    cube = geometry.to_cube(array, AFFINE, 30, "stretch")
+    assert np.abs(geometry.to_grid(array, AFFINE, (30,) * 3, grid) - cube).max() < 0.01
+    # axes that shrink by more than 2 are smoothed in the same way
+    grid = geometry.cube_affine(array.shape, AFFINE, 12, "stretch")
+    cube = geometry.to_cube(array, AFFINE, 12, "stretch")
+    assert np.abs(geometry.to_grid(array, AFFINE, (12,) * 3, grid) - cube).max() < 0.01
+
+
+def test_a_world_point_stays_in_place_on_any_grid_and_back():
+    point = apply_affine(AFFINE, [9, 14, 10])
+    array = blob((20, 26, 22), AFFINE, point) + 2
+    turned_grid = oblique(AFFINE, 25) @ np.diag([0.8, 0.9, 0.6, 1])
+    turned_grid[:3, 3] += point - apply_affine(turned_grid, [14, 15, 16])
+    there = geometry.to_grid(array, AFFINE, (28, 30, 32), turned_grid, outside=2)
+    assert np.linalg.norm(centroid(there - 2, turned_grid) - point) < 0.1
+    back = geometry.from_grid(there, turned_grid, array.shape, AFFINE, outside=2)
+    assert np.linalg.norm(centroid(back - 2, AFFINE) - point) < 0.1
+    assert back[0, 0, 0] == 2 and np.abs(back - array).max() < 0.15

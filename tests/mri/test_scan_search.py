@@ -136,9 +136,9 @@ def test_no_scan_says_what_there_is(tmp_path):
     refused(tmp_path, r"it has \.png \(2\), \.txt \(1\)")
     touch(tmp_path, "dicom/IM0001")
     (tmp_path / "dicom" / "IM0001").write_bytes(bytes(128) + b"DICM")
-    refused(tmp_path / "dicom", "it has DICOM files, which dcm2niix -z y -o .* converts first")
+    refused(tmp_path / "dicom", "it has DICOM files, which --dicom converts")
     touch(tmp_path, "d/1.dcm", "d/a.nii")
-    assert search(tmp_path / "d").left_out == {"DICOM, which dcm2niix converts (.dcm)": 1}
+    assert search(tmp_path / "d").left_out == {"DICOM, which --dicom converts (.dcm)": 1}
 
 
 def test_folders_that_cannot_be_read_are_named(tmp_path, monkeypatch):

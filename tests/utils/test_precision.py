@@ -58,3 +58,12 @@ def test_an_apple_gpu_is_accepted_where_there_is_one(monkeypatch):
     parser = flags.make_parser("what it does")
     flags.add_device_flag(parser)
     assert parser.parse_args(["--device", "mps"]).device == "mps"
+
+
+def test_processors_with_bf16_are_known_by_their_flags(tmp_path):
+    info = tmp_path / "cpuinfo"
+    for words, expected in (("fpu avx512f avx512_bf16 clzero", True), ("amx_bf16 amx_tile", True),
+                            ("fpu avx512f avx512_vnni", False)):
+        info.write_text(f"processor\t: 0\nflags\t\t: {words}\n")
+        assert precision.cpu_computes_bf16(info) == expected
+    assert not precision.cpu_computes_bf16(tmp_path / "nothing")

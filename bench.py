@@ -8,6 +8,7 @@
     python bench.py preprocess
     python bench.py metrics
     python bench.py scaling --output scaling/                cost against tokens and batch size
+    python bench.py layouts --data-path data/adni --vae ema --output layouts/
 
 The baseline does the work as published repositories do it, the optimized way as the scripts of
 this repository do. In training and sampling each way runs in processes of its own, so that its
@@ -19,12 +20,14 @@ for `samplers`: they cost what trained ones cost. BENCHMARKS.md has what was mea
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
+import dataclasses
 from pathlib import Path
 
 import torch
 
 import models
 from benchmarks import (
+    layouts,
     measure,
     metrics_cost,
     networks,
@@ -41,7 +44,7 @@ from utils.files import require_new_folder
 FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too
 LEAST_VALUES = dict(steps=1, turns=1, batch_size=1, accum=1, grad_checkpoint=0, plain_scans=1,
                     workers=1, scans=2, num_samples=2, volumes=2, mmd_volumes=2, repeats=2,
-                    size=ms_ssim.MIN_SIDE)
+                    size=ms_ssim.MIN_SIDE, decoder_steps=1, refiner_steps=1)
 
 # ----------------------------------------------------------------------------------- subcommands
 
@@ -108,6 +111,13 @@ def bench_samplers(args):
     print(f"{args.output}: samplers.md, samplers.png")
 
 
+def bench_layouts(args):
+    fields = dataclasses.fields(layouts.LayoutStudy)
+    study = layouts.LayoutStudy(**{field.name: getattr(args, field.name) for field in fields})
+    print("\n".join(layouts.run(study)))
+    print(f"{args.output}: layouts.md, layouts.json, layouts.png; decoders and refiners")
+
+
 def bench_preprocess(args):
     cost = preprocessing_cost.measure(
         args.input, args.scans, args.plain_scans, args.workers, args.turns)
@@ -144,6 +154,9 @@ def parse_flags():
     add_samplers_flags(add_command(
         commands, "samplers", bench_samplers,
         "time and results of every sampler on a trained model, and a picture side by side"))
+    add_layouts_flags(add_command(
+        commands, "layouts", bench_layouts,
+        "what each layout keeps of real volumes, with and without a refiner"))
     add_preprocess_flags(add_command(
         commands, "preprocess", bench_preprocess, "scans to mosaics, baseline vs. optimized"))
     add_metrics_flags(add_command(
@@ -239,6 +252,22 @@ def add_samplers_flags(command):
     flags.add_device_flag(group)
 
 
+def add_layouts_flags(command):
+    group = command.add_argument_group("data and output")
+    group.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="data folder: "
+                       "train split for decoders and refiners, test split for the numbers")
+    group.add_argument("--vae", required=True, metavar="ema|mse|PATH", help="VAE to compare with")
+    group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the "
+                       "results, decoders and refiners; the same command again continues it")
+    group = command.add_argument_group("training and cost")
+    group.add_argument("--decoder-steps", type=int, default=2000, help="steps of train_vae.py")
+    group.add_argument("--refiner-steps", type=int, default=1000, help="steps of a refiner")
+    group.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
+                       help="network whose tokens and operations are counted")
+    flags.add_precision_flag(group, "decoders and refiners in training")
+    flags.add_device_flag(group)
+
+
 def add_preprocess_flags(command):
     group = command.add_argument_group("measurement")
     group.add_argument("--input", type=Path, metavar="DIR", help="folder of .nii.gz files, used "
@@ -270,22 +299,13 @@ def check(args):
         value = getattr(args, name, least)
         if value < least:
             raise UserError(f"{flags.flag_of(name)} {value}: must be at least {least}")
-    if args.what in ("train", "sample"):
-        check_network(args, "--image-size", [args.image_size], "--batch-size", [args.batch_size])
-    if args.what == "scaling":
-        check_network(args, "--image-sizes", args.image_sizes, "--batch-sizes", args.batch_sizes)
-
-
-def check_network(args, image_flag, image_sizes, batch_flag, batch_sizes):
-    if args.memory_limit and not args.device.startswith("cuda"):
+    if getattr(args, "memory_limit", None) and not args.device.startswith("cuda"):
         raise UserError(f"--memory-limit: only on a GPU, but --device is {args.device}")
-    for image_size in image_sizes:
-        networks.check_image_size(args.model, image_size, image_flag)
-    accum = getattr(args, "accum", 1)
-    for batch_size in batch_sizes:
-        if batch_size < 1 or batch_size % accum:
-            raise UserError(f"{batch_flag} {batch_size}: must be at least 1, "
-                            "and --accum must divide it")
+    if args.what in ("train", "sample"):
+        networks.check_sizes(args.model, [args.image_size], [args.batch_size],
+                             getattr(args, "accum", 1), "")
+    if args.what == "scaling":
+        networks.check_sizes(args.model, args.image_sizes, args.batch_sizes, args.accum, "s")
 
 
 def main():

@@ -238,9 +238,9 @@ def parse_flags():
     g = parser.add_argument_group("training")
     g.add_argument("--max-steps", type=int, default=1000, help="number of optimizer steps")
     g.add_argument("--batch-size", type=int, default=8, help="crops per step")
-    g.add_argument("--crop", type=int, default=32, help="side of a crop, voxels; at most the "
+    g.add_argument("--crop", type=int, default=24, help="side of a crop, voxels; at most the "
                    "volume's")
-    g.add_argument("--lr", type=positive, default=3e-3, help="peak learning rate of AdamW; it "
+    g.add_argument("--lr", type=positive, default=5e-3, help="peak learning rate of AdamW; it "
                    "falls to zero along half a cosine")
     g.add_argument("--gradient-weight", type=non_negative, default=0.003,
                    help="weight of the squared relative error of the root gradient energy, which "

@@ -31,6 +31,7 @@ WEIGHTS_NAME = "refiner.safetensors"
 CONFIG_NAME = "config.json"
 CHANNELS = 32               # of the network
 LAYERS = 5                  # convolutions, each of which sees one slice more on either side
+CORRECTION_SCALE = 0.03     # of the network's output
 FOLD = 2                    # pixels of a slice, along either axis, that become channels
 MAX_CHANNELS = 1024         # that a file may ask for
 MAX_LAYERS = 64
@@ -41,7 +42,9 @@ class RefinerNet(nn.Module):
     """Residual 3D convolutions on slices whose 2 x 2 blocks of pixels are folded into channels.
 
     Folding costs a quarter of full resolution and doubles the field of view within a slice; slices
-    themselves stay as they are. Zero padding: a volume's surroundings are black.
+    themselves stay as they are. Zero padding: a volume's surroundings are black. The correction is
+    scaled down, as AdamW's steps are of one size for all weights: unscaled, thousands of weights
+    that move together make training diverge at a learning rate that is right for the others.
     """
 
     def __init__(self, places, channels=CHANNELS, layers=LAYERS):
@@ -51,6 +54,9 @@ class RefinerNet(nn.Module):
         widths = [FOLD ** 2 + places, *[channels] * (layers - 1), FOLD ** 2]
         self.convolutions = nn.ModuleList(
             nn.Conv3d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:]))
+        for convolution in self.convolutions[:-1]:
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+            nn.init.zeros_(convolution.bias)
         nn.init.zeros_(self.convolutions[-1].weight)
         nn.init.zeros_(self.convolutions[-1].bias)
 
@@ -66,9 +72,11 @@ class RefinerNet(nn.Module):
         one_hot = one_hot.permute(0, 2, 1)[:, :, None, None]            # (N, places, 1, 1, Z)
         one_hot = one_hot.expand(-1, -1, *folded.shape[2:4], -1)
         h = torch.cat([folded, one_hot], 1).contiguous(memory_format=torch.channels_last_3d)
-        for convolution in self.convolutions[:-1]:
-            h = F.silu(convolution(h))
-        correction = unfold(self.convolutions[-1](h).float())
+        first, *middle, last = self.convolutions
+        h = F.silu(first(h))
+        for convolution in middle:
+            h = h + F.silu(convolution(h))
+        correction = CORRECTION_SCALE * unfold(last(h).float())
         return x + correction[:, :size[1], :size[2]]
 
 

@@ -20,7 +20,6 @@ for `samplers`: they cost what trained ones cost. BENCHMARKS.md has what was mea
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -41,7 +40,6 @@ from metrics import ms_ssim
 from utils import flags
 from utils.files import require_new_folder
 
-FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too
 LEAST_VALUES = dict(steps=1, turns=1, batch_size=1, accum=1, grad_checkpoint=0, plain_scans=1,
                     workers=1, scans=2, num_samples=2, volumes=2, mmd_volumes=2, repeats=2,
                     size=ms_ssim.MIN_SIDE, decoder_steps=1, refiner_steps=1)
@@ -112,9 +110,11 @@ def bench_samplers(args):
 
 
 def bench_layouts(args):
-    fields = dataclasses.fields(layouts.LayoutStudy)
-    study = layouts.LayoutStudy(**{field.name: getattr(args, field.name) for field in fields})
-    print("\n".join(layouts.run(study)))
+    lines = layouts.run(layouts.LayoutStudy(
+        data_path=args.data_path, vae=args.vae, output=args.output, model=args.model,
+        decoder_steps=args.decoder_steps, refiner_steps=args.refiner_steps, device=args.device,
+        precision=args.precision))
+    print("\n".join(lines))
     print(f"{args.output}: layouts.md, layouts.json, layouts.png; decoders and refiners")
 
 
@@ -196,14 +196,10 @@ def add_comparison_flags(command):
     group.add_argument("--batch-size", type=int, default=1, help="mosaics per step")
     group.add_argument("--turns", type=int, default=2, help="turns of each way, in processes of "
                        "their own")
-    group.add_argument("--only", type=way, choices=training_cost.WAYS, help="measure one way only "
-                       "(plain and ours, the former names, are accepted); default: both")
+    group.add_argument("--only", type=training_cost.way_named, choices=training_cost.WAYS,
+                       help="measure one way only (plain and ours, the former names, are "
+                       "accepted); default: both")
     return group
-
-
-def way(text):
-    """A flag's type: the name of a way, or its former name."""
-    return FORMER_NAMES.get(text, text)
 
 
 def add_memory_flags(command):

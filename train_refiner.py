@@ -25,6 +25,7 @@ import torch
 from diffusion import refiner as refiner_module
 from diffusion import samplers
 from diffusion import vae as vae_module
+from diffusion.gaussian_diffusion import NUM_TIMESTEPS
 from metrics import refinement
 from mri import manifest, mosaic
 from mri.geometry import voxel_sizes
@@ -46,7 +47,7 @@ from utils.progress import progress
 from utils.seeding import seeded_generator
 
 WARM_UP_STEPS = 50          # over which the learning rate rises to its peak
-LAST_TIMESTEP = samplers.NUM_TIMESTEPS - 1
+LAST_TIMESTEP = NUM_TIMESTEPS - 1
 HELD_OUT_SEED = 1           # added to --seed for the noise of held-out volumes
 
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import models
+from benchmarks import training_cost
 from diffusion import refiner as refiners
 from diffusion import vae as latents
 from metrics import ceiling, ms_ssim, psnr, refinement
@@ -48,7 +50,7 @@ class Way:
     decoder: str        # one of DECODERS
     refined: bool
     tokens: int         # of a mosaic
-    operations: float   # of a forward pass of the transformer
+    operations: float   # of a training step of one mosaic
     numbers: dict       # of `measure`
 
     @property
@@ -177,14 +179,10 @@ def tokens_of(side, factor, model):
 
 
 def operations_of(tokens, model):
-    """Floating-point operations of a forward pass: matrix products of the blocks.
-
-    A token takes 12 w^2 multiply-adds in the matrices of a block of width w, and 2 w for every
-    token that it attends to.
-    """
-    config = models.config_of(model)
-    width = config["hidden_size"]
-    return 2.0 * config["depth"] * tokens * (12 * width ** 2 + 2 * tokens * width)
+    """Floating-point operations of a training step with frozen matrices, as DiffFit takes it."""
+    with torch.device("meta"):
+        network = models.DiT_models[model](input_size=models.config_of(model)["patch_size"])
+    return training_cost.count_operations(network, tokens, backward=True)
 
 
 def measure(volumes, real):
@@ -211,7 +209,7 @@ def measure(volumes, real):
 def table(ways):
     """Markdown lines, a row for each way."""
     views = list(geometry.VIEWS)
-    lines = [f"| layout, decoder | tokens | TFLOP per forward pass | PSNR, dB | {', '.join(views)} "
+    lines = [f"| layout, decoder | tokens | TFLOP per step | PSNR, dB | {', '.join(views)} "
              "| place in tile 0, 1, 2 | gradient energy R-L, A-P, I-S | through-plane roughness "
              "| MS-SSIM to the original |",
              "|" + "---|" * 9]

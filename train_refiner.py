@@ -47,6 +47,7 @@ from utils.progress import progress
 from utils.seeding import seeded_generator
 
 WARM_UP_STEPS = 50          # over which the learning rate rises to its peak
+MAX_GRADIENT_NORM = 0.02    # a few times the usual one: a rare larger one would end in divergence
 LAST_TIMESTEP = NUM_TIMESTEPS - 1
 HELD_OUT_SEED = 1           # added to --seed for the noise of held-out volumes
 
@@ -151,6 +152,7 @@ def train(network, pairs, args):
             pairs, args.batch_size, crop, seeded_generator(args.seed, step))
         loss = loss_of(network, batch, args)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -230,7 +232,7 @@ def parse_flags():
     g.add_argument("--pairs", type=int, default=200, metavar="N",
                    help="number of volumes that --ckpt samples again, and most training volumes "
                    "to use; all are kept in memory")
-    g.add_argument("--timesteps", type=whole_number, nargs=2, default=(40, 280),
+    g.add_argument("--timesteps", type=whole_number, nargs=2, default=(40, 220),
                    metavar=("LOWEST", "HIGHEST"),
                    help="range of timesteps, 0 to 999, that real volumes are noised to")
     g.add_argument("--num-sampling-steps", type=int, default=50, metavar="N",

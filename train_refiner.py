@@ -33,15 +33,8 @@ from mri.mosaic_files import read_mosaics
 from reporting import figures
 from training import acceleration, checkpoint_choice, pretrained, refiner_pairs, refiner_record
 from training.refiner_loss import refiner_loss
+from utils import flags
 from utils.files import atomic_folder, require_new_folder, write_text
-from utils.flags import (
-    add_device_flag,
-    add_precision_flag,
-    make_parser,
-    non_negative,
-    positive,
-    whole_number,
-)
 from utils.precision import autocast
 from utils.progress import progress
 from utils.seeding import seeded_generator
@@ -114,7 +107,7 @@ def load_models(args, data):
         raise UserError(f"--data-path {args.data_path}: has more classes than the {classes} of "
                         f"{chosen.path}; name the data folder it was trained on")
     vae = vae_module.load_decoder(metadata, args.vae, args.device, chosen.path)
-    acceleration.prepare_for_sampling(model, args.device, args.precision, None)
+    acceleration.prepare_for_sampling(model, args.device, args.precision, compiled=False)
     steps = refiner_pairs.steps_between(*args.timesteps, args.num_sampling_steps)
     return vae, Denoiser(model, steps, pretrained.sha256_of_weights(chosen.path), chosen.path)
 
@@ -188,9 +181,13 @@ def compare(network, pairs):
     """Numbers of held-out volumes before and after refining, for each kind of input.
 
     :return: {"KIND, before": of `metrics.refinement.numbers`, …}; refined volumes, like the inputs
+    :raises UserError: training has failed
     """
     refined = np.stack([refiner_module.refine_volume(network, one)
                         for one in progress(pairs.inputs, "refined volumes")])
+    if any(one.min() == one.max() for one in refined):
+        raise UserError("--lr: training diverged, as a refined volume is constant; use a lower "
+                        "learning rate")
     found = {}
     for is_resampled, name in ((False, "round trips"), (True, "resampled")):
         chosen = pairs.kind(is_resampled)
@@ -214,7 +211,7 @@ def draw(path, pairs, refined, header):
 # ---------------------------------------------------------------------------------------- command
 
 def parse_flags():
-    parser = make_parser(__doc__)
+    parser = flags.make_parser(__doc__)
     g = parser.add_argument_group("data and output")
     g.add_argument("--data-path", type=Path, required=True, metavar="DIR",
                    help="data folder; the refiner trains on its train split")
@@ -232,7 +229,7 @@ def parse_flags():
     g.add_argument("--pairs", type=int, default=200, metavar="N",
                    help="number of volumes that --ckpt samples again, and most training volumes "
                    "to use; all are kept in memory")
-    g.add_argument("--timesteps", type=whole_number, nargs=2, default=(40, 220),
+    g.add_argument("--timesteps", type=flags.whole_number, nargs=2, default=(40, 220),
                    metavar=("LOWEST", "HIGHEST"),
                    help="range of timesteps, 0 to 999, that real volumes are noised to")
     g.add_argument("--num-sampling-steps", type=int, default=50, metavar="N",
@@ -243,19 +240,19 @@ def parse_flags():
     g.add_argument("--batch-size", type=int, default=8, help="crops per step")
     g.add_argument("--crop", type=int, default=24, help="side of a crop, voxels; at most the "
                    "volume's")
-    g.add_argument("--lr", type=positive, default=5e-3, help="peak learning rate of AdamW; it "
-                   "falls to zero along half a cosine")
-    g.add_argument("--gradient-weight", type=non_negative, default=0.003,
+    g.add_argument("--lr", type=flags.positive, default=5e-3,
+                   help="peak learning rate of AdamW; it falls to zero along half a cosine")
+    g.add_argument("--gradient-weight", type=flags.non_negative, default=0.003,
                    help="weight of the squared relative error of the root gradient energy, which "
                    "keeps detail; 0: squared error alone")
-    g.add_argument("--halving-timestep", type=positive, default=100.0, metavar="T",
+    g.add_argument("--halving-timestep", type=flags.positive, default=100.0, metavar="T",
                    help="timestep at which the weight of a pair's squared error is half that of a "
                    "round trip")
-    g.add_argument("--seed", type=whole_number, default=0,
+    g.add_argument("--seed", type=flags.whole_number, default=0,
                    help="random seed of weights, pairs and crops")
     g = parser.add_argument_group("computation")
-    add_precision_flag(g, "the DiT and of the refiner in training")
-    add_device_flag(g)
+    flags.add_precision_flag(g, "the DiT and of the refiner in training")
+    flags.add_device_flag(g)
     g.add_argument("--log-every", type=int, default=50,
                    help="steps between two losses in refiner.json")
     args = parser.parse_args()
@@ -270,7 +267,7 @@ def check_flags(args):
     if min(args.pairs, args.max_steps, args.batch_size, args.log_every) < 1:
         raise UserError("--pairs, --max-steps, --batch-size and --log-every must be at least 1")
     if args.crop < refiner_module.FOLD or args.crop % refiner_module.FOLD:
-        raise UserError(f"--crop {args.crop}: must be a positive multiple of "
+        raise UserError(f"--crop {args.crop}: must be a flags.positive multiple of "
                         f"{refiner_module.FOLD}")
     low, high = args.timesteps
     ddpm = samplers.SAMPLERS["ddpm"]

@@ -267,7 +267,7 @@ def check_flags(args):
     if min(args.pairs, args.max_steps, args.batch_size, args.log_every) < 1:
         raise UserError("--pairs, --max-steps, --batch-size and --log-every must be at least 1")
     if args.crop < refiner_module.FOLD or args.crop % refiner_module.FOLD:
-        raise UserError(f"--crop {args.crop}: must be a flags.positive multiple of "
+        raise UserError(f"--crop {args.crop}: must be a positive multiple of "
                         f"{refiner_module.FOLD}")
     low, high = args.timesteps
     ddpm = samplers.SAMPLERS["ddpm"]

@@ -31,21 +31,32 @@ def test_measure_by_place_in_the_tile():
     assert 0.5 < found["ms_ssim"] < 1
 
 
-def test_the_study_is_continued(data, vae_folder, tmp_path):
-    command = ("bench.py", "layouts", "--data-path", data, "--vae", vae_folder, "--output",
-               tmp_path / "s", "--refiner-steps", 1, "--decoder-steps", 1, "--device", "cpu",
-               "--precision", "fp32", "--model", "DiT-T/4")
-    done = script(*command)
+def test_the_study_is_continued(data, vae_folder, tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run_script(name, *flags):
+        ran.append(name)
+        script(name, *flags)
+
+    monkeypatch.setattr(layouts, "_run_script", run_script)
+    study = layouts.LayoutStudy(
+        data_path=data, vae=str(vae_folder), output=tmp_path / "s", model="DiT-T/4",
+        decoder_steps=1, refiner_steps=1, device="cpu", precision="fp32")
+    table = layouts.run(study)
     rows = json.loads((tmp_path / "s" / "layouts.json").read_text())
     assert [(row["layout"], row["decoder"], row["refined"]) for row in rows] == [
         (layout, decoder, refined) for layout in ("rgb", "gray")
         for decoder in ("published", "adapted") for refined in (False, True)]
     assert [row["tokens"] for row in rows] == [9] * 4 + [16] * 4   # 48 and 64 pixels, 4 x 4 each
     assert (tmp_path / "s" / "layouts.png").stat().st_size > 5000
-    table = (tmp_path / "s" / "layouts.md").read_text().splitlines()
+    assert (tmp_path / "s" / "layouts.md").read_text().splitlines() == table
     assert len(table) == 2 + 8 and table[2].startswith("| rgb, published | 9 |")
-    assert done.stdout.count("$ python train_refiner.py") == 4
-    again = script(*command)
-    assert "$ python" not in again.stdout and again.stdout.count("| rgb, ") == 4
-    line = error_line(script(*command, "--decoder-steps", 2, expect=2))
+    assert sorted(ran) == ["train_refiner.py"] * 4 + ["train_vae.py"] * 2
+    assert layouts.run(study) == table and len(ran) == 6
+    command = ("bench.py", "layouts", "--data-path", data, "--vae", vae_folder, "--device", "cpu")
+    line = error_line(script(*command, "--output", study.output, expect=2))
     assert "was begun with other settings (settings.json); name a new folder" in line
+    line = error_line(script(*command, "--output", tmp_path, expect=2))
+    assert "exists already and was not begun by bench.py; name a new folder" in line
+    line = error_line(script(*command, "--output", study.output, "--refiner-steps", 0, expect=2))
+    assert "--refiner-steps 0: must be at least 1" in line

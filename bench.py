@@ -9,6 +9,7 @@
     python bench.py preprocess --recipe paper --input heads/    by stage: N4, skull strip, …
     python bench.py metrics
     python bench.py scaling --output scaling/                cost against tokens and batch size
+    python bench.py layouts --data-path data/adni --vae ema --output layouts/
 
 The baseline does the work as published repositories do it, the optimized way as the scripts of
 this repository do. In training and sampling each way runs in processes of its own, so that its
@@ -26,6 +27,7 @@ import torch
 
 import models
 from benchmarks import (
+    layouts,
     measure,
     metrics_cost,
     networks,
@@ -42,10 +44,10 @@ from utils import flags
 from utils.files import require_new_folder
 from utils.precision import resolve_precision
 
-FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too
 LEAST_VALUES = dict(steps=1, turns=1, batch_size=1, accum=1, grad_checkpoint=0, plain_scans=1,
                     workers=1, scans=2, num_samples=2, volumes=2, mmd_volumes=2,
-                    report_volumes=4, repeats=2, size=ms_ssim.MIN_SIDE)
+                    report_volumes=4, repeats=2, size=ms_ssim.MIN_SIDE, decoder_steps=1,
+                    refiner_steps=1)
 
 # ----------------------------------------------------------------------------------- subcommands
 
@@ -117,6 +119,15 @@ def bench_samplers(args):
     print(f"{args.output}: samplers.md, samplers.png")
 
 
+def bench_layouts(args):
+    lines = layouts.run(layouts.LayoutStudy(
+        data_path=args.data_path, vae=args.vae, output=args.output, model=args.model,
+        decoder_steps=args.decoder_steps, refiner_steps=args.refiner_steps, device=args.device,
+        precision=args.precision))
+    print("\n".join(lines))
+    print(f"{args.output}: layouts.md, layouts.json, layouts.png; decoders and refiners")
+
+
 def bench_preprocess(args):
     if args.recipe:
         seconds = preparation_cost.measure(args.input, args.scans, args.recipe)
@@ -158,6 +169,9 @@ def parse_flags():
     add_samplers_flags(add_command(
         commands, "samplers", bench_samplers,
         "time and results of every sampler on a trained model, and a picture side by side"))
+    add_layouts_flags(add_command(
+        commands, "layouts", bench_layouts,
+        "what each layout keeps of real volumes, with and without a refiner"))
     add_preprocess_flags(add_command(
         commands, "preprocess", bench_preprocess, "scans to mosaics, baseline vs. optimized"))
     add_metrics_flags(add_command(
@@ -197,14 +211,10 @@ def add_comparison_flags(command):
     group.add_argument("--batch-size", type=int, default=1, help="mosaics per step")
     group.add_argument("--turns", type=int, default=2, help="turns of each way, in processes of "
                        "their own")
-    group.add_argument("--only", type=way, choices=training_cost.WAYS, help="measure one way only "
-                       "(plain and ours, the former names, are accepted); default: both")
+    group.add_argument("--only", type=training_cost.way_named, choices=training_cost.WAYS,
+                       help="measure one way only (plain and ours, the former names, are "
+                       "accepted); default: both")
     return group
-
-
-def way(text):
-    """A flag's type: the name of a way, or its former name."""
-    return FORMER_NAMES.get(text, text)
 
 
 def add_memory_flags(command):
@@ -253,6 +263,22 @@ def add_samplers_flags(command):
     flags.add_device_flag(group)
 
 
+def add_layouts_flags(command):
+    group = command.add_argument_group("data and output")
+    group.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="data folder: "
+                       "train split for decoders and refiners, test split for the numbers")
+    group.add_argument("--vae", required=True, metavar="ema|mse|PATH", help="VAE to compare with")
+    group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the "
+                       "results, decoders and refiners; the same command again continues it")
+    group = command.add_argument_group("training and cost")
+    group.add_argument("--decoder-steps", type=int, default=2000, help="steps of train_vae.py")
+    group.add_argument("--refiner-steps", type=int, default=1000, help="steps of a refiner")
+    group.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
+                       help="network whose tokens and operations are counted")
+    flags.add_precision_flag(group, "decoders and refiners in training")
+    flags.add_device_flag(group)
+
+
 def add_preprocess_flags(command):
     group = command.add_argument_group("measurement")
     group.add_argument("--input", type=Path, metavar="DIR", help="folder of .nii.gz files, used "
@@ -289,24 +315,15 @@ def check(args):
         value = getattr(args, name, least)
         if value < least:
             raise UserError(f"{flags.flag_of(name)} {value}: must be at least {least}")
-    if args.what in ("train", "sample"):
-        check_network(args, "--image-size", [args.image_size], "--batch-size", [args.batch_size])
     if args.what == "preprocess" and args.recipe and not args.input:
         raise UserError("--recipe: needs scans of heads; name their folder by --input")
-    if args.what == "scaling":
-        check_network(args, "--image-sizes", args.image_sizes, "--batch-sizes", args.batch_sizes)
-
-
-def check_network(args, image_flag, image_sizes, batch_flag, batch_sizes):
-    if args.memory_limit and not args.device.startswith("cuda"):
+    if getattr(args, "memory_limit", None) and not args.device.startswith("cuda"):
         raise UserError(f"--memory-limit: only on a GPU, but --device is {args.device}")
-    for image_size in image_sizes:
-        networks.check_image_size(args.model, image_size, image_flag)
-    accum = getattr(args, "accum", 1)
-    for batch_size in batch_sizes:
-        if batch_size < 1 or batch_size % accum:
-            raise UserError(f"{batch_flag} {batch_size}: must be at least 1, "
-                            "and --accum must divide it")
+    if args.what in ("train", "sample"):
+        networks.check_sizes(args.model, [args.image_size], [args.batch_size],
+                             getattr(args, "accum", 1), "")
+    if args.what == "scaling":
+        networks.check_sizes(args.model, args.image_sizes, args.batch_sizes, args.accum, "s")
 
 
 def main():

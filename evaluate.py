@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion.vae import load_vae
 from metrics import (
     by_class,
     ceiling,
@@ -59,6 +58,9 @@ def parse_args():
     g.add_argument("--vae-layouts", nargs="+", choices=tuple(SLICES_PER_TILE), metavar="NAME",
                    help="layouts of the mosaics that are encoded: rgb (three slices per tile), "
                    "gray (one slice per tile); default: both")
+    g.add_argument("--refiner", metavar="DIR",
+                   help="refiner of train_refiner.py, with which the ceiling is given once more; "
+                   "default: none")
     g.add_argument("--precision", choices=("bf16", "fp32"),
                    help="compute dtype of the VAE; default: fp32")
     g = p.add_argument_group("computation")
@@ -137,7 +139,7 @@ def check_flags(args):
     """:raises UserError: a value out of range, a flag without effect, an --output that exists"""
     if not (args.update and evaluation.is_evaluation(args.output)):
         require_new_folder(args.output)
-    for name in ("vae_layouts", "precision"):
+    for name in ("vae_layouts", "refiner", "precision"):
         if getattr(args, name) is not None and not args.vae:
             raise UserError(f"{flag_of(name)} is of no use without --vae")
     for metric in registry.METRICS:
@@ -258,9 +260,10 @@ def settings_of(args):
 
 # ------------------------------------------------------------------------------------------ main
 
-def evaluate(args, pool, metrics, vae, folder):
+def evaluate(args, pool, metrics, best, folder):
     """Reads the volumes and computes everything.
 
+    :param best: ceiling.Ceiling, or None
     :param folder: for temporary files
     :return: part of the content of metrics.json; evaluation.Numbers
     """
@@ -268,8 +271,7 @@ def evaluate(args, pool, metrics, vae, folder):
     warnings = evaluation.warnings_of(pool)
     for warning in warnings:
         print(f"warning: {printable(warning)}", flush=True)
-    psnr = {layout: ceiling.through_vae(pool.part("real"), pool.part(f"vae {layout}"), layout, vae)
-            for layout in pool.layouts}
+    psnr = best.fill(pool) if best else {}
     how = (metrics, pool, options_of(args), args.bootstrap, args.permutations)
     found = evaluation.measure(*how)
     evaluation.require_some(args.metrics, found.entries, found.skipped)
@@ -290,15 +292,15 @@ def main():
     metrics, skipped = computable_metrics(args, sets, options_of(args))
     if is_there_already(args, by_name, skipped):
         return evaluation.require_named(args.metrics, skipped, args.output)
-    vae, layouts, skipped_layouts = None, [], {}
+    best, skipped_layouts = None, {}
     if args.vae:
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
-        vae = load_vae(args.vae, args.device).to(dtype)
-        layouts, skipped_layouts = ceiling.usable_layouts(vae, chosen_layouts(args), real.side)
-    pool = statistic.Pool(real, synthetic, train, layouts)
+        best, skipped_layouts = ceiling.load(args.vae, dtype, args.device, chosen_layouts(args),
+                                             real.side, args.refiner)
+    pool = statistic.Pool(real, synthetic, train, best.names if best else [])
     replace = evaluation.is_evaluation if args.update else None
     with atomic_folder(args.output, replace) as folder:
-        computed, numbers = evaluate(args, pool, metrics, vae, folder)
+        computed, numbers = evaluate(args, pool, metrics, best, folder)
         content = {
             "format": evaluation.FORMAT, "version": evaluation.FORMAT_VERSION,
             "mosaicdit_version": __version__, "git_commit": git_commit(), "date": now(),

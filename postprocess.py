@@ -4,12 +4,14 @@
     python postprocess.py --input data/adni --output nifti/
     python postprocess.py --input data/adni --output restored/ --restore-shape
     python postprocess.py --input some/pngs --manifest data/adni --output nifti/
+    python postprocess.py --input samples/adni --refiner refiner/adni --output nifti/
 
 Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and
 intensities of their source scans: a crop is put back into its place, a registered brain back into
 its head, and a bias field that --n4 removed is put back. What a mask removed is gone. A mosaic
-without a source scan, such as a sample, gets the cohort's median geometry. source.json takes along
-how samples were made, and the class and subject of each volume.
+without a source scan, such as a sample, gets the cohort's median geometry. With --refiner, the
+slices of sampled volumes are made to fit together. source.json takes along how samples were made,
+and the class and subject of each volume.
 
 A mosaic that the manifest of --input lists and that is not there is named; the others are
 converted, and the exit code is then 1.
@@ -18,14 +20,16 @@ from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from diffusion import refiner as refiner_module
 from mri import conversion, geometry, manifest, mosaic, mosaic_files, nifti, origin, preparation
 from utils.escaping import printable
 from utils.files import atomic_folder
-from utils.flags import make_parser
+from utils.flags import add_device_flag, make_parser
 from utils.progress import progress
 
 PRINTED_IDS = 5     # of mosaics that are not in the manifest
@@ -46,6 +50,11 @@ def parse_args():
     g.add_argument("--restore-shape", action="store_true",
                    help="write volumes on their source scan's grid, axis order and intensities; by "
                    "default cubes in [0, 1]")
+    g = p.add_argument_group("refining")
+    g.add_argument("--refiner", type=Path, metavar="DIR",
+                   help="refiner of train_refiner.py that makes the slices of each volume fit "
+                   "together; for mosaics that a VAE decoded; default: none")
+    add_device_flag(g)
     return p.parse_args()
 
 
@@ -112,6 +121,31 @@ def first_ids(ids):
     return printable(", ".join(ids[:PRINTED_IDS])) + more
 
 
+def load_refiner(args, header, source):
+    """The refiner of --refiner. Prints what speaks against it.
+
+    :param source: origin.Origin of the mosaics
+    :raises UserError: it is of another size or layout, or the mosaics are refined already
+    """
+    refiner = refiner_module.load_refiner(args.refiner, args.device)
+    name = args.manifest or args.input
+    refiner.check_shape(header["size"], header["layout"], name)
+    recipe = source.made_by.get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    if recipe.get("refiner_sha256"):
+        raise UserError(f"--refiner: the volumes of {name} were refined when they were sampled; "
+                        "leave the flag out")
+    for line in refiner.doubts(recipe.get("vae_sha256"), recipe.get("ckpt_sha256"), name):
+        print(f"warning: {line}", file=sys.stderr)
+    return refiner
+
+
+def refined_origin(source, refiner):
+    """The origin of volumes that were refined."""
+    refined_by = {"refiner": str(Path(refiner.path).resolve()), "refiner_sha256": refiner.sha256}
+    return replace(source, made_by={**source.made_by, "refined_by": refined_by})
+
+
 def main():
     args = parse_args()
     manifest_path = args.manifest or args.input
@@ -122,11 +156,16 @@ def main():
                     "window": (0.0, 1.0), "codes": nifti.SYNTHETIC_CODES}
     source = origin.read_origin(manifest_path)
     description = str(source.made_by.get("description", ""))
+    refiner = load_refiner(args, header, source) if args.refiner else None
+    if refiner:
+        source = refined_origin(source, refiner)
+        description = f"{description} refiner {refiner.sha256[:8]}".strip()
     size, layout, fit = header["size"], header["layout"], header["fit"]
     paths = find_mosaics(args.input)
     with atomic_folder(args.output) as folder:
         for path in progress(paths, "volumes"):
             cube = mosaic.untile(mosaic_files.read_mosaic(path, header), size, layout)
+            cube = refiner.refine(cube) if refiner else cube
             entry = entry_of.get(path.stem, cohort_entry)
             codes = entry.get("codes", (1, 1))
             if args.restore_shape:
@@ -141,7 +180,7 @@ def main():
             nifti.write_nifti(folder / f"{path.stem}.nii.gz", volume, affine, codes,
                               description if entry is cohort_entry else "")
         origin.write_origin(folder, source, [path.stem for path in paths])
-    print(f"{printable(args.output)}: {len(paths)} NIfTI volumes")
+    print(f"{printable(args.output)}: {len(paths)} NIfTI volumes{', refined' if refiner else ''}")
     stems = {path.stem for path in paths}
     if entries:
         warn_of_unknown(sorted(stems - entry_of.keys()), len(paths))

@@ -14,19 +14,18 @@ from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 # isort: split
 import math
 import sys
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffusion import refiner as refiner_module
 from diffusion import samplers
 from diffusion import vae as vae_module
-from mri import manifest, mosaic, mosaic_files, nifti, samples_folder
-from training import acceleration, checkpoint, checkpoint_choice, pretrained
+from mri import manifest, samples_folder
+from mri.sample_writer import SampleWriter, nifti_path
+from training import acceleration, checkpoint, checkpoint_choice, pretrained, refiner_record
 from training.class_choice import COHORT, ClassChoice, choose_class
 from utils import distributed, flags
 from utils.escaping import printable
@@ -83,6 +82,9 @@ def add_model_and_output_flags(p):
                    help="trained parameters to use: their moving average, or their last values")
     g.add_argument("--vae", metavar="ema|mse|DIR",
                    help="VAE that decodes; default: the one that the model was trained with")
+    g.add_argument("--refiner", type=Path, metavar="DIR",
+                   help="refiner of train_refiner.py that makes the slices of each volume fit "
+                   "together; its mosaics are of the refined volume, too; default: none")
     g = p.add_argument_group("output")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
                    help="samples folder, which gets mosaics/, nifti/ and samples.json")
@@ -123,11 +125,6 @@ def add_speed_flags(p):
 
 # --------------------------------------------------------------------------------- samples folder
 
-def nifti_path(output, i):
-    """NIfTI of sample i. It is written last: if it exists, the sample is complete."""
-    return output / "nifti" / f"{i:06d}.nii.gz"
-
-
 def missing_batches(args):
     """The batches of this shard and process in which a sample is missing, as ranges of samples."""
     batches = [range(i, min(i + args.batch_size, args.num_samples))
@@ -138,44 +135,13 @@ def missing_batches(args):
             if not all(nifti_path(args.output, i).is_file() for i in batch)]
 
 
-class Writer:
-    """Writes samples in a thread while the next ones are computed.
-
-    At most `max_waiting` samples wait. An error in the thread ends the main thread, too.
-    """
-
-    def __init__(self, output, plan, max_waiting):
-        self.output, self.plan, self.max_waiting = output, plan, max_waiting
-        self._pool = ThreadPoolExecutor(1)
-        self._jobs = deque()
-
-    def write(self, i, pixels):
-        """Writes sample i, a mosaic (side, side, 3) uint8, as PNG and NIfTI."""
-        self._jobs.append(self._pool.submit(self._write, i, pixels))
-        while len(self._jobs) > self.max_waiting:
-            self._jobs.popleft().result()
-
-    def _write(self, i, pixels):
-        mosaic_files.write_mosaic(mosaic_files.mosaic_path(self.output, f"{i:06d}"), pixels)
-        header = self.plan.header
-        volume = mosaic.untile(pixels, header["size"], header["layout"])
-        nifti.write_nifti(nifti_path(self.output, i), volume, np.array(header["affine"]),
-                          nifti.SYNTHETIC_CODES, self.plan.description)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        with self._pool:
-            while self._jobs:
-                self._jobs.popleft().result()
-
-
 # --------------------------------------------------------------------------------------- sampling
 
-def make_plan(args, ckpt, metadata, sha256, device):
+def make_plan(args, ckpt, metadata, sha256, refiner, device):
     """What the flags mean for this checkpoint. Raises UserError if they do not fit it."""
     header = manifest.check_header(metadata["header"], ckpt)
+    if refiner:
+        refiner.check_shape(header["size"], header["layout"], f"--ckpt {ckpt}")
     config = metadata["config"]
     channels = config["in_channels"]
     if args.cfg_channels is not None and not 1 <= args.cfg_channels <= channels:
@@ -191,7 +157,8 @@ def make_plan(args, ckpt, metadata, sha256, device):
         precision=resolve_precision(args.precision, device),
         classes=choose_class(args.class_label, metadata, header["classes"], ckpt,
                              config["num_classes"]),
-        description=checkpoint_choice.nifti_description(metadata, sha256))
+        description=checkpoint_choice.nifti_description(
+            metadata, sha256, refiner and refiner.sha256))
 
 
 def sample_batch(args, model, plan, batch, device):
@@ -211,15 +178,16 @@ def sample_batch(args, model, plan, batch, device):
     return latents
 
 
-def write_batches(args, model, plan, vae, batches, device):
+def write_batches(args, model, plan, vae, refiner, batches, device):
     """Samples the batches and writes what is missing. Returns the number of samples written."""
     written = 0
-    with Writer(args.output, plan, args.batch_size) as writer:
+    with SampleWriter(args.output, plan.header, plan.description, args.batch_size) as writer:
         for batch in progress(batches, f"batches of {args.batch_size}"):
             # as a whole, even if one sample is missing: the bits of a sample depend on its batch
             for i, latent in zip(batch, sample_batch(args, model, plan, batch, device)):
                 if not nifti_path(args.output, i).is_file():
-                    writer.write(i, vae_module.decode(vae, latent[None], args.vae_precision)[0])
+                    pixels = vae_module.decode(vae, latent[None], args.vae_precision)[0]
+                    writer.write(i, refiner.refine_mosaic(pixels) if refiner else pixels)
                     written += 1
     return written
 
@@ -243,6 +211,14 @@ def announce(who, chosen, metadata, plan, weights):
         print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
 
 
+def refiner_notes(refiner, ckpt, recipe):
+    """Lines about a refiner of something else, or about the one that there is for a checkpoint."""
+    if refiner:
+        return refiner.doubts(recipe["vae_sha256"], recipe["ckpt_sha256"], ckpt)
+    hint = refiner_record.refiner_hint(ckpt)
+    return [hint] if hint else []
+
+
 def main():
     args = parse_args()
     distributed.end_with_launcher()
@@ -250,14 +226,17 @@ def main():
     chosen = checkpoint_choice.choose_checkpoint(args.ckpt)
     ckpt = chosen.path
     metadata, sha256 = checkpoint.read_metadata(ckpt), pretrained.sha256_of_weights(ckpt)
-    plan = make_plan(args, ckpt, metadata, sha256, device)
+    refiner = refiner_module.load_refiner(args.refiner, device) if args.refiner else None
+    plan = make_plan(args, ckpt, metadata, sha256, refiner, device)
     who = worker_name(args)
     announce(who, chosen, metadata, plan, args.weights)
     vae = vae_module.load_decoder(metadata, args.vae, device, ckpt)
     recipe = dict(ckpt_sha256=sha256, vae_sha256=vae_module.fingerprint(vae),
                   num_sampling_steps=plan.num_steps, class_label=plan.classes.label,
-                  precision=plan.precision,
+                  precision=plan.precision, refiner_sha256=refiner and refiner.sha256,
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
+    for note in refiner_notes(refiner, ckpt, recipe):
+        print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
     samples_folder.planned_count(args.output, args.num_samples, recipe, RECIPE_DEFAULTS)
     batches = missing_batches(args)
     if not batches:
@@ -271,9 +250,9 @@ def main():
     samples_folder.begin(
         args.output, args.num_samples, recipe, defaults=RECIPE_DEFAULTS, header=plan.header,
         class_of=lambda i: plan.classes.of_sample(args.seed, i),
-        made_by={"provenance": checkpoint_choice.provenance(ckpt, metadata),
+        made_by={"provenance": checkpoint_choice.provenance(ckpt, metadata, args.refiner),
                  "description": plan.description})
-    written = write_batches(args, model, plan, vae, batches, device)
+    written = write_batches(args, model, plan, vae, refiner, batches, device)
     print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {metadata['step']}, "
           f"{args.sampler} {plan.num_steps} steps")
 

@@ -52,6 +52,21 @@ def check_image_size(model, image_size, flag):
         raise UserError(f"{flag} {image_size}: must be a multiple of {unit} for {model}")
 
 
+def check_sizes(model, image_sizes, batch_sizes, accum, plural):
+    """Raises UserError for a mosaic that the model cannot be built for, or a batch in parts that
+    are not whole.
+
+    :param accum: number of parts
+    :param plural: ending of --image-size and --batch-size
+    """
+    for image_size in image_sizes:
+        check_image_size(model, image_size, f"--image-size{plural}")
+    for batch_size in batch_sizes:
+        if batch_size < 1 or batch_size % accum:
+            raise UserError(f"--batch-size{plural} {batch_size}: must be at least 1, "
+                            "and --accum must divide it")
+
+
 def random_dit(setup, precision):
     """A DiT on its device, with everything frozen that DiffFit freezes.
 

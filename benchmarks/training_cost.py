@@ -147,6 +147,13 @@ def count_operations(model, tokens, backward):
 
 
 WAYS = {"baseline": baseline_step, "optimized": optimized_step}
+FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too
+
+
+def way_named(text):
+    """A flag's type: the name of a way, or its former name."""
+    return FORMER_NAMES.get(text, text)
+
 
 # -------------------------------------------------------------------------------------- reporting
 

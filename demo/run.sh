@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # The whole pipeline on a CPU: made-up brains in two contrasts, a small VAE, a small DiT pretrained
-# on the first contrast and finetuned by DiffFit on the second, samples, NIfTIs, evaluation. Every
-# step is the command line that a user would type.
+# on the first contrast and finetuned by DiffFit on the second, a refiner, samples, NIfTIs,
+# evaluation. Every step is the command line that a user would type.
 #
-#     make demo        or        bash demo/run.sh [FOLDER]
+#     make demo        or        bash demo/run.sh [FOLDER [SIZE]]
+#
+# SIZE is the side of the volumes in voxels: 32, or larger where there is time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo/out}
+size=${2:-32}
 if [ -e "$out" ] && [ ! -e "$out/.mosaicdit-demo" ]; then
     echo "$out exists and is not a demo folder; name another" >&2
     exit 2
@@ -28,9 +31,9 @@ if grep -qs avx512_bf16 /proc/cpuinfo; then precision=bf16; fi
 # Two cohorts from the MNI152 template: one to pretrain on, one to transfer to
 step python demo/cohort.py --contrast flash --n 48 --seed 0 --output "$out/scans/flash"
 step python demo/cohort.py --contrast mprage --n 48 --seed 1 --output "$out/scans/mprage"
-step python preprocess.py --input "$out/scans/flash" --output "$out/data/flash" --size 32 \
+step python preprocess.py --input "$out/scans/flash" --output "$out/data/flash" --size "$size" \
     --split 40:8
-step python preprocess.py --input "$out/scans/mprage" --output "$out/data/mprage" --size 32 \
+step python preprocess.py --input "$out/scans/mprage" --output "$out/data/mprage" --size "$size" \
     --split 32:16
 
 # The autoencoder, and what it loses
@@ -51,18 +54,29 @@ step python train.py --data-path "$out/data/mprage" --vae "$out/vae" --ckpt "$ba
     --results-dir "$out/results"
 tuned=$out/results/001-DiT-T-4/checkpoints/0000300.safetensors
 
-# Samples of both models; those of the finetuned one also by way of their mosaics
+# The refiner, which makes the slices of a volume fit together
+step python train_refiner.py --data-path "$out/data/mprage" --vae "$out/vae" --ckpt "$tuned" \
+    --max-steps 600 --crop 16 --precision $precision --output "$out/refiner"
+
+# Samples of both models; those of the finetuned one also refined
 sampling=(--num-samples 32 --batch-size 16 --sampler ddpm --num-sampling-steps 50
           --precision $precision)
 step python sample.py --ckpt "$base" "${sampling[@]}" --output "$out/samples/base"
 step python sample.py --ckpt "$tuned" "${sampling[@]}" --output "$out/samples/difffit"
-step python postprocess.py --input "$out/samples/difffit" --restore-shape --output "$out/nifti"
+step python postprocess.py --input "$out/samples/difffit" --refiner "$out/refiner" \
+    --output "$out/nifti/refined"
+step python postprocess.py --input "$out/samples/difffit" --refiner "$out/refiner" \
+    --restore-shape --output "$out/nifti/restored"
 
-# Held-out real scans against: other real ones, the finetuned model's samples, the base model's
+# Held-out real scans against: other real ones, the finetuned model's samples as they are and
+# refined, the base model's
 step python evaluate.py --real "$out/data/mprage" --synthetic "$out/data/mprage" \
     --synthetic-split train --output "$out/evaluation/real"
 step python evaluate.py --real "$out/data/mprage" --synthetic "$out/samples/difffit" \
     --train "$out/data/mprage" --vae "$out/vae" --output "$out/evaluation/difffit"
+step python evaluate.py --real "$out/data/mprage" --synthetic "$out/nifti/refined" \
+    --train "$out/data/mprage" --vae "$out/vae" --vae-layouts rgb --refiner "$out/refiner" \
+    --output "$out/evaluation/refined"
 step python evaluate.py --real "$out/data/mprage" --synthetic "$out/samples/base" \
     --output "$out/evaluation/base"
 step python demo/summary.py "$out"

@@ -11,7 +11,7 @@ import diffusers  # imports its parts where they are first used
 import numpy as np
 import torch
 
-from diffusion.gaussian_diffusion import ALPHAS_BAR, BETAS, NUM_TIMESTEPS, guided
+from diffusion.gaussian_diffusion import ALPHAS_BAR, BETAS, NUM_TIMESTEPS, add_noise, guided
 
 
 @dataclass(frozen=True)
@@ -124,20 +124,55 @@ def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=No
     :return: (N, C, H, W) float32, in the DiT's scale
     :raises ValueError: no such sampler
     """
+    scheduler, full_timesteps, learned_variance = _prepare(sampler, num_steps)
+    x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    return _denoise(model, x, y.to(device), scheduler, scheduler.timesteps, full_timesteps,
+                    learned_variance, generators,
+                    dict(null_class=null_class, scale=cfg_scale, guided_channels=guided_channels),
+                    callback)
+
+
+@torch.no_grad()
+def resample(model, latents, step, y, generators, sampler="ddpm", num_steps=None):
+    """Noises latents up to a step of the sampler, and draws them from there on.
+
+    :param latents: (N, C, H, W) in the DiT's scale, on the model's device
+    :param step: how many of the sampler's steps are taken, 1…num_steps; all of them start at
+        nearly pure noise
+    :param y, generators, sampler, num_steps: see `sample`
+    :return: (N, C, H, W) float32; the timestep that they were noised to, 0…999
+    """
+    scheduler, full_timesteps, learned_variance = _prepare(sampler, num_steps)
+    steps = scheduler.timesteps[-step:]
+    timestep = int(full_timesteps[int(steps[0])])
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators])
+    t = torch.full((len(latents),), timestep, device=latents.device)
+    x = add_noise(latents, t, noise.to(latents.device))
+    x = _denoise(model, x, y.to(latents.device), scheduler, steps, full_timesteps,
+                 learned_variance, generators, dict(null_class=None, scale=1))
+    return x, timestep
+
+
+def _prepare(sampler, num_steps):
+    """Scheduler, timesteps of the full process, and whether it takes the predicted variance."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler {sampler!r}: must be one of {', '.join(SAMPLERS)}")
-    learned_variance = SAMPLERS[sampler].learned_variance
-    num_steps = SAMPLERS[sampler].default_steps if num_steps is None else num_steps
-    scheduler, full_timesteps = SAMPLERS[sampler].make_scheduler(num_steps)
-    y = y.to(device)
-    x = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
-    for step in scheduler.timesteps:
-        t = torch.full((len(x),), int(full_timesteps[int(step)]), device=device)
-        out = guided(model, x, t, y, null_class, cfg_scale, guided_channels).float()
+    chosen = SAMPLERS[sampler]
+    made = chosen.make_scheduler(chosen.default_steps if num_steps is None else num_steps)
+    return *made, chosen.learned_variance
+
+
+def _denoise(model, x, y, scheduler, steps, full_timesteps, learned_variance, generators, guidance,
+             callback=None):
+    """Takes steps of a scheduler, from noisy latents x on."""
+    channels = x.shape[1]
+    for step in steps:
+        t = torch.full((len(x),), int(full_timesteps[int(step)]), device=x.device)
+        out = guided(model, x, t, y, **guidance).float()
         if learned_variance:
             x = scheduler.step(out, step, x, generator=generators).prev_sample
         else:
-            x = scheduler.step(out[:, :shape[0]], step, x).prev_sample
+            x = scheduler.step(out[:, :channels], step, x).prev_sample
         if callback:
             callback()
     return x

@@ -43,7 +43,8 @@ class Pool:
     """
 
     def __init__(self, real, synthetic, train=None, layouts=()):
-        """:param layouts: mosaic layouts in which real volumes go through the VAE"""
+        """:param layouts: names of the ways in which real volumes go through the VAE, such as the
+        layout of the mosaics"""
         self.sets = {"real": real, "synthetic": synthetic}
         for layout in layouts:
             self.sets[f"vae {layout}"] = real

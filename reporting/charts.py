@@ -8,7 +8,8 @@ SYNTHETIC = "synthetic"
 FLOOR = "floor: halves of real"
 AT_FLOOR_N = "synthetic, as few subjects"
 COLORS = {SYNTHETIC: "C3", FLOOR: "0.6", AT_FLOOR_N: "C1",
-          "ceiling: VAE rgb": "C0", "ceiling: VAE gray": "C2"}
+          "ceiling: VAE rgb": "C0", "ceiling: VAE gray": "C2",
+          "ceiling: VAE rgb, refined": "C4", "ceiling: VAE gray, refined": "C6"}
 
 
 def draw_all(folder, entries):
@@ -229,3 +230,33 @@ def _scaling_chart(ax, found, axis, key, label):
     ax.minorticks_off()
     ax.margins(0.12)
     ax.grid(alpha=0.3)
+
+
+def layouts(path, ways):
+    """What is left of real volumes: PSNR by view and by place in the tile, and roughness.
+
+    :param ways: {"LAYOUT, DECODER": numbers of `benchmarks.layouts.measure`}
+    """
+    panels = {"PSNR of slices, dB": ["axial", "coronal", "sagittal"],
+              "PSNR by place in a tile of three, dB": ["place_0", "place_1", "place_2"],
+              "gradient energy over real": ["gradient_right", "gradient_anterior",
+                                            "gradient_superior"]}
+    fig = Figure(figsize=(14, 4.2))
+    axes = fig.subplots(1, len(panels))
+    width = 0.8 / len(ways)
+    for ax, (title, keys) in zip(axes, panels.items()):
+        for k, (name, numbers) in enumerate(ways.items()):
+            x = np.arange(len(keys)) + width * (k - (len(ways) - 1) / 2)
+            ax.bar(x, [numbers[key] for key in keys], width, color=f"C{k // 2}",
+                   alpha=1 if k % 2 else 0.45, label=name)
+        ax.set_xticks(range(len(keys)), [key.replace("_", " ") for key in keys])
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(labelsize=8)
+        shown = [numbers[key] for numbers in ways.values() for key in keys]
+        ax.set_ylim(min(shown) - 0.25 * (max(shown) - min(shown)), None)
+        _remove_box(ax)
+    axes[2].axhline(1, color="black", lw=1, ls=":")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=8,
+               frameon=False)
+    fig.tight_layout(rect=(0, 0.12, 1, 1))
+    save_figure(fig, path)

@@ -17,8 +17,10 @@ REQUIRED = {  # arguments without which a script complains of their absence firs
     "train_vae": ("--data-path", "data", "--output", "out", "--init", "tiny"),
     "download": ("all",),
     "bench": ("metrics",),
+    "train_refiner": ("--data-path", "data", "--output", "out"),
 }
-COMMANDS_OF_BENCH = ("train", "sample", "samplers", "preprocess", "metrics", "scaling")
+COMMANDS_OF_BENCH = ("train", "sample", "samplers", "preprocess", "metrics", "scaling",
+                     "layouts")
 WIDTH = {"COLUMNS": "100"}
 
 

@@ -81,22 +81,26 @@ def _other_runs(chosen, runs):
 
 # --------------------------------------------------------------------------- what samples say of it
 
-def provenance(path, metadata):
+def provenance(path, metadata, refiner=None):
     """What samples.json records of the checkpoint that its samples are from, and of the toolkit.
 
     The date has no time of day, so that all jobs of an array write the same.
+
+    :param refiner: its folder; None: there is none
     """
-    return {"checkpoint": str(Path(path).resolve()), "run": run_of(path),
-            "step": metadata["step"], "mosaicdit_version": __version__,
-            "date": time.strftime("%Y-%m-%d")}
+    found = {"checkpoint": str(Path(path).resolve()), "run": run_of(path),
+             "step": metadata["step"], "mosaicdit_version": __version__,
+             "date": time.strftime("%Y-%m-%d")}
+    return found | ({"refiner": str(Path(refiner).resolve())} if refiner else {})
 
 
-def nifti_description(metadata, sha256):
+def nifti_description(metadata, sha256, refiner_sha256=None):
     """What made a synthetic volume, for its NIfTI header (79 bytes).
 
     :param metadata, sha256: of the checkpoint
     """
-    return f"MosaicDiT {__version__} ckpt {sha256[:8]} step {metadata['step']}"
+    refined = f" refiner {refiner_sha256[:8]}" if refiner_sha256 else ""
+    return f"MosaicDiT {__version__} ckpt {sha256[:8]} step {metadata['step']}{refined}"
 
 
 def warn_of_average(metadata, weights):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from diffusion import samplers
 from diffusion import vae as vae_module
+from diffusion.foreground import Foreground
 from mri import manifest, mosaic, mosaic_files, nifti
 from training import acceleration, checkpoint, checkpoint_choice, pretrained
 from training.class_choice import COHORT, ClassChoice, choose_class
@@ -50,6 +51,7 @@ class Plan:
     precision: str          # compute dtype of the transformer
     classes: ClassChoice
     description: str        # for the NIfTI headers
+    foreground: Foreground | None   # tokens that the model computes; None: all
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -233,7 +235,8 @@ def make_plan(args, ckpt, metadata, sha256, device):
         num_steps=samplers.SAMPLERS[args.sampler].default_steps if steps is None else steps,
         precision=resolve_precision(args.precision, device),
         classes=choose_class(args.class_label, metadata, header["classes"], ckpt),
-        description=checkpoint_choice.nifti_description(metadata, sha256))
+        description=checkpoint_choice.nifti_description(metadata, sha256),
+        foreground=pretrained.read_foreground(ckpt, config))
 
 
 def sample_batch(args, model, plan, batch, device):
@@ -247,6 +250,8 @@ def sample_batch(args, model, plan, batch, device):
         latents = samplers.sample(
             model, shape, y, config["num_classes"], generators, args.sampler,
             plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
+    if plan.foreground:
+        latents = plan.foreground.fill(latents, model.kept_latents)
     if not latents.isfinite().all():
         raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are "
                         "not finite; use a lower scale, --precision fp32, or an earlier checkpoint")

@@ -37,6 +37,8 @@ CONTENT = {
     "begun_from": "the weights of --ckpt",
     "data_key": "the mosaics or their classes",
 }
+# what flags were, in effect, before they existed
+FORMER_VALUES = {"tokens": "all", "token_margin": 0}
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
 LOCK_PATIENCE = 120   # seconds that a requeued Slurm job waits for its own last processes to end
@@ -86,7 +88,8 @@ def states_in(checkpoints):
 def differing_flags(ours, theirs):
     """Names of the flags that make a run what it is and differ between two sets of flags."""
     ours, theirs = identity(ours), theirs if isinstance(theirs, dict) else {}
-    return [name for name in ours if theirs.get(name) != ours[name]]
+    return [name for name in ours
+            if theirs.get(name, FORMER_VALUES.get(name)) != ours[name]]
 
 
 def has_same_paths(ours, theirs, names=PATH_FLAGS):

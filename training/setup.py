@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 import models
-from diffusion.vae import downsampling_factor, fingerprint
+from diffusion.foreground import Foreground, foreground_tokens
+from diffusion.vae import downsampling_factor, draw_latents, fingerprint
 from training import pretrained
 from utils.errors import UserError
 
@@ -117,6 +118,24 @@ def _configure(options, latent_side, channels, headers_only=False):
     base_grid = grid if options.pos_embed == "extrapolate" else weights.base_grid
     config.update(base_grid=base_grid, numerics=weights.numerics)
     return config, weights
+
+
+def find_foreground(touched, mean_moments, vae_config, patch_size, margin):
+    """The tokens that the training volumes touch, and the background around them.
+
+    :param touched: (h, w) bool, the latents that are not black in all volumes
+    :param mean_moments: (2C, h, w), the volumes' mean moments
+    :param vae_config: mapping with scaling_factor and perhaps shift_factor
+    :param patch_size: of the model
+    :param margin: tokens that are added around, in all directions
+    :return: Foreground, or None if it holds all tokens
+    """
+    kept = foreground_tokens(touched, patch_size, margin)
+    if len(kept) == touched.size // patch_size ** 2:
+        return None
+    mean = mean_moments[None]
+    background = draw_latents(vae_config, mean, torch.zeros_like(mean[:, :mean.shape[1] // 2]))[0]
+    return Foreground(kept, background)
 
 
 def describe_vae(name, vae):

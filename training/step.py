@@ -53,7 +53,7 @@ class Batches:
 
     While one batch is computed, a thread prepares the next.
 
-    :param moments: (volumes, 2C, h, w) of the VAE's posterior
+    :param moments: (volumes, 2C, h, w) of the VAE's posterior: a tensor, or latent_cache.Latents
     :param labels: (volumes,) class of each
     :param vae_config: mapping with scaling_factor and perhaps shift_factor
     :param null_class: label of the unconditional prediction
@@ -108,14 +108,15 @@ def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, p
     :param parameters: list of the trainable parameters, which receive the gradients
     :param accum: parts in which this share is computed, to save memory
     :param loss_scaler: LossScaler of fp16, or None
-    :return: mean loss, mse and vb of the global batch, (3,); 1 if loss or gradient is not finite,
+    :return: mean loss, mse and vb of the global batch over the tokens that the model computes,
+        (3,); 1 if loss or gradient is not finite,
         else 0, (); both on the device
     """
     sums = torch.zeros(3, device=device)
     for part in zip(*(values.chunk(accum) for values in batch)):
         x0, t, y, noise = (values.to(device, non_blocking=True) for values in part)
         with autocast(device, precision):
-            losses = training_losses(model, x0, t, y, noise)
+            losses = training_losses(model, x0, t, y, noise, model.kept_latents)
         loss = losses["loss"].sum() / global_batch_size
         (loss * loss_scaler.scale if loss_scaler else loss).backward()
         sums += torch.stack([losses[key].detach().sum() for key in ("loss", "mse", "vb")])

@@ -325,16 +325,11 @@ def main():
         data_key, mean_moments = latents.checksum_and_mean(labels)
         foreground = None
         if args.tokens == "foreground":
-            patch_size = models.config_of(args.model)["patch_size"]
             foreground = setup.find_foreground(latents.touched(), mean_moments, vae_config,
-                                               patch_size, args.token_margin)
+                                               args.model, args.token_margin)
         start, trained, compile_message = build(args, side, channels, foreground, precision, device)
-        metadata = dict(
-            model=args.model, config=start.config, tune=args.tune,
-            base=start.base if args.tune != "full" else None, header=header,
-            begun_from=start.base, vae=vae_config, image_size=header["grid"] * header["size"],
-            data_key=data_key,
-            class_counts=labels.bincount(minlength=len(header["classes"])).tolist())
+        metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
+                                      data_key)
         scaler = LossScaler(device) if precision == "fp16" else None
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
                               ema_decay=args.ema_decay, device=device, loss_scaler=scaler,

@@ -90,16 +90,20 @@ class Latents:
     def checksum_and_mean(self, labels):
         """SHA-256 of all moments, then all labels, in hex; and the mean moments, (2C, h, w).
 
+        A volume that is not finite, which training names and can skip, does not count in the mean.
+
         :param labels: (N,) int64
         """
         digest = hashlib.sha256()
-        total = np.zeros(self.shape[1:], np.float64)
+        total, count = np.zeros(self.shape[1:], np.float64), 0
         for row in self._rows:
             moments = row.read("moments").numpy()
             digest.update(moments.tobytes())
-            total += moments
+            if np.isfinite(moments).all():
+                total += moments
+                count += 1
         digest.update(labels.numpy().tobytes())
-        return digest.hexdigest(), torch.from_numpy(total / len(self)).float()
+        return digest.hexdigest(), torch.from_numpy(total / max(1, count)).float()
 
 
 # ---------------------------------------------------------------------------------------- encoding

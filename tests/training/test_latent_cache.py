@@ -182,3 +182,16 @@ def test_checksum_and_mean_are_those_of_all_moments(cache):
     assert checksum == hashlib.sha256(moments.numpy().tobytes()
                                       + labels.numpy().tobytes()).hexdigest()
     assert torch.allclose(mean, moments.mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_a_volume_that_is_not_finite_is_not_in_the_mean(cache):
+    moments = cache.moments()
+    path = cache.shards()[0]
+    with safe_open(path, "pt") as f:
+        tensors, metadata = {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
+    bad = next(i for i in range(6) if torch.equal(moments[i], tensors["moments"][0]))
+    tensors["moments"][0, 0, 0, 0] = torch.nan
+    save_file(tensors, path, metadata)
+    _, mean = cache.latents().checksum_and_mean(torch.zeros(6, dtype=torch.long))
+    rest = [i for i in range(6) if i != bad]
+    assert torch.allclose(mean, moments[rest].mean(0), rtol=1e-6, atol=1e-7)

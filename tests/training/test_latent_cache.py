@@ -2,6 +2,8 @@
 import hashlib
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -195,3 +197,39 @@ def test_a_volume_that_is_not_finite_is_not_in_the_mean(cache):
     _, mean = cache.latents().checksum_and_mean(torch.zeros(6, dtype=torch.long))
     rest = [i for i in range(6) if i != bad]
     assert torch.allclose(mean, moments[rest].mean(0), rtol=1e-6, atol=1e-7)
+
+
+def test_processes_encode_a_share_each(cache, monkeypatch):
+    """Two threads stand for two processes."""
+    whole = cache.moments()
+    for path in cache.shards():
+        path.unlink()
+    own, shared, meeting = threading.local(), {}, threading.Barrier(2)
+    encoded = {0: [], 1: []}
+
+    def broadcast(value):
+        if own.rank == 0:
+            shared["value"] = value
+        meeting.wait(60)
+        return shared["value"]
+
+    def encode(vae, mosaics):
+        encoded[own.rank].append(mosaics[0].tobytes())
+        return cache.encode(vae, mosaics)
+
+    def run(rank):
+        own.rank = rank
+        latents = cache.latents()
+        return latents[torch.arange(6)]
+
+    monkeypatch.setattr(latent_cache.distributed, "rank", lambda: own.rank)
+    monkeypatch.setattr(latent_cache.distributed, "is_main", lambda: own.rank == 0)
+    monkeypatch.setattr(latent_cache.distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(latent_cache.distributed, "broadcast_json", broadcast)
+    monkeypatch.setattr(latent_cache.distributed, "barrier", lambda: meeting.wait(60))
+    monkeypatch.setattr(vae_module, "encode_moments", encode)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(run, (0, 1)))
+    assert all(torch.equal(moments, whole) for moments in both)
+    assert [len(encoded[rank]) for rank in (0, 1)] == [4, 2]      # shards 1 and 3, shard 2
+    assert not set(encoded[0]) & set(encoded[1])

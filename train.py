@@ -25,13 +25,16 @@ import models
 from diffusion import vae as vae_module
 from diffusion.foreground import foreground_tokens
 from mri import manifest
+from mri.augmentation import Augmentation
 from training import acceleration, bookkeeping, dry_run, finetuning, latent_cache, setup, step
+from training.latent_cache import Variants
 from training.loss_scaling import LossScaler
 from training.resume import open_run
 from training.state import TrainingState
 from training.stopping import StopWatch
 from utils import distributed
 from utils.flags import (
+    add_augmentation_flags,
     add_compile_flag,
     add_device_flag,
     add_precision_flag,
@@ -66,6 +69,7 @@ def add_data_and_model_flags(p):
     g.add_argument("--image-size", type=int, metavar="PIXELS",
                    help="expected side of the mosaics, in pixels; default: no check, the data "
                    "folder knows it")
+    add_augmentation_flags(g)
     g = p.add_argument_group("model")
     g.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
                    help="architecture, one of " + ", ".join(models.DiT_models))
@@ -197,6 +201,12 @@ def check_flags(args):
     if args.base_grid is not None and (args.ckpt != "none" or args.base_grid < 1):
         raise UserError(f"--base-grid {args.base_grid}: must be positive, and is only for --ckpt "
                         "none; pretrained weights know their own")
+    if args.augment < 1 or args.augment_flip > 1 or args.augment_scale >= 1:
+        raise UserError("--augment must be at least 1, --augment-flip at most 1, --augment-scale "
+                        "below 1")
+    if (args.augment > 1) == augmentation_of(args).is_identity:
+        raise UserError(f"--augment {args.augment}: variants need a range, such as "
+                        "--augment-rotate 5, and ranges need --augment of 2 or more")
     depth = models.config_of(args.model)["depth"]
     if not 0 <= args.gamma_blocks <= depth:
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {depth} blocks")
@@ -260,6 +270,12 @@ def train(args, *, model, config, state, batches, run, entries, metadata, max_st
     return 0 if end else EXIT_STOPPED
 
 
+def augmentation_of(args):
+    return Augmentation(flip=args.augment_flip, rotate=args.augment_rotate,
+                        scale=args.augment_scale, shift=args.augment_shift,
+                        gamma=args.augment_gamma)
+
+
 def model_options(args):
     return setup.ModelOptions(
         name=args.model, num_classes=args.num_classes, gamma_blocks=args.gamma_blocks,
@@ -288,8 +304,7 @@ def print_dry_run(args, side, vae, header, entries, precision, device):
                   num_classes=args.num_classes, gamma_blocks=args.gamma_blocks)
     tokens = None
     if args.tokens == "foreground":
-        touched = latent_cache.touched_by(args.data_path, header, entries,
-                                          vae_module.downsampling_factor(vae))
+        touched = latent_cache.touched_by(args.data_path, header, entries, vae)
         tokens = len(foreground_tokens(touched, config["patch_size"], args.token_margin))
     micro_batch = args.global_batch_size // args.accum // distributed.world_size()
     options = dry_run.MemoryOptions(micro_batch, precision, args.grad_checkpoint,
@@ -318,7 +333,8 @@ def main():
         max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
     with distributed.process_group(device):
         latents = latent_cache.cached_latents(args.data_path, header, entries, vae,
-                                              Path(args.vae).name or Path.cwd().name)
+                                              Path(args.vae).name or Path.cwd().name,
+                                              Variants(args.augment, augmentation_of(args)))
         vae_config = setup.describe_vae(args.vae, vae)
         del vae
         labels = torch.tensor([entry["class"] for entry in entries])
@@ -353,7 +369,7 @@ def main():
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, seed=args.global_seed,
             global_batch_size=args.global_batch_size, label_dropout=args.label_dropout,
-            last_step=max_steps, device=device, prefetch=args.prefetch)
+            last_step=max_steps, device=device, prefetch=args.prefetch, variants=args.augment)
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         return train(args, model=start.model, config=start.config, state=state, batches=batches,

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from diffusion import vae as vae_module
 from diffusion.foreground import touched_latents
+from mri.augmentation import Augmentation, augmented_mosaic
 from mri.mosaic_files import mosaic_path, read_mosaic
 from utils import distributed
 from utils.errors import UserError, shorten
@@ -108,7 +109,14 @@ class Latents:
 
 # ---------------------------------------------------------------------------------------- encoding
 
-def cached_latents(folder, header, entries, vae, name):
+@dataclass(frozen=True)
+class Variants:
+    """What is encoded of each volume: itself, and `count` - 1 variants."""
+    count: int = 1
+    augmentation: Augmentation = Augmentation()
+
+
+def cached_latents(folder, header, entries, vae, name, variants=Variants()):
     """Latents of the mosaics of these entries, encoded where the cache lacks them.
 
     Of several processes each encodes its share.
@@ -116,7 +124,8 @@ def cached_latents(folder, header, entries, vae, name):
     :param folder: data folder
     :param header, entries: of its manifest
     :param name: the VAE's name, for the file names
-    :return: Latents
+    :param variants: Variants
+    :return: Latents of all variants of the first volume, itself first, then of the second, …
     :raises UserError: a mosaic is missing or damaged, or the VAE cannot divide its size
     """
     folder = Path(folder)
@@ -124,7 +133,8 @@ def cached_latents(folder, header, entries, vae, name):
     store = _Store(folder, name, vae_module.fingerprint(vae))
     plan = None
     if distributed.is_main():
-        checksums = _checksums(folder, entries)
+        checksums = [_checksum_of_variant(checksum, variants, k)
+                     for checksum in _checksums(folder, entries) for k in range(variants.count)]
         known = store.rows(report=True)
         plan = {"checksums": checksums, "is_writable": os.access(folder, os.W_OK),
                 "lacking": [i for i, checksum in enumerate(checksums) if checksum not in known]}
@@ -132,7 +142,7 @@ def cached_latents(folder, header, entries, vae, name):
     checksums, lacking = plan["checksums"], plan["lacking"]
 
     former = store.rows_of_version_05(entries, checksums)
-    if former:
+    if former and variants.count == 1:
         return Latents(former, lambda i: _read_touched(folder, header, entries[i], factor))
 
     parts = [lacking[i:i + VOLUMES_PER_SHARD] for i in range(0, len(lacking), VOLUMES_PER_SHARD)]
@@ -143,7 +153,9 @@ def cached_latents(folder, header, entries, vae, name):
               "by every process and stay in its memory", file=sys.stderr)
     in_memory = {}
     for part in progress(parts, f"parts of {VOLUMES_PER_SHARD} VAE encodings"):
-        tensors = _encode(vae, folder, header, [entries[i] for i in part], factor)
+        wanted = [divmod(i, variants.count) for i in part]
+        tensors = _encode(vae, folder, header, [(entries[i], k) for i, k in wanted], factor,
+                          variants.augmentation)
         encoded = [checksums[i] for i in part]
         if plan["is_writable"]:
             store.write(encoded, tensors)
@@ -175,11 +187,26 @@ def _checksums(folder, entries):
     return checksums
 
 
-def _encode(vae, folder, header, entries, factor):
-    """The tensors of a shard."""
+def _checksum_of_variant(checksum, variants, k):
+    """Names variant k of a mosaic; variant 0 is the mosaic itself."""
+    if k == 0:
+        return checksum
+    text = f"{checksum} {variants.augmentation.key} {k}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _encode(vae, folder, header, wanted, factor, augmentation):
+    """The tensors of a shard.
+
+    :param wanted: list of (entry of the manifest, number of the variant)
+    """
     moments, touched = [], []
-    for entry in entries:
-        mosaic = read_mosaic(mosaic_path(folder, entry["id"]), header)
+    for entry, k in wanted:
+        path = mosaic_path(folder, entry["id"])
+        mosaic = read_mosaic(path, header)
+        if k:
+            seed = [int(sha256_of_file(path)[:16], 16), k]
+            mosaic = augmented_mosaic(mosaic, header, augmentation, seed)
         moments.append(vae_module.encode_moments(vae, mosaic[None]))
         touched.append(torch.from_numpy(touched_latents(mosaic, factor)))
     return {"moments": torch.cat(moments), "touched": torch.stack(touched).byte()}
@@ -189,13 +216,13 @@ def _read_touched(folder, header, entry, factor):
     return touched_latents(read_mosaic(mosaic_path(folder, entry["id"]), header), factor)
 
 
-def touched_by(folder, header, entries, factor):
-    """The latents that are not black in all of the mosaics, (h, w) bool, without the VAE.
+def touched_by(folder, header, entries, vae):
+    """The latents that are not black in all of the mosaics, (h, w) bool; nothing is encoded.
 
     :param folder: data folder
     :param header, entries: of its manifest
-    :param factor: downsampling factor of the VAE
     """
+    factor = vae_module.downsampling_factor(vae)
     side = header["grid"] * header["size"] // factor
     union = np.zeros((side, side), bool)
     for entry in progress(entries, "mosaics read"):

@@ -38,7 +38,9 @@ CONTENT = {
     "data_key": "the mosaics or their classes",
 }
 # what flags were, in effect, before they existed
-FORMER_VALUES = {"tokens": "all", "token_margin": 0}
+FORMER_VALUES = {
+    "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0, "augment_rotate": 0.0,
+    "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0}
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
 LOCK_PATIENCE = 120   # seconds that a requeued Slurm job waits for its own last processes to end

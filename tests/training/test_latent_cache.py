@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from diffusion import vae as vae_module
 from diffusion.foreground import touched_latents
 from mri import manifest, mosaic_files
+from mri.augmentation import Augmentation, augmented_mosaic
 from training import latent_cache
 from utils.errors import UserError
 from utils.files import sha256_of_file
@@ -175,7 +176,7 @@ def test_touched_is_the_union_over_the_mosaics(cache):
     assert np.array_equal(cache.latents().touched(), union)
     assert np.array_equal(cache.latents(slice(1)).touched(), own[0])
     assert np.array_equal(
-        latent_cache.touched_by(cache.folder, cache.header, cache.entries, factor), union)
+        latent_cache.touched_by(cache.folder, cache.header, cache.entries, cache.vae), union)
 
 
 def test_checksum_and_mean_are_those_of_all_moments(cache):
@@ -233,3 +234,29 @@ def test_processes_encode_a_share_each(cache, monkeypatch):
     assert all(torch.equal(moments, whole) for moments in both)
     assert [len(encoded[rank]) for rank in (0, 1)] == [4, 2]      # shards 1 and 3, shard 2
     assert not set(encoded[0]) & set(encoded[1])
+
+
+def test_variants_are_encoded_beside_their_volume(cache):
+    """Volume by volume, itself first; another range encodes the variants alone again."""
+    originals = cache.moments()
+    ranges = Augmentation(flip=1.0, shift=1.0)
+
+    def variants(count, augmentation):
+        cache.encoded = 0
+        latents = latent_cache.cached_latents(cache.folder, cache.header, cache.entries, cache.vae,
+                                              "small", latent_cache.Variants(count, augmentation))
+        return latents[torch.arange(len(latents))]
+
+    three = variants(3, ranges)
+    assert cache.encoded == 12 and len(three) == 18
+    assert torch.equal(three[::3], originals)
+    entry = cache.entries[4]
+    path = mosaic_files.mosaic_path(cache.folder, entry["id"])
+    pixels = mosaic_files.read_mosaic(path, cache.header)
+    for k in (1, 2):
+        expected = augmented_mosaic(pixels, cache.header, ranges,
+                                    [int(sha256_of_file(path)[:16], 16), k])
+        assert torch.equal(three[4 * 3 + k], cache.encode(cache.vae, expected[None])[0])
+    assert torch.equal(variants(2, ranges)[1::2], three[1::3]) and cache.encoded == 0
+    variants(2, Augmentation(flip=1.0))
+    assert cache.encoded == 6

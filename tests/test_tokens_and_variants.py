@@ -1,10 +1,10 @@
-"""train.py --tokens foreground, and samples of its checkpoints, as a user runs them."""
+"""train.py --tokens and --augment, and samples of its checkpoints, as a user runs them."""
 import json
 
 import numpy as np
 import pytest
 import torch
-from helpers import finetune_flags, script
+from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
 
 from diffusion import samplers
@@ -113,3 +113,26 @@ def test_previews_are_filled_too(train, tmp_path):
     assert (run / "samples" / "0000002.png").is_file()
 
 
+
+
+def test_variants_are_trained_on_and_resume(train, tmp_path):
+    ranges = ("--augment", 3, "--augment-flip", 0.5, "--augment-rotate", 5, "--augment-scale", 0.05,
+              "--augment-shift", 1, "--augment-gamma", 0.1)
+    _, whole = train(tmp_path / "a", *ranges, "--max-steps", 4)
+    train(tmp_path / "b", *ranges, "--max-steps", 2)
+    _, resumed = train(tmp_path / "b", *ranges, "--max-steps", 4)
+    a, b = tensors(whole, "0000004.state"), tensors(resumed, "0000004.state")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    _, plain = train(tmp_path / "c", "--max-steps", 4)
+    c = tensors(plain, "0000004.state")
+    assert not all(torch.equal(a[key], c[key]) for key in c)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--augment", 2), "--augment 2: variants need a range"),
+    (("--augment-flip", 0.5), "--augment 1: variants need a range"),
+    (("--augment", 0), "--augment must be at least 1"),
+    (("--augment", 2, "--augment-flip", 2), "--augment-flip at most 1")])
+def test_ranges_and_their_number_go_together(train, tmp_path, flags, words):
+    done, _ = train(tmp_path / "r", *flags, expect=2)
+    assert words in error_line(done)

@@ -212,6 +212,7 @@ class DiT(nn.Module):
             DiTBlock(hidden_size, num_heads, mlp_ratio, i < gamma_blocks, norm2_eps)
             for i in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
+        self.keep_tokens(None)
 
     def initialize_weights(self):
         """DiT's initialization: Xavier, small normal embeddings, and zero for the layers whose
@@ -231,6 +232,24 @@ class DiT(nn.Module):
         for layer in zeros:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        return self
+
+    def keep_tokens(self, kept):
+        """Sets which tokens are computed; where the others are, the output is 0.
+
+        The kept tokens attend to each other alone, at their own positions. `kept_latents` then
+        holds their (K * p * p,) positions in a flattened (H * W) latent, or None.
+
+        :param kept: (K,) int64, counted row by row; None: all
+        """
+        g, p = self.grid, self.patch_size
+        kept_latents = None
+        if kept is not None:
+            positions = torch.arange((g * p) ** 2, device=kept.device)
+            of_token = positions.view(g, p, g, p).transpose(1, 2).reshape(g * g, p * p)
+            kept_latents = of_token[kept].flatten()
+        self.register_buffer("kept_tokens", kept, persistent=False)
+        self.register_buffer("kept_latents", kept_latents, persistent=False)
         return self
 
     def unpatchify(self, x):                                        # (N, T, p * p * C)
@@ -260,13 +279,19 @@ class DiT(nn.Module):
         :return: (N, 2C, H, W): predicted noise, variance fraction in [-1, 1]
         """
         x = self.x_embedder(x) + self.pos_embed                     # (N, T, width)
+        if self.kept_tokens is not None:
+            x = x.index_select(1, self.kept_tokens)                 # (N, K, width)
         c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
         for i, block in enumerate(self.blocks):
             if self._is_recomputed(i) and torch.is_grad_enabled():
                 x = recompute(block, x, c)
             else:
                 x = block(x, c)
-        return self.unpatchify(self.final_layer(x, c))              # (N, 2C, H, W)
+        x = self.final_layer(x, c)                                  # (N, T or K, p * p * 2C)
+        if self.kept_tokens is not None:
+            zeros = x.new_zeros(len(x), self.grid ** 2, x.shape[2])
+            x = zeros.index_copy(1, self.kept_tokens, x)            # (N, T, p * p * 2C)
+        return self.unpatchify(x)                                   # (N, 2C, H, W)
 
 
 # ------------------------------------------------------------------------------- the model sizes

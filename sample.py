@@ -23,6 +23,7 @@ from tqdm import tqdm
 from diffusion import refiner as refiner_module
 from diffusion import samplers
 from diffusion import vae as vae_module
+from diffusion.foreground import Foreground
 from mri import manifest, samples_folder
 from mri.sample_writer import SampleWriter, nifti_path
 from training import acceleration, checkpoint, checkpoint_choice, pretrained, refiner_record
@@ -48,6 +49,7 @@ class Plan:
     precision: str          # compute dtype of the transformer
     classes: ClassChoice
     description: str        # for the NIfTI headers
+    foreground: Foreground | None   # tokens that the model computes; None: all
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -158,7 +160,8 @@ def make_plan(args, ckpt, metadata, sha256, refiner, device):
         classes=choose_class(args.class_label, metadata, header["classes"], ckpt,
                              config["num_classes"]),
         description=checkpoint_choice.nifti_description(
-            metadata, sha256, refiner and refiner.sha256))
+            metadata, sha256, refiner and refiner.sha256),
+        foreground=pretrained.read_foreground(ckpt, config))
 
 
 def sample_batch(args, model, plan, batch, device):
@@ -172,6 +175,8 @@ def sample_batch(args, model, plan, batch, device):
         latents = samplers.sample(
             model, shape, y, config["num_classes"], generators, args.sampler,
             plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
+    if plan.foreground:
+        latents = plan.foreground.fill(latents, model.kept_latents)
     if not latents.isfinite().all():
         raise UserError(f"--cfg-scale {args.cfg_scale:g}: samples {batch[0]} to {batch[-1]} are "
                         "not finite; use a lower scale, --precision fp32, or an earlier checkpoint")

@@ -13,7 +13,6 @@ from utils.errors import EXIT_STOPPED, UserError, run_script  # first: Ctrl-C du
 
 # isort: split
 import argparse
-import hashlib
 import math
 import sys
 import time
@@ -24,14 +23,18 @@ from tqdm import tqdm
 
 import models
 from diffusion import vae as vae_module
+from diffusion.foreground import foreground_tokens
 from mri import manifest
+from mri.augmentation import Augmentation
 from training import acceleration, bookkeeping, dry_run, finetuning, latent_cache, setup, step
+from training.latent_cache import Variants
 from training.loss_scaling import LossScaler
 from training.resume import open_run
 from training.state import TrainingState
 from training.stopping import StopWatch
 from utils import distributed
 from utils.flags import (
+    add_augmentation_flags,
     add_compile_flag,
     add_device_flag,
     add_precision_flag,
@@ -66,6 +69,7 @@ def add_data_and_model_flags(p):
     g.add_argument("--image-size", type=int, metavar="PIXELS",
                    help="expected side of the mosaics, in pixels; default: no check, the data "
                    "folder knows it")
+    add_augmentation_flags(g)
     g = p.add_argument_group("model")
     g.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
                    help="architecture, one of " + ", ".join(models.DiT_models))
@@ -85,6 +89,12 @@ def add_data_and_model_flags(p):
                    help="only with --ckpt none: patches along a side to which positions are "
                    "scaled; default: the grid itself. A larger value spaces positions on a small "
                    "grid further apart")
+    g.add_argument("--tokens", choices=("foreground", "all"), default="all",
+                   help="tokens that are computed, in training and in sampling. foreground: those "
+                   "that a training volume touches, while the background is filled with its mean "
+                   "latents; all: as in the paper")
+    g.add_argument("--token-margin", type=whole_number, default=0, metavar="N",
+                   help="tokens that --tokens foreground adds around those that are touched")
     g = p.add_argument_group("trainable parameters")
     g.add_argument("--tune", choices=finetuning.TUNING_METHODS, default="difffit",
                    help="which parameters train. " + finetuning.describe_methods())
@@ -193,6 +203,12 @@ def check_flags(args):
     if args.base_grid is not None and (args.ckpt != "none" or args.base_grid < 1):
         raise UserError(f"--base-grid {args.base_grid}: must be positive, and is only for --ckpt "
                         "none; pretrained weights know their own")
+    if args.augment < 1 or args.augment_flip > 1 or args.augment_scale >= 1:
+        raise UserError("--augment must be at least 1, --augment-flip at most 1, --augment-scale "
+                        "below 1")
+    if (args.augment > 1) == augmentation_of(args).is_identity:
+        raise UserError(f"--augment {args.augment}: variants need a range, such as "
+                        "--augment-rotate 5, and ranges need --augment of 2 or more")
     depth = models.config_of(args.model)["depth"]
     if not 0 <= args.gamma_blocks <= depth:
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {depth} blocks")
@@ -250,32 +266,16 @@ def train(args, *, model, config, state, batches, run, entries, metadata, max_st
                                        seed=args.global_seed, precision=precision)
     bar.close()
     if run:
-        say_how_it_ended(run, state.step, max_steps, stop_watch)
+        bookkeeping.say_how_it_ended(run, state.step, max_steps, stop_watch)
     # until process 0 has saved: torchrun ends the others as soon as one has ended
     distributed.barrier()
     return 0 if end else EXIT_STOPPED
 
 
-def say_how_it_ended(run, last_step, max_steps, stop_watch):
-    if last_step == max_steps:
-        run.say(f"done: {run.checkpoints / f'{last_step:07d}.safetensors'}")
-    else:
-        run.say(f"stopped by {stop_watch.reason()} after step {last_step}/{max_steps}, saved; "
-                "the same command resumes")
-
-
-def announce(run, args, model, state, precision, device, volumes, notes):
-    """Opens the logs and says what is about to happen."""
-    run.open_logs(state.step)
-    n = sum(p.numel() for p in state.trained.values())
-    message = (f"{run.folder}: {args.model} on {volumes} mosaics, --tune {args.tune}: "
-               f"{n:,} trainable values, {model.grid ** 2} tokens, {precision} on {device}")
-    if distributed.world_size() > 1:
-        message += f", {distributed.world_size()} processes, {4 * n / 1e6:.1f} MB reduced per step"
-    if state.step:
-        message += f"; resumes at step {state.step}"
-    for line in (message, *filter(None, notes)):
-        run.say(line)
+def augmentation_of(args):
+    return Augmentation(flip=args.augment_flip, rotate=args.augment_rotate,
+                        scale=args.augment_scale, shift=args.augment_shift,
+                        gamma=args.augment_gamma)
 
 
 def model_options(args):
@@ -285,9 +285,10 @@ def model_options(args):
         base_grid=args.base_grid, seed=args.global_seed)
 
 
-def build(args, side, channels, precision, device):
+def build(args, side, channels, foreground, precision, device):
     """The model on its device, ready to train; its trainable parameters; a message, or None."""
     start = setup.build_model(model_options(args), side, channels)
+    start.model.keep_tokens(foreground and foreground.kept)
     trained = finetuning.set_trainable(start.model, args.tune)
     acceleration.narrow_matrices(start.model, precision)
     start.model.to(device).train()
@@ -296,18 +297,22 @@ def build(args, side, channels, precision, device):
     return start, trained, message
 
 
-def print_dry_run(args, side, vae, volumes, precision, device):
+def print_dry_run(args, side, vae, header, entries, precision, device):
     """Prints what would train, and checks --ckpt; from process 0."""
     if not distributed.is_main():
         return
     channels = vae.config.latent_channels
     config = dict(models.config_of(args.model), input_size=side, in_channels=channels,
                   num_classes=args.num_classes, gamma_blocks=args.gamma_blocks)
+    tokens = None
+    if args.tokens == "foreground":
+        touched = latent_cache.touched_by(args.data_path, header, entries, vae)
+        tokens = len(foreground_tokens(touched, config["patch_size"], args.token_margin))
     micro_batch = args.global_batch_size // args.accum // distributed.world_size()
     options = dry_run.MemoryOptions(micro_batch, precision, args.grad_checkpoint,
                                     args.keep_activations, has_fast_bf16(device))
-    dry_run.print_dry_run(args.model, config, args.tune, volumes, options,
-                          vae if args.sample_every else None)
+    dry_run.print_dry_run(args.model, config, args.tune, len(entries), options,
+                          vae if args.sample_every else None, tokens)
     for note in setup.check_model(model_options(args), side, channels):
         print(note)
 
@@ -325,29 +330,29 @@ def main():
         header, entries, vae, data_path=args.data_path, model=args.model,
         num_classes=args.num_classes, image_size=args.image_size), vae.config.latent_channels
     if args.dry_run:
-        return print_dry_run(args, side, vae, len(entries), precision, device)
+        return print_dry_run(args, side, vae, header, entries, precision, device)
     max_steps = args.max_steps
     if args.epochs:
         max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
     with distributed.process_group(device):
-        with distributed.main_process_first():
-            moments = latent_cache.cached_moments(args.data_path, header, entries, vae,
-                                                  Path(args.vae).name or Path.cwd().name)
+        latents = latent_cache.cached_latents(args.data_path, header, entries, vae,
+                                              Path(args.vae).name or Path.cwd().name,
+                                              Variants(args.augment, augmentation_of(args)))
         vae_config = setup.describe_vae(args.vae, vae)
         del vae
         labels = torch.tensor([entry["class"] for entry in entries])
-        start, trained, compile_message = build(args, side, channels, precision, device)
-        data = moments.numpy().tobytes() + labels.numpy().tobytes()
-        metadata = dict(
-            model=args.model, config=start.config, tune=args.tune,
-            base=start.base if args.tune != "full" else None, header=header,
-            begun_from=start.base, vae=vae_config, image_size=header["grid"] * header["size"],
-            data_key=hashlib.sha256(data).hexdigest(),
-            class_counts=labels.bincount(minlength=len(header["classes"])).tolist())
+        data_key, mean_moments = latents.checksum_and_mean(labels)
+        foreground = None
+        if args.tokens == "foreground":
+            foreground = setup.find_foreground(latents.touched(), mean_moments, vae_config,
+                                               args.model, args.token_margin)
+        start, trained, compile_message = build(args, side, channels, foreground, precision, device)
+        metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
+                                      data_key)
         scaler = LossScaler(device) if precision == "fp16" else None
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
                               ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup,
-                              device=device, loss_scaler=scaler)
+                              device=device, loss_scaler=scaler, foreground=foreground)
         resolved = {"max_steps": max_steps, "device": device, "precision": precision}
         flags = {name: str(value) if isinstance(value, Path) else value for name, value
                  in {**vars(args), **resolved}.items()}
@@ -360,12 +365,14 @@ def main():
                       "another run, or a higher --max-steps to continue this one")
             return 0
         if run:
-            announce(run, args, start.model, state, precision, device, len(entries),
-                     (*start.notes, *opened.notes, compile_message))
+            bookkeeping.announce(
+                run, start.model, state, name=args.model, method=args.tune, volumes=len(entries),
+                precision=precision, device=device,
+                notes=(*start.notes, *opened.notes, compile_message))
         batches = step.Batches(
-            moments, labels, vae_config, start.model.num_classes, seed=args.global_seed,
+            latents, labels, vae_config, start.model.num_classes, seed=args.global_seed,
             global_batch_size=args.global_batch_size, label_dropout=args.label_dropout,
-            last_step=max_steps, device=device, prefetch=args.prefetch)
+            last_step=max_steps, device=device, prefetch=args.prefetch, variants=args.augment)
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         return train(args, model=start.model, config=start.config, state=state, batches=batches,

@@ -27,7 +27,7 @@ from metrics.psnr import psnr, slice_psnr
 from mri import mosaic
 from mri.geometry import VIEWS, voxel_sizes
 from mri.manifest import read_manifest, select_split
-from mri.mosaic_files import read_mosaics
+from mri.mosaic_files import MosaicReader, read_mosaics
 from reporting import figures
 from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, add_precision_flag, make_parser, positive, whole_number
@@ -105,11 +105,11 @@ def set_trainable(vae, tune):
 
 # --------------------------------------------------------------------------------------- training
 
-def train(vae, pixels, parameters, crop, args):
+def train(vae, mosaics, parameters, crop, args):
     """Trains on random crops.
 
     :param vae: AutoencoderKL on its device
-    :param pixels: (N, 3, H, W) mosaics in [-1, 1], on the CPU
+    :param mosaics: MosaicReader
     :param parameters: list of the trainable ones
     :param crop: side of the crops, pixels
     :return: list of dicts of step, loss and seconds, one for each log line
@@ -124,8 +124,8 @@ def train(vae, pixels, parameters, crop, args):
     start = time.monotonic()
     vae.train()
     for step in progress(range(1, args.max_steps + 1), "VAE steps"):
-        x = random_crops(pixels, args.batch_size, crop, factor, generator)
-        x = x.to(args.device, memory_format=torch.channels_last)
+        crops = random_crops(mosaics, args.batch_size, crop, factor, generator)
+        x = to_pixels(crops, args.device)
         with autocast(args.device, args.precision):
             loss = loss_of(vae, x, generator, encoder_trains, args.kl_weight)
         loss.backward()
@@ -156,17 +156,16 @@ def learning_rate_factor(step, max_steps):
     return warm_up * 0.5 * (1 + np.cos(np.pi * step / max_steps))
 
 
-def random_crops(pixels, count, size, step, generator):
+def random_crops(mosaics, count, size, step, generator):
     """Random crops of random mosaics, cut at multiples of `step` pixels.
 
-    :param pixels: (N, 3, H, W)
-    :return: (count, 3, size, size)
+    :param mosaics: MosaicReader
+    :return: (count, size, size, 3) uint8
     """
-    which = torch.randint(len(pixels), (count,), generator=generator)
-    places = (pixels.shape[2] - size) // step + 1       # along each axis
-    corners = torch.randint(places, (count, 2), generator=generator) * step
-    return torch.stack([pixels[i, :, y:y + size, x:x + size]
-                        for i, (y, x) in zip(which, corners.tolist())])
+    which = torch.randint(len(mosaics), (count,), generator=generator).tolist()
+    places = (mosaics.side - size) // step + 1          # along each axis
+    corners = (torch.randint(places, (count, 2), generator=generator) * step).tolist()
+    return np.stack([mosaics[i][y:y + size, x:x + size] for i, (y, x) in zip(which, corners)])
 
 
 def loss_of(vae, x, noise_generator, encoder_trains, kl_weight):
@@ -187,8 +186,11 @@ def loss_of(vae, x, noise_generator, encoder_trains, kl_weight):
 
 
 def set_scaling_factor(vae, mosaics):
-    """Makes the latents of mosaics (N, H, W, 3) have unit variance for the DiT, as Stable
-    Diffusion's constant does."""
+    """Makes the latents of mosaics have unit variance for the DiT, as Stable Diffusion's constant
+    does.
+
+    :param mosaics: list of (H, W, 3) uint8
+    """
     mean, std = encode_moments(vae, mosaics).chunk(2, 1)
     variance = mean.var() + (std ** 2).mean()
     vae.register_to_config(scaling_factor=float(1 / variance.sqrt()))
@@ -272,9 +274,10 @@ def main():
 
     folders = [read_folder(path) for path in args.data_path]
     check_alike(folders)
-    mosaics = np.concatenate([read_mosaics(f.path, f.header, f.train) for f in folders])
+    mosaics = MosaicReader([(folder.path, folder.header, entry)
+                            for folder in folders for entry in folder.train])
     vae = initial_vae(args.init, args.seed)
-    side = mosaics.shape[1]
+    side = mosaics.side
     crop = crop_side(args.crop, side, downsampling_factor(vae))
     vae.to(args.device, memory_format=torch.channels_last)
     parameters = set_trainable(vae, args.tune)
@@ -283,9 +286,10 @@ def main():
           f"{sum(p.numel() for p in vae.parameters()):,} parameters train")
 
     with atomic_folder(args.output) as folder:  # before training, so that it can be created
-        history = train(vae, to_pixels(mosaics), parameters, crop, args)
+        history = train(vae, mosaics, parameters, crop, args)
         if args.tune == "all":
-            set_scaling_factor(vae, mosaics[:SCALING_MOSAICS])
+            count = min(SCALING_MOSAICS, len(mosaics))
+            set_scaling_factor(vae, [mosaics[i] for i in range(count)])
         rows, columns = evaluate(vae, folders)
         means = {key: float(np.mean([row[key] for row in rows])) for key in ("volume", *VIEWS)}
         report = dict(unit="dB", mean=means, volumes=rows, steps=history, args=vars(args))

@@ -16,12 +16,13 @@ from mri import mosaic
 # ------------------------------------------------------------------------------------ the network
 
 
-def block_forward(block, x, c):
+def block_forward(block, x, c, mask=None):
     """A DiT block as written in the paper: every activation is kept.
 
     :param block: models.DiTBlock
     :param x: (N, T, width) tokens
     :param c: (N, width) conditioning
+    :param mask: (T,) bool, the tokens that are attended to; None: all
     :return: (N, T, width)
     """
     modulation = block.adaLN_modulation(c).unsqueeze(1)                     # (N, 1, 6 * width)
@@ -29,19 +30,31 @@ def block_forward(block, x, c):
     if block.gamma1 is not None:
         gate1 = gate1 * block.gamma1
         gate2 = gate2 * block.gamma2
-    x = x + gate1 * block.attn(modulate(block.norm1(x), shift1, scale1))
+    if mask is not None:
+        mask = mask.expand(len(mask), -1)                                   # (T, T)
+    x = x + gate1 * block.attn(modulate(block.norm1(x), shift1, scale1), attn_mask=mask)
     return x + gate2 * block.mlp(modulate(block.norm2(x), shift2, scale2))
 
 
 def forward(model, x, t, y):
-    """`models.DiT.forward` with the blocks of `block_forward`; same arguments, same result."""
+    """`models.DiT.forward` with the blocks of `block_forward`; same arguments, same result.
+
+    If the model keeps a part of the tokens, all are computed, but none attends to the others.
+    """
+    mask = None
+    if model.kept_tokens is not None:
+        mask = torch.zeros(model.grid ** 2, dtype=torch.bool, device=x.device)
+        mask[model.kept_tokens] = True
     x = model.x_embedder(x) + model.pos_embed                               # (N, T, width)
     c = model.t_embedder(t) + model.y_embedder(y)                           # (N, width)
     for block in model.blocks:
-        x = block_forward(block, x, c)
+        x = block_forward(block, x, c, mask)
     final = model.final_layer
     shift, scale = final.adaLN_modulation(c).unsqueeze(1).chunk(2, dim=2)
-    return model.unpatchify(final.linear(modulate(final.norm_final(x), shift, scale)))
+    out = final.linear(modulate(final.norm_final(x), shift, scale))         # (N, T, p * p * 2C)
+    if mask is not None:
+        out = out * mask[:, None]
+    return model.unpatchify(out)
 
 
 def allow_tf32():

@@ -27,6 +27,7 @@ class NetworkSetup:
     compile: bool | None = None          # None: as training.acceleration.compile_blocks decides
     memory_limit: float | None = None    # GiB of the GPU
     vae: str = "sd"                      # key of VAE_CHANNELS
+    foreground: float = 0.68             # share of the tokens, in the way of that name
 
     @property
     def latent_side(self):
@@ -36,6 +37,15 @@ class NetworkSetup:
     def tokens(self):
         """Tokens of one mosaic."""
         return (self.latent_side // models.config_of(self.model)["patch_size"]) ** 2
+
+
+def foreground_tokens(setup):
+    """As many tokens as a share of `setup.foreground`, evenly spread, (K,) int64.
+
+    Which ones they are makes no difference to their cost.
+    """
+    count = max(1, round(setup.foreground * setup.tokens))
+    return torch.arange(count, device=setup.device) * setup.tokens // count
 
 
 def describe(setup):

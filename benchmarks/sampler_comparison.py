@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from diffusion import samplers, vae
+from diffusion.foreground import Foreground
 from metrics import mmd, ms_ssim
 from metrics.volume_sets import find_set
 from mri import geometry, manifest, mosaic
@@ -43,6 +44,7 @@ class TrainedModel:
     device: str
     precision: str          # compute dtype of the network
     message: str | None     # what to tell the user about compilation
+    foreground: Foreground | None   # tokens that the network computes; None: all
 
 
 def load(checkpoint, *, base, vae_name, device, precision, compiled):
@@ -59,7 +61,7 @@ def load(checkpoint, *, base, vae_name, device, precision, compiled):
     autoencoder = vae.load_decoder(metadata, vae_name, device, checkpoint)
     message = acceleration.prepare_for_sampling(network, device, precision, compiled)
     return TrainedModel(network, autoencoder, metadata["config"], header, device, precision,
-                        message)
+                        message, pretrained.read_foreground(checkpoint, metadata["config"]))
 
 
 def read_volumes(folder):
@@ -84,6 +86,8 @@ def draw(trained, sampler, steps, num_samples, seed):
         z = samplers.sample(
             trained.network, shape, labels, config["num_classes"], generators, sampler=sampler,
             num_steps=steps, device=trained.device)
+    if trained.foreground:
+        z = trained.foreground.fill(z, trained.network.kept_latents)
     mosaics = vae.decode(trained.autoencoder, z)
     header = trained.header
     return np.stack([mosaic.untile(m, header["size"], header["layout"]) for m in mosaics])

@@ -52,14 +52,25 @@ def baseline_step(setup):
                         peak_gb=measure.peak_gb(setup.device))
 
 
-def optimized_step(setup):
-    """Cost of a step of sample.py. To be called in a process of its own.
+def foreground_step(setup):
+    """Cost of a step of sample.py for a model of --tokens foreground. To be called in a process of
+    its own.
 
     :param setup: SamplingSetup
     :return: SamplingCost
     """
+    return optimized_step(setup, networks.foreground_tokens(setup))
+
+
+def optimized_step(setup, kept=None):
+    """Cost of a step of sample.py. To be called in a process of its own.
+
+    :param setup: SamplingSetup
+    :param kept: (K,) int64, the tokens that are computed; None: all
+    :return: SamplingCost
+    """
     measure.limit_memory(setup.device, setup.memory_limit)
-    model = _frozen_dit(setup, setup.precision)
+    model = _frozen_dit(setup, setup.precision).keep_tokens(kept)
     autoencoder = networks.random_vae(setup, torch.channels_last)
     message = acceleration.compile_blocks(model, setup.device, setup.compile, setup.precision)
 
@@ -124,10 +135,11 @@ def merge(turns):
     return dataclasses.replace(merged, decode_seconds=seconds)
 
 
-WAYS = {"baseline": baseline_step, "optimized": optimized_step}
+WAYS = {"baseline": baseline_step, "optimized": optimized_step, "foreground": foreground_step}
 
 # -------------------------------------------------------------------------------------- reporting
 
+COMPARED = [("baseline", "optimized"), ("optimized", "foreground"), ("baseline", "foreground")]
 HEADING = (f"{'':10} {'s/step':>9} {'decoding':>9} {'peak GB':>8}   s/volume:   "
            + " ".join(f"{name:>9}" for name in EXTRAPOLATED))
 
@@ -146,9 +158,14 @@ def report(setup, turns, costs):
         lines.append(row(name, cost, setup.batch_size))
     totals = {name: seconds_per_volume(cost, setup.batch_size)
               for name, cost in costs.items() if cost}
-    if len(totals) == 2:
-        ratios = [totals["baseline"][way] / totals["optimized"][way] for way in EXTRAPOLATED]
-        lines.append(f"{'ratio':10} {'':42} " + " ".join(f"{ratio:9.2f}" for ratio in ratios))
+    for slow, fast in COMPARED:
+        if slow in totals and fast in totals:
+            ratios = [totals[slow][way] / totals[fast][way] for way in EXTRAPOLATED]
+            lines.append(f"{slow + ' / ' + fast + ', times':53} "
+                         + " ".join(f"{ratio:9.2f}" for ratio in ratios))
+    if "foreground" in totals:
+        kept = len(networks.foreground_tokens(setup))
+        lines.append(f"foreground: {kept} of the {setup.tokens} tokens")
     if "optimized" in totals:
         faster = totals["optimized"]["ddpm 250"] / totals["optimized"]["dpm++ 25"]
         lines.append(f"optimized: dpm++ 25 is {faster:.2f} times faster than ddpm 250")

@@ -3,10 +3,11 @@ import dataclasses
 
 import numpy as np
 
-from benchmarks import measure, training_cost
+from benchmarks import measure, networks, training_cost
 from reporting import charts
 from utils.files import write_text
 
+WAYS = {"all": training_cost.optimized_step, "foreground": training_cost.foreground_step}
 HEADING = ("| mosaic | tokens | batch | s/step | images/s | TFLOP/s | peak GB |",
            "|---|---|---|---|---|---|---|")
 
@@ -17,18 +18,26 @@ def measure_all(setup, image_sizes, batch_sizes):
     :param setup: TrainingSetup of everything but the sizes
     :param image_sizes: sides of the mosaics, pixels
     :param batch_sizes: mosaics per step
-    :return: yields (TrainingSetup, TrainingCost; None if out of memory), one after another
+    :return: yields (name in WAYS, TrainingSetup, TrainingCost; None if out of memory), one after
+        another
     """
     sizes = [(image_size, batch_sizes[0]) for image_size in image_sizes]
     sizes += [(image_sizes[0], batch_size) for batch_size in batch_sizes[1:]]
     for image_size, batch_size in sizes:
         measured = dataclasses.replace(setup, image_size=image_size, batch_size=batch_size)
-        yield measured, measure.alone(training_cost.optimized_step, measured)
+        for name, way in WAYS.items():
+            yield name, measured, measure.alone(way, measured)
 
 
-def row(setup, cost):
+def computed_tokens(name, setup):
+    """Number of tokens that a way computes."""
+    return setup.tokens if name == "all" else len(networks.foreground_tokens(setup))
+
+
+def row(name, setup, cost):
     """One line of the Markdown table under HEADING."""
-    start = f"| {setup.image_size} x {setup.image_size} | {setup.tokens} | {setup.batch_size} |"
+    tokens = f"{computed_tokens(name, setup)}, {name}"
+    start = f"| {setup.image_size} x {setup.image_size} | {tokens} | {setup.batch_size} |"
     if cost is None:
         return f"{start} out of memory | | | |"
     seconds = float(np.median(cost.step_seconds))
@@ -40,11 +49,11 @@ def row(setup, cost):
 def write(folder, lines, measured, title):
     """Writes scaling.md, the table, and scaling.png.
 
-    :param measured: list of (TrainingSetup, TrainingCost)
+    :param measured: list of (name in WAYS, TrainingSetup, TrainingCost)
     """
-    points = [dict(image=setup.image_size, tokens=setup.tokens, batch=setup.batch_size,
+    points = [dict(way=name, image=setup.image_size, tokens=setup.tokens, batch=setup.batch_size,
                    seconds=float(np.median(cost.step_seconds)), peak=cost.peak_gb)
-              for setup, cost in measured]
+              for name, setup, cost in measured]
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "scaling.md", "\n".join(lines) + "\n")
     charts.scaling(folder / "scaling.png", points, title)

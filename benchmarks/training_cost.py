@@ -77,15 +77,26 @@ def _encoding_seconds(autoencoder, mosaics, setup):
     return float(np.median(measure.time_steps(encode, setup.device, setup.steps, warm_up=0)))
 
 
-def optimized_step(setup):
+def foreground_step(setup):
+    """Cost of a step of train.py --tokens foreground. To be called in a process of its own.
+
+    :param setup: TrainingSetup
+    :return: TrainingCost
+    """
+    return optimized_step(setup, networks.foreground_tokens(setup))
+
+
+def optimized_step(setup, kept=None):
     """Cost of a step of train.py with DiffFit. To be called in a process of its own.
 
     :param setup: TrainingSetup
+    :param kept: (K,) int64, the tokens that are computed; None: all
     :return: TrainingCost
     """
     device = setup.device
     measure.limit_memory(device, setup.memory_limit)
     model, trained = networks.random_dit(setup, setup.precision)
+    model.keep_tokens(kept)
     model.save_memory(not setup.keep_activations, setup.grad_checkpoint).train()
     start = time.perf_counter()
     message = acceleration.compile_blocks(model, device, setup.compile, setup.precision)
@@ -98,7 +109,8 @@ def optimized_step(setup):
     peak = measure.peak_gb(device)
     return TrainingCost(
         step_seconds=seconds, peak_gb=peak, message=message, first_seconds=first,
-        operations=count_operations(model, setup.tokens, backward=True),
+        operations=count_operations(model, setup.tokens if kept is None else len(kept),
+                                    backward=True),
         matmul_rate=measure.matmul_rate(device, NARROW_DTYPES.get(setup.precision, torch.float32)),
         profile=tuple(measure.slowest_operations(step, device)) if setup.profile else ())
 
@@ -146,7 +158,7 @@ def count_operations(model, tokens, backward):
     return linear * (1 + backward) + attention * (1 + 2.5 * backward)
 
 
-WAYS = {"baseline": baseline_step, "optimized": optimized_step}
+WAYS = {"baseline": baseline_step, "optimized": optimized_step, "foreground": foreground_step}
 FORMER_NAMES = {"plain": "baseline", "ours": "optimized"}  # --only accepts them, too
 
 
@@ -157,6 +169,7 @@ def way_named(text):
 
 # -------------------------------------------------------------------------------------- reporting
 
+COMPARED = [("baseline", "optimized"), ("optimized", "foreground"), ("baseline", "foreground")]
 HEADING = (f"{'':10} {'s/step':>9} {'images/s':>10} {'TFLOP/s':>9} {'matmul':>9} {'share':>9} "
            f"{'peak GB':>8}")
 
@@ -171,9 +184,12 @@ def report(setup, turns, costs):
     lines += [row(name, cost, setup.batch_size) for name, cost in costs.items()]
     old = costs.get("baseline")
     new = costs.get("optimized")
-    if old and new:
-        speedup = np.median(old.step_seconds) / np.median(new.step_seconds)
-        lines.append(f"{'ratio':10} {speedup:9.2f} {'':40} {new.peak_gb / old.peak_gb:8.2f}")
+    part = costs.get("foreground")
+    lines += [ratio(f"{slow} / {fast}", costs[slow], costs[fast]) for slow, fast in COMPARED
+              if costs.get(slow) and costs.get(fast)]
+    if part:
+        kept = len(networks.foreground_tokens(setup))
+        lines.append(f"foreground: {kept} of the {setup.tokens} tokens")
     if old:
         lines.append(f"baseline: the VAE's encoder takes {old.vae_seconds:.3f} s of each step")
     if new:
@@ -183,6 +199,12 @@ def report(setup, turns, costs):
         if cost and cost.profile:
             lines += [f"{name}: operations that take most of the time of a step", *cost.profile]
     return lines
+
+
+def ratio(name, slow, fast):
+    """How many times faster one way is than another, and its share of the memory."""
+    speedup = np.median(slow.step_seconds) / np.median(fast.step_seconds)
+    return f"{name}: {speedup:.2f} times faster, {fast.peak_gb / slow.peak_gb:.2f} of the memory"
 
 
 def row(name, cost, batch_size):

@@ -49,7 +49,7 @@ def add_noise(x0, t, noise):
     return _at("signal", t) * x0 + _at("noise", t) * noise
 
 
-def training_losses(model, x0, t, y, noise):
+def training_losses(model, x0, t, y, noise, positions=None):
     """L_simple + L_vlb of improved DDPM (eq. 16 with lambda = 1, as in DiT), per sample.
 
     Only the predicted variance learns from the bound: its mean is detached.
@@ -59,10 +59,16 @@ def training_losses(model, x0, t, y, noise):
     :param t: (N,) int64, 0…999
     :param y: (N,) labels
     :param noise: like x0, standard normal
+    :param positions: (P,) int64 positions in the flattened (H * W) latents over which losses are
+        averaged; None: all
     :return: dict of (N,) float32: loss = mse + vb; vb in bits per dimension
     """
     x_t = add_noise(x0, t, noise)
-    predicted_noise, fraction = model(x_t, t, y).float().chunk(2, dim=1)
+    predicted = model(x_t, t, y).float()
+    if positions is not None:
+        x0, x_t, noise, predicted = (values.flatten(2)[:, :, positions, None]
+                                     for values in (x0, x_t, noise, predicted))
+    predicted_noise, fraction = predicted.chunk(2, dim=1)
     mse = _mean_per_sample(torch.square(predicted_noise - noise))
     vb = _variational_bound(x0, x_t, t, predicted_noise.detach(), fraction)
     return {"loss": mse + vb, "mse": mse, "vb": vb}

@@ -1,4 +1,5 @@
 """Mosaics as PNG files in a data or samples folder."""
+import functools
 import struct
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ from utils.errors import UserError, shorten
 from utils.files import write_bytes
 
 MAX_PIXELS = 140_000_000  # of a mosaic; 512 cubed in layout "gray" has 139 million
+KEPT_BYTES = 2 ** 28     # of mosaics that a MosaicReader keeps in memory
 MIN_SIZE = 8              # of a cube's side, voxels
 SIDE_MULTIPLE = 16        # of a mosaic's side: VAE factor (8) x patch size (2) of DiT-XL/2, pixels
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -89,6 +91,36 @@ def read_mosaics(folder, header, entries):
     :raises UserError: see `read_mosaic`
     """
     return np.stack([read_mosaic(mosaic_path(folder, entry["id"]), header) for entry in entries])
+
+
+class MosaicReader:
+    """The mosaics of data folders of one size and layout, each read when it is asked for.
+
+    Those asked for last stay in memory, up to KEPT_BYTES.
+
+    :param sources: list of (path of the folder, header, entry of its manifest)
+    """
+
+    def __init__(self, sources):
+        self._sources = sources
+        _, header, _ = sources[0]
+        self.side = mosaic.mosaic_side(header["size"], header["layout"])
+        kept = max(1, KEPT_BYTES // (3 * self.side ** 2))
+        self._read = functools.lru_cache(kept)(self._read_from_disk)
+
+    def __len__(self):
+        return len(self._sources)
+
+    def __getitem__(self, i):
+        """Mosaic i, (side, side, 3) uint8.
+
+        :raises UserError: see `read_mosaic`
+        """
+        return self._read(i)
+
+    def _read_from_disk(self, i):
+        folder, header, entry = self._sources[i]
+        return read_mosaic(mosaic_path(folder, entry["id"]), header)
 
 
 def check_size(size, layout):

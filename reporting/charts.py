@@ -196,14 +196,17 @@ def distances(path, entries):
 def scaling(path, points, title):
     """Time and memory of a training step against tokens and against batch size.
 
-    Against tokens at the first point's batch size, and against batch size at its tokens.
+    Against tokens at the first point's batch size, and against batch size at its tokens; one line
+    for each way.
 
-    :param points: list of {"tokens", "batch", "seconds", "peak"}, peak memory in GB
+    :param points: list of {"way", "tokens", "batch", "seconds", "peak"}: "all" or "foreground",
+        tokens of the whole mosaic, peak memory in GB
     """
     first = points[0]
     series = {"tokens": [p for p in points if p["batch"] == first["batch"]],
               "batch": [p for p in points if p["tokens"] == first["tokens"]]}
-    varied = {axis: found for axis, found in series.items() if len(found) > 1}
+    varied = {axis: found for axis, found in series.items()
+              if len({p[axis] for p in found}) > 1}
     if not varied:
         varied = {"tokens": series["tokens"]}
     fig = Figure(figsize=(5.2 * len(varied), 6.4))
@@ -221,11 +224,15 @@ def scaling(path, points, title):
 
 def _scaling_chart(ax, found, axis, key, label):
     """One quantity of the points against another one."""
-    x = [p[axis] for p in found]
-    ax.plot(x, [p[key] for p in found], "o-", color="#2a6f97")
-    for p in found:
-        ax.annotate(f"{p[key]:.3g}", (p[axis], p[key]), textcoords="offset points",
-                    xytext=(0, 7), ha="center", fontsize=8)
+    for way, color, offset in (("all", "#2a6f97", 7), ("foreground", "#bc6c25", -14)):
+        own = [p for p in found if p["way"] == way]
+        ax.plot([p[axis] for p in own], [p[key] for p in own], "o-", color=color,
+                label=f"{way} tokens")
+        for p in own:
+            ax.annotate(f"{p[key]:.3g}", (p[axis], p[key]), textcoords="offset points",
+                        xytext=(0, offset), ha="center", fontsize=8, color=color)
+    x = sorted({p[axis] for p in found})
+    ax.legend()
     ax.set(xlabel=axis, ylabel=label, xscale="log", xticks=x, xticklabels=[f"{n:,}" for n in x])
     ax.minorticks_off()
     ax.margins(0.12)

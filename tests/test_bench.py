@@ -17,7 +17,7 @@ TINY = (*SMALL, "--vae", "tiny")
 
 def table_rows(text):
     """{first word: other words} of the lines that belong to a table of both ways."""
-    names = ("baseline ", "optimized ", "ratio ")
+    names = ("baseline  ", "optimized  ", "foreground  ")
     return {line.split()[0]: line.split()[1:] for line in text.splitlines()
             if line.startswith(names)}
 
@@ -54,11 +54,15 @@ def test_train():
                   "--batch-size", 2, "--accum", 2, "--grad-checkpoint", 2)
     assert "DiT-T/4, 64 x 64, 4 tokens, batch 2; 1 turns of 1 steps" in done.stdout
     rows = table_rows(done.stdout)
-    for name in ("baseline", "optimized"):
+    for name in ("baseline", "optimized", "foreground"):
         assert len(rows[name]) == 7
         assert all(float(value) >= 0 for value in rows[name] if value != "%")
-    times, memory = (float(value) for value in rows["ratio"])
-    assert times > 0 and 0.5 < memory < 2
+    compared = re.findall(r"(\w+ / \w+): ([\d.]+) times faster, ([\d.]+) of the memory",
+                          done.stdout)
+    assert [ways for ways, _, _ in compared] == [
+        "baseline / optimized", "optimized / foreground", "baseline / foreground"]
+    assert all(float(times) > 0 and 0.5 < float(memory) < 2 for _, times, memory in compared)
+    assert "foreground: 3 of the 4 tokens" in done.stdout
     assert "optimized: the first step took" in done.stdout
 
 
@@ -67,14 +71,17 @@ def test_scaling(run_here, tmp_path):
              "--output", tmp_path / "s")
     table = (tmp_path / "s" / "scaling.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table[2:]]
-    assert rows == [["32 x 32", "1", "1"], ["64 x 64", "4", "1"], ["32 x 32", "1", "2"]]
+    assert rows == [["32 x 32", "1, all", "1"], ["32 x 32", "1, foreground", "1"],
+                    ["64 x 64", "4, all", "1"], ["64 x 64", "3, foreground", "1"],
+                    ["32 x 32", "1, all", "2"], ["32 x 32", "1, foreground", "2"]]
     assert (tmp_path / "s" / "scaling.png").stat().st_size > 5000
 
 
 def test_sample(run_here):
     output = run_here("sample", *TINY, "--image-size", 32, "--turns", 1, "--batch-size", 2)
     rows = table_rows(output)
-    assert len(rows["optimized"]) == len(rows["baseline"]) == 6
+    assert len(rows["optimized"]) == len(rows["baseline"]) == len(rows["foreground"]) == 6
+    assert len(re.findall(r"\w+ / \w+, times( +[\d.]+){3}\n", output)) == 3
     faster = float(re.search(r"dpm\+\+ 25 is ([\d.]+) times faster", output)[1])
     assert 5 < faster < 10  # 10, if decoding took no time
 
@@ -138,6 +145,7 @@ def test_refusals(tmp_path):
     for flags, words in (
             (("train", "--image-size", 100), "--image-size 100: must be a multiple of 16"),
             (("train", "--steps", 0), "--steps 0: must be at least 1"),
+            (("train", "--foreground", 1.5), "--foreground 1.5: a share of the tokens"),
             (("sample", "--memory-limit", 40, "--device", "cpu"), "--memory-limit: only on a GPU"),
             (("scaling", "--batch-sizes", 3, "--accum", 2), "--accum must divide it"),
             (("scaling", "--grad-checkpoint", -1), "--grad-checkpoint -1: must be at least 0"),

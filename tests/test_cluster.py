@@ -368,9 +368,9 @@ def bad_volume(flags, whole, data, tmp_path_factory):
     shutil.copytree(data, folder)
     cache = next(folder.glob("latents-*.safetensors"))
     with safe_open(cache, "pt") as f:
-        moments, metadata = f.get_tensor("moments"), f.metadata()
-    moments[1, 0, 0, 0] = float("nan")
-    save_file({"moments": moments}, cache, metadata=metadata)
+        tensors, metadata = {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
+    tensors["moments"][1, 0, 0, 0] = float("nan")
+    save_file(tensors, cache, metadata=metadata)
     volumes = json.loads((folder / "manifest.json").read_text())["volumes"]
     ids = [v["id"] for v in volumes if v["split"] == "train"]
     command = ("train", *flags, "--data-path", folder, "--global-batch-size", 1,
@@ -440,8 +440,9 @@ def test_too_many_skipped_steps_in_a_row_end_the_run(server, bad_volume, tmp_pat
     shutil.copytree(bad_volume.cache.parent, tmp_path / "d")
     cache = tmp_path / "d" / bad_volume.cache.name
     with safe_open(cache, "pt") as f:
-        moments, metadata = f.get_tensor("moments"), f.metadata()
-    save_file({"moments": torch.full_like(moments, float("nan"))}, cache, metadata=metadata)
+        tensors, metadata = {name: f.get_tensor(name) for name in f.keys()}, f.metadata()
+    tensors["moments"].fill_(float("nan"))
+    save_file(tensors, cache, metadata=metadata)
     text = server(*bad_volume.command, tmp_path / "r", "--skip-nonfinite", "--data-path",
                   tmp_path / "d", output=tmp_path / "out", expect=2)
     assert "loss nan at step 20, " in text and "(20 steps in a row were skipped)" in text

@@ -102,10 +102,12 @@ def test_in_place_of_the_latent_cache(data, vae_folder, evil, tmp_path):
     """The cache is a convenience: one that cannot be read is computed again."""
     shutil.copytree(data, tmp_path / "d")
     evil(tmp_path / "d" / f"latents-{vae_folder.name}.safetensors")
+    evil(tmp_path / "d" / f"latents-{vae_folder.name}-0123456789abcdef.safetensors")
     header, entries = manifest.read_manifest(tmp_path / "d")
     vae = vae_module.load_vae(str(vae_folder))
-    moments = latent_cache.cached_moments(tmp_path / "d", header, entries, vae, vae_folder.name)
-    assert moments.shape[0] == len(entries) and moments.isfinite().all()
+    latents = latent_cache.cached_latents(tmp_path / "d", header, entries, vae, vae_folder.name)
+    assert len(latents) == len(entries)
+    assert latents[torch.arange(len(entries))].isfinite().all()
 
 
 # ---------------------------------------------------------------------- claims of size, and paths

@@ -7,12 +7,46 @@ from diffusion import samplers
 from diffusion import vae as vae_module
 from mri.mosaic_files import write_mosaic
 from training.checkpoint import save_checkpoint
+from utils import distributed
 from utils.errors import UserError
 from utils.precision import autocast
 from utils.seeding import seeded_generator
 
 MAX_SKIPPED_IN_A_ROW = 20  # after that the weights are to blame, not a batch
 PREVIEW_SAMPLER, PREVIEW_STEPS = "dpm++", 25
+
+
+def announce(run, model, state, *, name, method, volumes, precision, device, notes):
+    """Opens the logs and says what is about to happen.
+
+    :param name: of the model
+    :param method: name in TUNING_METHODS
+    :param volumes: number of volumes to train on
+    :param notes: lines for the log; those that are None are left out
+    """
+    run.open_logs(state.step)
+    values = sum(p.numel() for p in state.trained.values())
+    tokens = f"{model.grid ** 2:,}"
+    if model.kept_tokens is not None:
+        tokens = f"{len(model.kept_tokens):,} of {tokens}"
+    message = (f"{run.folder}: {name} on {volumes} mosaics, --tune {method}: "
+               f"{values:,} trainable values, {tokens} tokens, {precision} on {device}")
+    if distributed.world_size() > 1:
+        message += (f", {distributed.world_size()} processes, {4 * values / 1e6:.1f} MB reduced "
+                    "per step")
+    if state.step:
+        message += f"; resumes at step {state.step}"
+    for line in (message, *filter(None, notes)):
+        run.say(line)
+
+
+def say_how_it_ended(run, last_step, max_steps, stop_watch):
+    """Says whether training is done, or how to continue."""
+    if last_step == max_steps:
+        run.say(f"done: {run.checkpoints / f'{last_step:07d}.safetensors'}")
+    else:
+        run.say(f"stopped by {stop_watch.reason()} after step {last_step}/{max_steps}, saved; "
+                "the same command resumes")
 
 
 def log_means(run, state, *, max_steps, lr, steps_per_second, batch_size):
@@ -91,6 +125,8 @@ def sample_preview(path, model, state, config, *, vae, seed, precision, device):
         latents = samplers.sample(
             model, shape, torch.zeros(1, dtype=torch.long), model.num_classes,
             [seeded_generator(seed, 0)], PREVIEW_SAMPLER, PREVIEW_STEPS, device=device)
+    if state.foreground:
+        latents = state.foreground.fill(latents, model.kept_latents)
     _copy_parameters(state.trained, raw)
     path.parent.mkdir(exist_ok=True)
     write_mosaic(path, vae_module.decode(vae_module.load_vae(vae, device), latents)[0])

@@ -30,7 +30,7 @@ class MemoryOptions:
         return self.precision == "bf16" and not self.fast_bf16
 
 
-def print_dry_run(name, config, method, volumes, options, preview_vae=None):
+def print_dry_run(name, config, method, volumes, options, preview_vae=None, tokens=None):
     """Prints tokens, trainable parameters by kind, and the memory that each device needs.
 
     :param name: name of the model
@@ -39,6 +39,7 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None):
     :param volumes: number of volumes to train on
     :param options: MemoryOptions
     :param preview_vae: the VAE that --sample-every loads beside the model; None: none
+    :param tokens: number of tokens that are computed; None: all
     """
     with torch.device("meta"):
         model = models.DiT(**config)
@@ -47,14 +48,16 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None):
     latent = f"{config['in_channels']} x {config['input_size']} x {config['input_size']}"
     print(f"{name}: {config['depth']} blocks, width {config['hidden_size']}, "
           f"{config['num_heads']} heads, {total:,} parameters")
-    print(f"latents {latent}, {model.grid ** 2:,} tokens; {volumes} volumes")
+    part = f"{tokens:,} of " if tokens else ""
+    print(f"latents {latent}, {part}{model.grid ** 2:,} tokens; {volumes} volumes")
+    tokens = tokens or model.grid ** 2
     n = _print_trainable(trained, method, total)
-    activations = activation_bytes(config, method, model.grid ** 2, options)
+    activations = activation_bytes(config, method, tokens, options)
     frozen = (total - n) * (2 if options.precision in NARROW_DTYPES else 4)
     rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n,
             f"activations of {options.micro_batch} images": activations}
     if options.keeps_attention_weights:
-        rows["attention weights"] = attention_bytes(config, model.grid ** 2, options)
+        rows["attention weights"] = attention_bytes(config, tokens, options)
         print("warning: --precision bf16: this GPU has no bf16 attention (compute capability below "
               "8.0) and keeps whole attention matrices; --precision fp16 does not")
     if preview_vae:

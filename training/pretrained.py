@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import models
+from diffusion import foreground
 from training import diffusers_names, weight_files
 from training.checkpoint import MAX_CONFIG, read_metadata, verify
 from utils import distributed, pickles
@@ -40,7 +41,7 @@ def restore_model(path, weights="ema", base=None):
     :param weights: "ema" or "raw"
     :param base: file to take the base weights from instead of the recorded one; it must have the
         recorded SHA-256
-    :return: DiT on the CPU, fp32, eval mode; metadata
+    :return: DiT on the CPU, fp32, eval mode, which computes the tokens it was trained on; metadata
     :raises UserError: checkpoint or base missing, damaged, or not belonging together
     """
     metadata = verify(path)
@@ -57,7 +58,22 @@ def restore_model(path, weights="ema", base=None):
     elif base:
         raise UserError(f"--base {base}: {path} holds the whole model; leave --base out")
     tensors.update(trained)
-    return assemble(metadata["config"], tensors, path), metadata
+    model = assemble(metadata["config"], tensors, path)
+    kept = read_foreground(path, metadata["config"])
+    return model.keep_tokens(kept and kept.kept), metadata
+
+
+def read_foreground(path, config):
+    """The Foreground of a checkpoint's model; None if it computes all tokens.
+
+    :param config: constructor arguments of its model
+    :raises UserError: it is not that model's
+    """
+    prefix = "foreground."
+    with safe_open(path, "pt") as f:
+        tensors = {key.removeprefix(prefix): f.get_tensor(key)
+                   for key in f.keys() if key.startswith(prefix)}
+    return foreground.check(tensors, config, path) if tensors else None
 
 
 def _find_base(recorded, checkpoint, override=None, compare=True):

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 import models
-from diffusion.vae import downsampling_factor, fingerprint
+from diffusion.foreground import Foreground, foreground_tokens
+from diffusion.vae import downsampling_factor, draw_latents, fingerprint
 from training import pretrained
 from utils.errors import UserError
 
@@ -119,6 +120,25 @@ def _configure(options, latent_side, channels, headers_only=False):
     return config, weights
 
 
+def find_foreground(touched, mean_moments, vae_config, model, margin):
+    """The tokens that the training volumes touch, and the background around them.
+
+    :param touched: (h, w) bool, the latents that are not black in all volumes
+    :param mean_moments: (2C, h, w), the volumes' mean moments
+    :param vae_config: mapping with scaling_factor and perhaps shift_factor
+    :param model: name of the architecture
+    :param margin: tokens that are added around, in all directions
+    :return: Foreground, or None if it holds all tokens
+    """
+    patch_size = models.config_of(model)["patch_size"]
+    kept = foreground_tokens(touched, patch_size, margin)
+    if len(kept) == touched.size // patch_size ** 2:
+        return None
+    mean = mean_moments[None]
+    background = draw_latents(vae_config, mean, torch.zeros_like(mean[:, :mean.shape[1] // 2]))[0]
+    return Foreground(kept, background)
+
+
 def describe_vae(name, vae):
     """What a checkpoint records of the VAE it was trained with.
 
@@ -128,3 +148,21 @@ def describe_vae(name, vae):
     return dict(name=name, scaling_factor=vae.config.scaling_factor,
                 shift_factor=vae.config.get("shift_factor"), sha256=fingerprint(vae),
                 path=str(folder.resolve()) if folder.is_dir() else None)
+
+
+def describe_run(model, start, method, header, vae, labels, data_key):
+    """What the checkpoints of a run record, beside the step.
+
+    :param model: name of the architecture
+    :param start: StartingPoint
+    :param method: name in TUNING_METHODS
+    :param header: of the data folder's manifest
+    :param vae: see `describe_vae`
+    :param labels: (N,) int64, classes of the training volumes
+    :param data_key: checksum of the latents and labels
+    """
+    return dict(
+        model=model, config=start.config, tune=method,
+        base=start.base if method != "full" else None, header=header, begun_from=start.base,
+        vae=vae, image_size=header["grid"] * header["size"], data_key=data_key,
+        class_counts=labels.bincount(minlength=len(header["classes"])).tolist())

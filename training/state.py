@@ -21,13 +21,15 @@ class TrainingState:
     :param ema_decay: largest decay of the average per step, 0…1
     :param ema_warm_up: whether it warms up, see AverageLag
     :param loss_scaler: LossScaler of fp16, or None
+    :param foreground: Foreground, the tokens that the model computes; None: all
     """
 
     def __init__(self, trained, *, lr, weight_decay=0.0, ema_decay=0.9999, ema_warm_up=True,
-                 device="cpu", loss_scaler=None):
+                 device="cpu", loss_scaler=None, foreground=None):
         self.trained = trained
         self.lag = AverageLag(ema_decay, ema_warm_up)
         self.loss_scaler = loss_scaler
+        self.foreground = foreground
         self.ema = {name: p.detach().clone() for name, p in trained.items()}
         self.optimizer = torch.optim.AdamW(trained.values(), lr, weight_decay=weight_decay,
                                            fused=True)
@@ -88,8 +90,12 @@ class TrainingState:
     # ---------------------------------------------------------------------------- save and load
 
     def weights(self):
-        """The groups of a checkpoint: {"ema": {name: tensor}, "raw": {name: tensor}}."""
-        return {"ema": self.ema, "raw": self.trained}
+        """The groups of a checkpoint: {"ema": {name: tensor}, "raw": {name: tensor}}, and
+        "foreground" if not all tokens are computed."""
+        groups = {"ema": self.ema, "raw": self.trained}
+        if self.foreground:
+            groups["foreground"] = self.foreground.tensors()
+        return groups
 
     def groups(self):
         """The groups of a state to resume from: weights and AdamW's moments."""

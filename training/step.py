@@ -29,14 +29,16 @@ class Draws(NamedTuple):
     noise: torch.Tensor          # (N, C, h, w), added to the latents
     vae_noise: torch.Tensor      # (N, C, h, w), draws the latents from their moments
     drop_label: torch.Tensor     # (N,) bool
+    variant: torch.Tensor        # (N,) of the volumes
 
 
-def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout):
+def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout, variants=1):
     """Draws a step's global batch from (seed, step) alone.
 
     :param volumes: number of volumes to draw from, with replacement
     :param latent_shape: (C, h, w)
     :param label_dropout: probability of the null class
+    :param variants: number of variants of each volume to draw from
     """
     g = seeded_generator(seed, step)
     # the order of these calls is part of the format: it decides what a resumed run draws
@@ -45,7 +47,8 @@ def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout):
         t=torch.randint(NUM_TIMESTEPS, (batch_size,), generator=g),
         noise=torch.randn(batch_size, *latent_shape, generator=g),
         vae_noise=torch.randn(batch_size, *latent_shape, generator=g),
-        drop_label=torch.rand(batch_size, generator=g) < label_dropout)
+        drop_label=torch.rand(batch_size, generator=g) < label_dropout,
+        variant=torch.randint(variants, (batch_size,), generator=g))
 
 
 class Batches:
@@ -53,7 +56,8 @@ class Batches:
 
     While one batch is computed, a thread prepares the next.
 
-    :param moments: (volumes, 2C, h, w) of the VAE's posterior
+    :param moments: (volumes * variants, 2C, h, w) of the VAE's posterior: a tensor, or
+        latent_cache.Latents
     :param labels: (volumes,) class of each
     :param vae_config: mapping with scaling_factor and perhaps shift_factor
     :param null_class: label of the unconditional prediction
@@ -61,10 +65,11 @@ class Batches:
     :param last_step: no batch after it is prepared
     :param device: where batches will go; for a GPU they lie in page-locked memory
     :param prefetch: prepare the next batch in a thread
+    :param variants: of each volume in `moments`, one after another
     """
 
     def __init__(self, moments, labels, vae_config, null_class, *, seed, global_batch_size,
-                 label_dropout, last_step, device, prefetch=True):
+                 label_dropout, last_step, device, prefetch=True, variants=1):
         self.moments = moments
         self.labels = labels
         self.vae_config = vae_config
@@ -73,6 +78,7 @@ class Batches:
         self.global_batch_size = global_batch_size
         self.label_dropout = label_dropout
         self.last_step = last_step
+        self.variants = variants
         self.pin_memory = torch.device(device).type == "cuda"
         self._pool = ThreadPoolExecutor(1) if prefetch else None
         self._next = {}
@@ -80,14 +86,15 @@ class Batches:
     def drawn(self, step):
         """The draws of a step's global batch."""
         latent_shape = (self.moments.shape[1] // 2, *self.moments.shape[2:])
-        return draw_step(self.seed, step, len(self.moments), self.global_batch_size, latent_shape,
-                         self.label_dropout)
+        return draw_step(self.seed, step, len(self.labels), self.global_batch_size, latent_shape,
+                         self.label_dropout, self.variants)
 
     def prepare(self, step):
         """This process's share of a step's batch: x0, t, y, noise."""
         rank, processes = distributed.rank(), distributed.world_size()
         mine = Draws(*(values.chunk(processes)[rank] for values in self.drawn(step)))
-        x0 = draw_latents(self.vae_config, self.moments[mine.index], mine.vae_noise)
+        rows = mine.index * self.variants + mine.variant
+        x0 = draw_latents(self.vae_config, self.moments[rows], mine.vae_noise)
         y = torch.where(mine.drop_label, self.null_class, self.labels[mine.index])
         return x0, mine.t, y, mine.noise
 
@@ -108,14 +115,15 @@ def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, p
     :param parameters: list of the trainable parameters, which receive the gradients
     :param accum: parts in which this share is computed, to save memory
     :param loss_scaler: LossScaler of fp16, or None
-    :return: mean loss, mse and vb of the global batch, (3,); 1 if loss or gradient is not finite,
+    :return: mean loss, mse and vb of the global batch over the tokens that the model computes,
+        (3,); 1 if loss or gradient is not finite,
         else 0, (); both on the device
     """
     sums = torch.zeros(3, device=device)
     for part in zip(*(values.chunk(accum) for values in batch)):
         x0, t, y, noise = (values.to(device, non_blocking=True) for values in part)
         with autocast(device, precision):
-            losses = training_losses(model, x0, t, y, noise)
+            losses = training_losses(model, x0, t, y, noise, model.kept_latents)
         loss = losses["loss"].sum() / global_batch_size
         (loss * loss_scaler.scale if loss_scaler else loss).backward()
         sums += torch.stack([losses[key].detach().sum() for key in ("loss", "mse", "vb")])

@@ -88,20 +88,10 @@ def process_group(device):
         return
     backend = "cpu:gloo,cuda:nccl" if torch.device(device).type == "cuda" else "gloo"
     with _explain_lost_peers():
-        # an hour, as one process encodes all mosaics while the others wait
+        # an hour, as processes wait for the one that encodes the last mosaics
         dist.init_process_group(backend, timeout=timedelta(hours=1))
     yield
     dist.destroy_process_group()  # not after an error, as it would wait for the others
-
-
-@contextlib.contextmanager
-def main_process_first():
-    """The body runs in process 0 first, and once that has written its files, in the others."""
-    if not is_main():
-        barrier()
-    yield
-    if is_main():
-        barrier()
 
 
 def barrier():

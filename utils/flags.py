@@ -141,3 +141,23 @@ def add_precision_flag(group, what="the transformer", flag="--precision", defaul
     else:
         group.add_argument(flag, choices=("bf16", "fp32"), default=default,
                            help=f"compute dtype of {what}")
+
+
+def add_augmentation_flags(group):
+    """Adds --augment and the ranges that variants are drawn from, see mri.augmentation."""
+    group.add_argument(
+        "--augment", type=int, default=1, metavar="K",
+        help="number of variants of each volume that are encoded: itself, and K - 1 that are drawn "
+        "from the ranges below; each step draws one of them")
+    group.add_argument("--augment-flip", type=non_negative, default=0.0, metavar="P",
+                       help="probability that a variant is mirrored, left and right swapped")
+    group.add_argument("--augment-rotate", type=non_negative, default=0.0, metavar="DEG",
+                       help="largest rotation of a variant about each axis, degrees")
+    group.add_argument("--augment-scale", type=non_negative, default=0.0, metavar="SHARE",
+                       help="largest change of a variant's size along each axis, a fraction of it, "
+                       "below 1")
+    group.add_argument("--augment-shift", type=non_negative, default=0.0, metavar="MM",
+                       help="largest shift of a variant along each axis, mm")
+    group.add_argument("--augment-gamma", type=non_negative, default=0.0, metavar="G",
+                       help="largest absolute logarithm of the exponent of a variant's "
+                       "intensities, which are in [0, 1]")

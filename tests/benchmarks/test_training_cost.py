@@ -24,5 +24,7 @@ def test_rows():
 def test_scaling_rows():
     setup = TrainingSetup(model="DiT-T/4", image_size=64, batch_size=8, steps=3, device="cpu")
     assert setup.tokens == 4
-    assert scaling.row(setup, COST) == "| 64 x 64 | 4 | 8 | 2.000 | 4.0000 | 12.000 | 1.50 |"
-    assert scaling.row(setup, None) == "| 64 x 64 | 4 | 8 | out of memory | | | |"
+    assert (scaling.row("all", setup, COST)
+            == "| 64 x 64 | 4, all | 8 | 2.000 | 4.0000 | 12.000 | 1.50 |")
+    assert (scaling.row("foreground", setup, None)
+            == "| 64 x 64 | 3, foreground | 8 | out of memory | | | |")

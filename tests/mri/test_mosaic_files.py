@@ -6,7 +6,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from mri import mosaic_files
+from mri import mosaic, mosaic_files
 from utils.errors import UserError
 
 
@@ -45,3 +45,22 @@ def test_errors_name_the_file(tmp_path):
     (tmp_path / "m.png").write_bytes((tmp_path / "m.png").read_bytes()[:60])
     with pytest.raises(UserError, match="13 x 12|cannot be read as PNG"):
         mosaic_files.read_mosaic(tmp_path / "m.png", header)
+
+
+def test_a_reader_keeps_the_last_mosaics_in_memory(tmp_path, monkeypatch):
+    header = {"size": 8, "layout": "rgb"}
+    side = mosaic.mosaic_side(8, "rgb")
+    (tmp_path / "mosaics").mkdir()
+    expected = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), np.uint8)
+    for name, pixels in zip("abc", expected):
+        mosaic_files.write_mosaic(mosaic_files.mosaic_path(tmp_path, name), pixels)
+    monkeypatch.setattr(mosaic_files, "KEPT_BYTES", 2 * 3 * side ** 2)
+    read = []
+    whole = mosaic_files.read_mosaic
+    monkeypatch.setattr(mosaic_files, "read_mosaic",
+                        lambda path, header: read.append(path.stem) or whole(path, header))
+    reader = mosaic_files.MosaicReader([(tmp_path, header, {"id": name}) for name in "abc"])
+    assert len(reader) == 3 and reader.side == side
+    for i in (0, 1, 0, 1, 2, 1, 0):
+        assert np.array_equal(reader[i], expected[i])
+    assert read == ["a", "b", "c", "a"]

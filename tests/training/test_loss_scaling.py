@@ -45,6 +45,7 @@ def test_the_scale_does_not_fall_below_one():
 
 class Line(torch.nn.Module):
     """A model of one weight, for gradients that are known."""
+    kept_latents = None
 
     def __init__(self, blow_up=1.0):
         super().__init__()

@@ -1,0 +1,138 @@
+"""train.py --tokens and --augment, and samples of its checkpoints, as a user runs them."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import error_line, finetune_flags, script
+from safetensors.torch import load_file
+
+from diffusion import samplers
+from diffusion import vae as vae_module
+from mri import manifest, mosaic_files
+from training import pretrained
+from utils.seeding import seeded_generator
+
+FOREGROUND = ("--tokens", "foreground")
+
+
+@pytest.fixture(scope="module")
+def train(data, vae_folder, pretrained_run):
+    def run(results, *args, **kwargs):
+        done = script("train.py", "--data-path", data, "--vae", vae_folder, "--results-dir",
+                      results, "--tune", "difffit", *finetune_flags(pretrained_run), *args,
+                      **kwargs)
+        return done, results / "000-DiT-T-4"
+    return run
+
+
+@pytest.fixture(scope="module")
+def pretrained_run(pretrained):
+    return pretrained
+
+
+@pytest.fixture(scope="module")
+def run(train, tmp_path_factory):
+    return train(tmp_path_factory.mktemp("foreground"), *FOREGROUND, "--max-steps", 4)[1]
+
+
+def tensors(run, name):
+    return load_file(run / "checkpoints" / f"{name}.safetensors")
+
+
+def test_a_checkpoint_holds_the_tokens_and_their_background(run, data, vae_folder):
+    """Of 3 x 3 tiles of one token each, 16 slices fill the first six."""
+    assert "6 of 9 tokens" in (run / "log.txt").read_text()
+    content = tensors(run, "0000004")
+    assert content["foreground.kept"].tolist() == [0, 1, 2, 3, 4, 5]
+    header, entries = manifest.read_manifest(data)
+    training = manifest.select_split(entries, "train", data)
+    vae = vae_module.load_vae(vae_folder)
+    moments = vae_module.encode_moments(vae, mosaic_files.read_mosaics(data, header, training))
+    mean = moments.chunk(2, 1)[0].mean(0) * vae.config.scaling_factor
+    assert torch.allclose(content["foreground.background"], mean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(run, train, tmp_path):
+    train(tmp_path / "r", *FOREGROUND, "--max-steps", 2)
+    _, resumed = train(tmp_path / "r", *FOREGROUND, "--max-steps", 4)
+    whole, parts = tensors(run, "0000004.state"), tensors(resumed, "0000004.state")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_samples_are_filled_with_the_background_before_they_are_decoded(
+        run, vae_folder, tmp_path):
+    script("sample.py", "--ckpt", run, "--output", tmp_path / "s", "--num-samples", 1, "--sampler",
+           "dpm++", "--num-sampling-steps", 3, "--device", "cpu", "--precision", "fp32")
+    ckpt = run / "checkpoints" / "0000004.safetensors"
+    model, metadata = pretrained.restore_model(ckpt)
+    assert model.kept_tokens.tolist() == [0, 1, 2, 3, 4, 5]
+    vae = vae_module.load_vae(vae_folder)
+    latents = samplers.sample(model, (5, 12, 12), torch.zeros(1, dtype=torch.long), 2,
+                              [seeded_generator(0, 0)], "dpm++", 3)
+    unfilled = vae_module.decode(vae, latents)[0]
+    latents[:, :, 8:] = pretrained.read_foreground(ckpt, metadata["config"]).background[:, 8:]
+    found = mosaic_files.read_mosaic(mosaic_files.mosaic_path(tmp_path / "s", "000000"),
+                                     metadata["header"])
+    assert np.array_equal(found, vae_module.decode(vae, latents)[0])
+    assert not np.array_equal(found, unfilled)
+
+
+def test_a_margin_adds_tokens_and_makes_another_run(run, train):
+    done, _ = train(run.parent, *FOREGROUND, "--token-margin", 1, "--max-steps", 2)
+    assert "differs from" in done.stdout and "--token-margin (1, there 0)" in done.stdout
+    kept = tensors(run.parent / "001-DiT-T-4", "0000002").get("foreground.kept")
+    assert kept is None         # all nine tokens
+
+
+def test_a_run_of_all_tokens_has_no_foreground(train, tmp_path):
+    done, run = train(tmp_path / "r", "--tokens", "all", "--max-steps", 2)
+    assert "9 tokens" in done.stdout and " of 9 tokens" not in done.stdout
+    assert not any(key.startswith("foreground") for key in tensors(run, "0000002"))
+    ckpt = run / "checkpoints" / "0000002.safetensors"
+    assert pretrained.restore_model(ckpt)[0].kept_tokens is None
+
+
+def test_a_run_begun_before_the_flag_existed_resumes(train, tmp_path):
+    _, run = train(tmp_path / "r", "--tokens", "all", "--max-steps", 2)
+    args = json.loads((run / "args.json").read_text())
+    del args["tokens"], args["token_margin"]
+    (run / "args.json").write_text(json.dumps(args))
+    done, _ = train(tmp_path / "r", "--tokens", "all", "--max-steps", 3)
+    assert "resumes at step 2" in done.stdout
+
+
+def test_dry_run_counts_the_tokens(train, tmp_path):
+    done, _ = train(tmp_path / "r", *FOREGROUND, "--dry-run")
+    assert "6 of 9 tokens" in done.stdout and not (tmp_path / "r").exists()
+
+
+def test_previews_are_filled_too(train, tmp_path):
+    _, run = train(tmp_path / "r", *FOREGROUND, "--max-steps", 2, "--sample-every", 2)
+    assert (run / "samples" / "0000002.png").is_file()
+
+
+
+
+def test_variants_are_trained_on_and_resume(train, tmp_path):
+    ranges = ("--augment", 3, "--augment-flip", 0.5, "--augment-rotate", 5, "--augment-scale", 0.05,
+              "--augment-shift", 1, "--augment-gamma", 0.1)
+    _, whole = train(tmp_path / "a", *ranges, "--max-steps", 4)
+    train(tmp_path / "b", *ranges, "--max-steps", 2)
+    _, resumed = train(tmp_path / "b", *ranges, "--max-steps", 4)
+    a, b = tensors(whole, "0000004.state"), tensors(resumed, "0000004.state")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    _, plain = train(tmp_path / "c", "--max-steps", 4)
+    c = tensors(plain, "0000004.state")
+    assert not all(torch.equal(a[key], c[key]) for key in c)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--augment", 2), "--augment 2: variants need a range"),
+    (("--augment-flip", 0.5), "--augment 1: variants need a range"),
+    (("--augment", 0), "--augment must be at least 1"),
+    (("--augment", 2, "--augment-flip", 2), "--augment-flip at most 1")])
+def test_ranges_and_their_number_go_together(train, tmp_path, flags, words):
+    done, _ = train(tmp_path / "r", *flags, expect=2)
+    assert words in error_line(done)

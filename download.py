@@ -6,12 +6,12 @@
 
 An interrupted download resumes from FILE.part. A file gets its name only after it was checked:
 against its published SHA-256 if there is one, otherwise for its size and for being complete. Files
-that exist already are checked again and left as they are, also those that were copied by hand.
+that exist already, also those copied by hand, are checked again and left as they are.
 
-For a node without internet, run this on a login node and copy the folder, or download the
-addresses that the error names. HF_ENDPOINT=https://... replaces https://huggingface.co, where
-sd-vae-ft-* are; MOSAICDIT_MIRROR=https://... is a folder with the other files, as weights/ holds
-them. Only https is accepted, and http on this machine itself (localhost).
+For a node without internet, run this on a login node and copy the folder, or download the addresses
+that the error names. HF_ENDPOINT=https://... replaces https://huggingface.co, where sd-vae-ft-* are;
+MOSAICDIT_MIRROR=https://... is a folder with the other files, as weights/ holds them. Only https is
+accepted, and http on this machine itself.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 

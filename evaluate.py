@@ -6,9 +6,8 @@
 
 Each side is a data folder (of --real, by default the test split), a samples folder, or a folder of
 NIfTI cubes, such as postprocess.py or another generator writes. All are read by the same loader.
-With --train, the synthetic volumes are also searched for copies of training volumes. With --vae,
-every number is also given for real volumes that went through the VAE: the best that samples can
-reach.
+With --train, copies of training volumes are searched for. With --vae, every number is also given
+for real volumes that went through the VAE: the best that samples can reach.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -308,8 +307,7 @@ def main():
             "settings": settings_of(args), **computed,
             "skipped": {**computed["skipped"], **skipped, **skipped_layouts},
             "versions": versions("torch", "torchmetrics", "numpy", "nibabel")}
-        write_text(folder / "metrics.json",
-                   json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
         report.write_report(folder, content)
     for line in report.terminal_lines(content):

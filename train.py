@@ -297,6 +297,13 @@ def build(args, side, channels, foreground, precision, device):
     return start, trained, message
 
 
+def resolved_flags(args, max_steps, device, precision):
+    """{name: value} of all flags, as args.json holds them."""
+    resolved = {"max_steps": max_steps, "device": device, "precision": precision}
+    return {name: str(value) if isinstance(value, Path) else value
+            for name, value in {**vars(args), **resolved}.items()}
+
+
 def print_dry_run(args, side, vae, header, entries, precision, device):
     """Prints what would train, and checks --ckpt; from process 0."""
     if not distributed.is_main():
@@ -349,13 +356,11 @@ def main():
         start, trained, compile_message = build(args, side, channels, foreground, precision, device)
         metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
                                       data_key)
-        scaler = LossScaler(device) if precision == "fp16" else None
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
-                              ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup,
-                              device=device, loss_scaler=scaler, foreground=foreground)
-        resolved = {"max_steps": max_steps, "device": device, "precision": precision}
-        flags = {name: str(value) if isinstance(value, Path) else value for name, value
-                 in {**vars(args), **resolved}.items()}
+                              ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup, device=device,
+                              loss_scaler=LossScaler(device) if precision == "fp16" else None,
+                              foreground=foreground)
+        flags = resolved_flags(args, max_steps, device, precision)
         opened = open_run(state, metadata, results_dir=args.results_dir, model=args.model,
                           resume=args.resume, flags=flags)
         run = opened.run

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from benchmarks.preprocessing_cost import make_scans
-from mri import conversion, recipes, skull_strip
-from mri.scans import find_scans
+from mri import conversion, recipes, scans, skull_strip
 from utils.errors import UserError
 from utils.progress import progress
 
@@ -31,7 +30,7 @@ def measure(source, count, recipe):
         make_scans(folder / "in", count, source)
         for name in settings.subfolders:
             (folder / name).mkdir()
-        for scan in progress(find_scans(folder / "in"), "scans"):
+        for scan in progress(scans.search(folder / "in").scans, "scans"):
             done = conversion.prepare_scan(scan, folder, settings, torch.get_num_threads())
             if isinstance(done, conversion.SkippedScan):
                 raise UserError(f"--input {source}: {done.reason}")

@@ -33,7 +33,8 @@ MAX_COLUMNS_MARKDOWN = 140
 MAX_FUNCTION_LINES = 60
 MAX_MODULE_LINES = 400
 MAX_SCRIPT_LINES = 320
-LONGER_SCRIPTS = {"train.py": 380}  # it holds the training loop
+# train.py holds the training loop, bench.py the flags of eight commands
+LONGER_SCRIPTS = {"train.py": 400, "bench.py": 350}
 GENERATED = ("docs/demo-report/", "tests/golden/")  # their lines may be longer
 LONGER_FUNCTIONS = ()  # "file.py:function", each with a reason
 

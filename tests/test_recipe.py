@@ -51,7 +51,7 @@ def test_a_landmark_through_the_recipe(tmp_path):
 
 
 def test_registered_brains_are_more_alike(tmp_path):
-    brains = scans.find_scans(COHORT)[:4]
+    brains = scans.search(COHORT).scans[:4]
     table = tmp_path / "brains.tsv"
     table.write_text("path\n" + "".join(f"{scan.path}\n" for scan in brains))
 

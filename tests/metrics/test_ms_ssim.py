@@ -8,7 +8,7 @@ import torch
 from helpers import ROOT, golden, related
 from scipy import ndimage
 
-from metrics import gaussian_filter, ms_ssim
+from metrics import gaussian_filter, ms_ssim, threads
 
 
 def by_scipy(x, y, protocol, length):
@@ -152,14 +152,14 @@ def test_few_pairs_wait_for_a_thread(monkeypatch):
     """However many pairs there are, and with the same values."""
     waiting = []
 
-    class Executor(ms_ssim.ThreadPoolExecutor):
+    class Executor(threads.ThreadPoolExecutor):
         def submit(self, *args, **kwargs):
             waiting.append(self._work_queue.qsize())
             return super().submit(*args, **kwargs)
 
     volumes = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 16), dtype=np.uint8)
     expected = ms_ssim.ms_ssim_pairs(volumes)
-    monkeypatch.setattr(ms_ssim, "ThreadPoolExecutor", Executor)
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", Executor)
     monkeypatch.setattr(ms_ssim, "PAIRS_AT_ONCE", 50)
     assert np.array_equal(ms_ssim.ms_ssim_pairs(volumes), expected)
     assert len(waiting) == 40 + 780 and max(waiting) < 50

@@ -8,10 +8,10 @@ An interrupted download resumes from FILE.part. A file gets its name only after 
 against its published SHA-256 if there is one, otherwise for its size and for being complete. Files
 that exist already, also those copied by hand, are checked again and left as they are.
 
-For a node without internet, run this on a login node and copy the folder, or download the addresses
-that the error names. HF_ENDPOINT=https://... replaces https://huggingface.co, where sd-vae-ft-* are;
-MOSAICDIT_MIRROR=https://... is a folder with the other files, as weights/ holds them. Only https is
-accepted, and http on this machine itself.
+For a node without internet, run this on a login node and copy the folder, or download the
+addresses that the error names. HF_ENDPOINT=https://... replaces https://huggingface.co, where
+sd-vae-ft-* are; MOSAICDIT_MIRROR=https://... is a folder with the other files, laid out as
+weights/. Only https is accepted, and http on this machine itself.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -305,11 +305,10 @@ def main():
     parser.add_argument("--output", type=Path, default=WEIGHTS_DIR, help="folder of the weights")
     args = parser.parse_args()
 
-    missing = []
-    for name in PUBLIC_WEIGHTS if args.weights == "all" else [args.weights]:
-        for file in PUBLIC_WEIGHTS[name]():
-            if not is_there(args.output, file):
-                missing.append(replace(file, url=mirrored(file)))
+    wanted = PUBLIC_WEIGHTS if args.weights == "all" else [args.weights]
+    files = [file for name in wanted for file in PUBLIC_WEIGHTS[name]()]
+    missing = [replace(file, url=mirrored(file)) for file in files
+               if not is_there(args.output, file)]
     for i, file in enumerate(missing):
         rest = ", ".join(f"{other.url} as {args.output / other.path}" for other in missing[i:])
         advice = ("where there is no internet, run this on a login node and copy the folder, or "

@@ -138,7 +138,8 @@ def _copies(entry, sets):
     power = (f"The same search found {entry['planted_found']} of {entry['planted']} copies that "
              "were made of training volumes, mirrored, shifted by up to 3 voxels, with 0.8 times "
              "the contrast and 5% noise.")
-    warnings = [Paragraph(f"**Warning:** {warning}.") for warning in entry["warnings"]]
+    warnings = [Paragraph(f"**Warning:** {markup(warning)}.")
+                for warning in entry.get("warnings", ())]
     if not entry["flagged"]:
         return [*warnings, Paragraph(
             f"**No copies found**: none of {n} synthetic volumes is far closer to one of {trained} "

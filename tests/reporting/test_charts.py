@@ -93,12 +93,16 @@ def test_distances_are_shares(drawn, tmp_path):
 
 
 def test_scaling_against_tokens_and_batch(drawn, tmp_path):
-    points = [dict(tokens=t, batch=b, seconds=t * b / 1000, peak=float(b))
-              for t, b in ((64, 1), (256, 1), (64, 2), (64, 4))]
+    points = [dict(way=way, tokens=t, batch=b, seconds=t * b / scale, peak=float(b))
+              for t, b in ((64, 1), (256, 1), (64, 2), (64, 4))
+              for way, scale in (("all", 1000), ("foreground", 2000))]
     charts.scaling(tmp_path / "s.png", points, "title")
     axes = drawn["s.png"].axes
     assert [ax.get_xlabel() for ax in axes] == ["tokens", "batch", "tokens", "batch"]
     assert [list(ax.lines[0].get_xdata()) for ax in axes[:2]] == [[64, 256], [1, 2, 4]]
     assert [list(ax.lines[0].get_ydata()) for ax in axes[2:]] == [[1, 1], [1, 2, 4]]
+    assert list(axes[0].lines[1].get_ydata()) == [0.032, 0.128]
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [
+        "all tokens", "foreground tokens"]
     charts.scaling(tmp_path / "one.png", points[:1], "title")
     assert [ax.get_xlabel() for ax in drawn["one.png"].axes] == ["tokens", "tokens"]

@@ -127,7 +127,8 @@ def write_nifti(path, volume, affine, codes=(1, 1), description=""):
     :param description: for the header's descrip: what made the volume; cut to 79 bytes
     """
     volume = np.asarray(volume)
-    stored = volume if volume.dtype == np.uint8 else volume.astype(np.float32)
+    stored = (volume if volume.dtype == np.uint8
+              else volume.astype(np.float32, copy=False))
     image = nib.Nifti1Image(stored, None)
     image.set_sform(affine, code=codes[0])
     image.set_qform(affine, code=codes[1])
@@ -136,14 +137,14 @@ def write_nifti(path, volume, affine, codes=(1, 1), description=""):
         image.set_qform(affine, code=0)
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = description.encode("ascii", "replace")[:MAX_DESCRIPTION_BYTES]
-    raw = bytearray(image.to_bytes())
+    raw = image.to_bytes()
     if volume.dtype == np.uint8:
         # nibabel would rescale the voxels if the header had a slope before it writes them
         header = nib.Nifti1Header(bytes(raw[:348]), check=False)
         header["scl_slope"], header["scl_inter"] = 1 / 255, 0
         header["cal_min"], header["cal_max"] = 0, 1
-        raw[:348] = header.binaryblock
-    write_bytes(path, igzip.compress(bytes(raw), compresslevel=GZIP_LEVEL, mtime=0))
+        raw = header.binaryblock + raw[348:]
+    write_bytes(path, igzip.compress(raw, compresslevel=GZIP_LEVEL, mtime=0))
 
 
 # ----------------------------------------------------------------------------------------- voxels

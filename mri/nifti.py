@@ -127,8 +127,8 @@ def write_nifti(path, volume, affine, codes=(1, 1), description=""):
     :param description: for the header's descrip: what made the volume; cut to 79 bytes
     """
     volume = np.asarray(volume)
-    stored = (volume if volume.dtype == np.uint8
-              else volume.astype(np.float32, copy=False))
+    # not copied: a large volume would take twice its memory
+    stored = volume if volume.dtype == np.uint8 else volume.astype(np.float32, copy=False)
     image = nib.Nifti1Image(stored, None)
     image.set_sform(affine, code=codes[0])
     image.set_qform(affine, code=codes[1])
@@ -140,7 +140,7 @@ def write_nifti(path, volume, affine, codes=(1, 1), description=""):
     raw = image.to_bytes()
     if volume.dtype == np.uint8:
         # nibabel would rescale the voxels if the header had a slope before it writes them
-        header = nib.Nifti1Header(bytes(raw[:348]), check=False)
+        header = nib.Nifti1Header(raw[:348], check=False)
         header["scl_slope"], header["scl_inter"] = 1 / 255, 0
         header["cal_min"], header["cal_max"] = 0, 1
         raw = header.binaryblock + raw[348:]

@@ -311,16 +311,21 @@ def results_of(folder):
 
 # ---------------------------------------------------------------------- kills at random moments
 
+def seconds_of(server, command, out, log):
+    """Runs a command undisturbed, into a new folder of its own, and times it."""
+    out.parent.mkdir()
+    began = time.monotonic()
+    server(*command, output=log)
+    return time.monotonic() - began
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["preprocess", "train_vae", "sample", "evaluate"])
 def test_killed_at_random_moments(server, commands, tmp_path, name):
     """Each time, the next run gives what an undisturbed one does, and nothing else is there."""
     out, log = tmp_path / "work" / "out", tmp_path / "log"
-    out.parent.mkdir()
     command = (name, *commands[name], "--output", out)
-    began = time.monotonic()
-    server(*command, output=log)
-    seconds = time.monotonic() - began
+    seconds = seconds_of(server, command, out, log)
     whole = tree(out)
     rng, unfinished = random.Random(name), 0
     for _ in range(KILLS):
@@ -344,11 +349,8 @@ def test_killed_at_random_moments(server, commands, tmp_path, name):
 def test_signals_at_random_moments(server, commands, tmp_path, name):
     """In order: the code of the signal, no traceback, and nothing unfinished."""
     out, log = tmp_path / "work" / "out", tmp_path / "log"
-    out.parent.mkdir()
     command = (name, *commands[name], "--output", out)
-    began = time.monotonic()
-    server(*command, output=log)
-    seconds = time.monotonic() - began
+    seconds = seconds_of(server, command, out, log)
     rng, codes = random.Random(name), []
     for i in range(KILLS):
         shutil.rmtree(out, ignore_errors=True)

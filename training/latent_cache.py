@@ -144,8 +144,8 @@ def cached_latents(folder, header, entries, vae, name, variants=Variants()):
     plan = distributed.broadcast_json(plan)
     checksums, lacking = plan["checksums"], plan["lacking"]
 
-    former = store.rows_of_version_05(entries, checksums)
-    if former and variants.count == 1:
+    former = store.rows_of_version_05(entries, checksums) if variants.count == 1 else None
+    if former:
         return Latents(former, lambda i: _read_touched(folder, header, entries[i], factor))
 
     parts = [lacking[i:i + VOLUMES_PER_SHARD] for i in range(0, len(lacking), VOLUMES_PER_SHARD)]
@@ -156,9 +156,10 @@ def cached_latents(folder, header, entries, vae, name, variants=Variants()):
               "by every process and stay in its memory", file=sys.stderr)
     in_memory = {}
     for part in progress(parts, f"parts of {VOLUMES_PER_SHARD} VAE encodings"):
-        wanted = [divmod(i, variants.count) for i in part]
-        tensors = _encode(vae, folder, header, [(entries[i], k) for i, k in wanted], factor,
-                          variants.augmentation)
+        # a volume's variant 0 is the mosaic itself: its checksum seeds the other variants
+        wanted = [(entries[i // variants.count], i % variants.count,
+                   checksums[i - i % variants.count]) for i in part]
+        tensors = _encode(vae, folder, header, wanted, factor, variants.augmentation)
         encoded = [checksums[i] for i in part]
         if plan["is_writable"]:
             store.write(encoded, tensors)
@@ -201,14 +202,13 @@ def _checksum_of_variant(checksum, variants, k):
 def _encode(vae, folder, header, wanted, factor, augmentation):
     """The tensors of a shard.
 
-    :param wanted: list of (entry of the manifest, number of the variant)
+    :param wanted: list of (entry of the manifest, number of the variant, checksum of the mosaic)
     """
     moments, touched = [], []
-    for entry, k in wanted:
-        path = mosaic_path(folder, entry["id"])
-        mosaic = read_mosaic(path, header)
+    for entry, k, checksum in wanted:
+        mosaic = read_mosaic(mosaic_path(folder, entry["id"]), header)
         if k:
-            seed = [int(sha256_of_file(path)[:16], 16), k]
+            seed = [int(checksum[:16], 16), k]
             mosaic = augmented_mosaic(mosaic, header, augmentation, seed)
         moments.append(vae_module.encode_moments(vae, mosaic[None]))
         touched.append(torch.from_numpy(touched_latents(mosaic, factor)))

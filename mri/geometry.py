@@ -26,15 +26,22 @@ def voxel_sizes(affine):
     return np.sqrt((np.asarray(affine, float)[:3, :3] ** 2).sum(0))
 
 
+def corners(shape):
+    """Indices of the eight corner voxels of a volume, (8, 3).
+
+    :param shape: (X, Y, Z), voxels
+    """
+    return np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1).T
+
+
 def max_corner_distance(shape, affine_a, affine_b):
     """The largest distance between the places that two affines give to a corner of a volume.
 
     :param shape: of the volume, (X, Y, Z), voxels
     :return: mm
     """
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]])).reshape(3, -1)
     difference = np.asarray(affine_a, float) - np.asarray(affine_b, float)
-    shifts = difference[:3, :3] @ corners + difference[:3, 3:]                       # (3, 8)
+    shifts = difference[:3, :3] @ corners(shape).T + difference[:3, 3:]              # (3, 8)
     return float(np.linalg.norm(shifts, axis=0).max())
 
 

@@ -174,6 +174,13 @@ def crop(array, box):
     return np.ascontiguousarray(array[tuple(slice(*interval) for interval in box)])
 
 
+def cropped_affine(affine, box):
+    """Affine of what `crop` keeps, from that of the whole array."""
+    shift = np.eye(4)
+    shift[:3, 3] = [start for start, _ in box]
+    return affine @ shift
+
+
 def uncrop(array, box, shape, outside):
     """Puts what `crop` took back into its place.
 
@@ -203,9 +210,7 @@ def prepared_grid(entry):
     if any(stop > length for (_, stop), length in zip(box, shape)):
         raise UserError(f"{entry['id']}: the manifest says that it was cropped to more than it "
                         "was; preprocess again")
-    shift = np.eye(4)
-    shift[:3, 3] = [start for start, _ in box]
-    return tuple(stop - start for start, stop in box), affine @ shift
+    return tuple(stop - start for start, stop in box), cropped_affine(affine, box)
 
 
 # ------------------------------------------------------------------------------------- bias field

@@ -148,13 +148,10 @@ def _template_image(template):
 def _work_image(array, affine, mask):
     """A brain on a grid of WORK_MM along the world's axes, as a _WorkImage."""
     box = preparation.brain_box(array, geometry.voxel_sizes(affine), 0, mask)
-    shift = np.eye(4)
-    shift[:3, 3] = [start for start, _ in box]
     inside = preparation.crop(mask, box)
     brain = np.where(inside, preparation.crop(array, box), 0)
-    affine = affine @ shift
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in inside.shape])).reshape(3, -1).T
-    corners = apply_affine(affine, corners)
+    affine = preparation.cropped_affine(affine, box)
+    corners = apply_affine(affine, geometry.corners(inside.shape))
     low = corners.min(0) - WORK_MARGIN_MM
     shape = np.ceil((corners.max(0) + WORK_MARGIN_MM - low) / WORK_MM).astype(int)
     grid = np.diag([WORK_MM] * 3 + [1.0])

@@ -24,7 +24,6 @@ HEAD_BLOCK = 4                        # voxels that are averaged to find the hea
 HEAD_LEVEL = 0.25                     # from the mean of what is dark to that of what is bright
 HEAD_MARGIN = 8                       # voxels kept around the head
 CUT_MARGIN = 32                       # voxels added where the field of view cuts it off
-OTSU_BINS = 200
 STRIPPED_WARNING = ("already skull-stripped: all that differs from its background is taken for the "
                     "brain, without the network")
 
@@ -142,7 +141,7 @@ def _two_levels(array):
 
     Otsu 1979 (IEEE SMC 9:62): the variance between the two classes is the largest.
     """
-    counts, edges = np.histogram(array, OTSU_BINS)
+    counts, edges = np.histogram(array, preparation.OTSU_BINS)
     sums = counts * (edges[:-1] + edges[1:]) / 2
     below, sum_below = np.cumsum(counts)[:-1], np.cumsum(sums)[:-1]    # of each threshold
     above, sum_above = counts.sum() - below, sums.sum() - sum_below

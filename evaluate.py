@@ -22,19 +22,18 @@ from metrics import (
     by_class,
     ceiling,
     evaluation,
-    inception,
-    ms_ssim,
     nifti_cubes,
     registry,
     statistic,
     volume_sets,
 )
+from metrics import flags as metric_flags
 from metrics.options import MetricOptions
 from mri import axis_orders, manifest
 from mri.mosaic import SLICES_PER_TILE
 from reporting import evaluation_figures, report
 from utils.escaping import printable
-from utils.files import WEIGHTS_DIR, atomic_folder, require_new_folder, write_text
+from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
 from utils.provenance import git_commit, now, versions
 from utils.version import __version__
@@ -48,7 +47,7 @@ DEFAULTS = MetricOptions()
 def parse_args():
     p = make_parser(__doc__)
     add_volume_flags(p.add_argument_group("volumes"))
-    add_metric_flags(p.add_argument_group("metrics"))
+    metric_flags.add_metric_flags(p.add_argument_group("metrics"))
     g = p.add_argument_group("ceiling")
     g.add_argument("--vae", metavar="ema|mse|DIR",
                    help="VAE that real volumes are encoded and decoded with, for the ceiling of "
@@ -106,32 +105,6 @@ def add_volume_flags(g):
     g.add_argument("--update", action="store_true",
                    help="keep an evaluation in --output if it is of the same volumes, recipe and "
                    "settings, and replace it otherwise; by default --output must be new")
-
-
-def add_metric_flags(g):
-    g.add_argument("--metrics", nargs="+", type=registry.metric_name, choices=registry.NAMES,
-                   metavar="NAME",
-                   help=f"metrics to compute: {registry.help_text()}; default: all")
-    g.add_argument("--protocol", choices=tuple(ms_ssim.PROTOCOLS), default=DEFAULTS.protocol,
-                   help="published protocol that MS-SSIM follows")
-    g.add_argument("--pairs", type=int, metavar="N",
-                   help="number of random pairs of volumes per set for MS-SSIM; default: all pairs "
-                   "(500 volumes have 124,750)")
-    g.add_argument("--shortlist", type=int, default=DEFAULTS.shortlist, metavar="K",
-                   help="training volumes per synthetic volume, the most correlated ones, that are "
-                   "compared by MS-SSIM")
-    g.add_argument("--mmd-batch", type=int, metavar="B",
-                   help="number of volumes per batch that the linear MMD is averaged over; "
-                   "default: whole sets at once")
-    g.add_argument("--mmd-range", nargs=2, type=float, metavar=("LO", "HI"),
-                   help="intensities of black and white voxels in MMD; with -1 1, the range of "
-                   "3dbraingen, linear MMD is 4 times that with 0 1; default: 0 1, but -1 1 in the "
-                   "table of published numbers")
-    g.add_argument("--slices", type=int, default=DEFAULTS.slices, metavar="K",
-                   help="number of middle slices of each view for FID and KID")
-    g.add_argument("--inception-weights", type=Path, metavar="FILE",
-                   help="weights of the Inception net for FID and KID; default: "
-                   f"{WEIGHTS_DIR}/{inception.WEIGHTS_FILE}, or torch-fidelity's cache")
 
 
 def check_flags(args):

@@ -9,24 +9,31 @@ Run the same command again to resume: it continues from the newest intact state 
 had never stopped (bitwise identical on a CPU). SIGTERM, SIGINT, SIGHUP, SIGUSR1 or --max-minutes
 end the step, save, and exit with code 75; a second signal exits at once.
 """
-from utils.errors import EXIT_STOPPED, UserError, run_script  # first: Ctrl-C during imports
+from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
 import argparse
 import math
-import sys
 import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 import models
 from diffusion import vae as vae_module
 from diffusion.foreground import foreground_tokens
 from mri import manifest
 from mri.augmentation import Augmentation
-from training import acceleration, bookkeeping, dry_run, finetuning, latent_cache, setup, step
+from training import (
+    acceleration,
+    bookkeeping,
+    dry_run,
+    finetuning,
+    latent_cache,
+    loop,
+    setup,
+    step,
+)
 from training.latent_cache import Variants
 from training.loss_scaling import LossScaler
 from training.resume import open_run
@@ -216,60 +223,14 @@ def check_flags(args):
 
 # --------------------------------------------------------------------------------------- training
 
-def train(args, *, model, config, state, batches, run, entries, metadata, max_steps, precision,
-          device, stop_watch):
-    """Trains up to `max_steps`, or until asked to stop.
-
-    :param run: the Run in process 0, which alone writes; None in the others
-    :return: exit code
-    """
-    parameters = list(state.trained.values())
-    show_bar = run is not None and sys.stderr.isatty()
-    bar = tqdm(total=max_steps, initial=state.step, desc="steps", disable=not show_bar,
-               dynamic_ncols=True)
-    clock, clock_step = time.monotonic(), state.step
-    stop = end = False
-    while not (stop or end):
-        state.step += 1
-        lr = step.learning_rate(state.step, lr=args.lr, schedule=args.lr_schedule,
-                                max_steps=max_steps)
-        losses, is_bad = step.compute_gradients(
-            model, batches.take(state.step), parameters, accum=args.accum, device=device,
-            global_batch_size=args.global_batch_size, precision=precision,
-            loss_scaler=state.loss_scaler)
-        state.update(losses, is_bad, lr)
-        state.optimizer.zero_grad(set_to_none=True)
-        bar.update()
-
-        end = state.step == max_steps
-        stop, overdue = stop_watch.decide()
-        checkpoint_due = end or state.step % args.ckpt_every == 0
-        save_due = checkpoint_due or stop or overdue
-        log_due = end or state.step % args.log_every == 0
-        if log_due or save_due:
-            bookkeeping.report_skipped_steps(run, state, batches, entries, lr=args.lr,
-                                             tolerate=args.skip_nonfinite)
-        if log_due:
-            speed = (state.step - clock_step) / (time.monotonic() - clock)
-            if run:
-                bookkeeping.log_means(run, state, max_steps=max_steps, lr=lr,
-                                      steps_per_second=speed, batch_size=args.global_batch_size)
-            state.start_log_line()
-            clock, clock_step = time.monotonic(), state.step
-        if run and save_due:
-            bookkeeping.save(run, state, metadata, with_checkpoint=checkpoint_due, lr=args.lr,
-                             keep=args.keep, keep_every=args.keep_every)
-            stop_watch.saved()
-        if run and args.sample_every and state.step % args.sample_every == 0:
-            path = run.folder / "samples" / f"{state.step:07d}.png"
-            bookkeeping.sample_preview(path, model, state, config, vae=args.vae, device=device,
-                                       seed=args.global_seed, precision=precision)
-    bar.close()
-    if run:
-        bookkeeping.say_how_it_ended(run, state.step, max_steps, stop_watch)
-    # until process 0 has saved: torchrun ends the others as soon as one has ended
-    distributed.barrier()
-    return 0 if end else EXIT_STOPPED
+def loop_options(args, max_steps, precision, device):
+    """The options of the training loop, from the flags."""
+    return loop.LoopOptions(
+        max_steps=max_steps, lr=args.lr, lr_schedule=args.lr_schedule,
+        global_batch_size=args.global_batch_size, accum=args.accum, precision=precision,
+        device=device, skip_nonfinite=args.skip_nonfinite, log_every=args.log_every,
+        ckpt_every=args.ckpt_every, keep=args.keep, keep_every=args.keep_every,
+        sample_every=args.sample_every, vae=args.vae, seed=args.global_seed)
 
 
 def augmentation_of(args):
@@ -380,9 +341,9 @@ def main():
             last_step=max_steps, device=device, prefetch=args.prefetch, variants=args.augment)
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
-        return train(args, model=start.model, config=start.config, state=state, batches=batches,
-                     run=run, entries=entries, metadata=metadata, max_steps=max_steps,
-                     precision=precision, device=device, stop_watch=watch)
+        options = loop_options(args, max_steps, precision, device)
+        return loop.train(start.model, state, batches, options, run=run,
+                          entries=entries, metadata=metadata, stop_watch=watch)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ MAX_COLUMNS_MARKDOWN = 140
 MAX_FUNCTION_LINES = 60
 MAX_MODULE_LINES = 400
 MAX_SCRIPT_LINES = 320
-# train.py holds the training loop, bench.py the flags of eight commands
+# train.py has the most flags, bench.py the flags of eight commands
 LONGER_SCRIPTS = {"train.py": 400, "bench.py": 350}
 GENERATED = ("docs/demo-report/", "tests/golden/")  # their lines may be longer
 LONGER_FUNCTIONS = ()  # "file.py:function", each with a reason
@@ -58,10 +58,12 @@ TESTED_ELSEWHERE = {
     "benchmarks/preprocessing_cost.py": "tests/test_bench.py",
     "benchmarks/sampler_comparison.py": "tests/test_bench.py",
     "benchmarks/sampling_cost.py": "tests/test_bench.py",
+    "metrics/flags.py": "tests/test_evaluate.py",
     "mri/nifti_header.py": "tests/mri/test_nifti.py",
     "training/acceleration.py": "tests/test_models.py",
     "training/bookkeeping.py": "tests/test_cluster.py",
     "training/dry_run.py": "tests/test_train.py",
+    "training/loop.py": "tests/test_train.py",
     "training/resume.py": "tests/test_cluster.py",
     "training/run_folder.py": "tests/test_cluster.py",
     "training/setup.py": "tests/test_train.py",
@@ -402,11 +404,12 @@ def flags_of_call(call, values):
 
 @functools.cache
 def flags_of(script):
-    """{flag: name of its value} of a script, those of the helpers in utils/flags.py included.
+    """{flag: name of its value} of a script, those of the helpers in FOLDER/flags.py included.
 
     An argument without dashes goes by its name.
     """
-    helpers = {f.name: f for f in tree("utils/flags.py").body if isinstance(f, ast.FunctionDef)}
+    helpers = {f.name: f for path in code_files() if path.endswith("/flags.py")
+               for f in tree(path).body if isinstance(f, ast.FunctionDef)}
     found = {"--help": None, "--version": None}
     for call in flag_calls(tree(f"{script}.py")):
         found |= flags_of_call(call, {})

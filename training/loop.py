@@ -1,0 +1,112 @@
+"""The training loop: steps, log lines, checkpoints and previews, until done or asked to stop."""
+import sys
+import time
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from training import bookkeeping, step
+from utils import distributed
+from utils.errors import EXIT_STOPPED
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """The options of the training loop.
+
+    :param max_steps: last step
+    :param lr, lr_schedule: see `step.learning_rate`
+    :param global_batch_size: volumes per step, over all processes
+    :param accum: parts in which a process computes its share of a batch
+    :param precision: compute dtype, see utils.precision
+    :param skip_nonfinite: skip steps whose loss or gradient is not finite; else stop
+    :param log_every, ckpt_every, sample_every: steps between log lines, checkpoints and preview
+        mosaics; sample_every may be 0: never
+    :param keep, keep_every: checkpoints to keep, see `Run.save_state`
+    :param vae: name or folder of the VAE that decodes previews
+    :param seed: of the run
+    """
+    max_steps: int
+    lr: float
+    lr_schedule: str
+    global_batch_size: int
+    accum: int
+    precision: str
+    device: str
+    skip_nonfinite: bool
+    log_every: int
+    ckpt_every: int
+    keep: int | None
+    keep_every: int | None
+    sample_every: int
+    vae: str
+    seed: int
+
+
+def train(model, state, batches, options, *, run, entries, metadata, stop_watch):
+    """Trains from `state.step` up to `options.max_steps`, or until asked to stop.
+
+    :param state: TrainingState
+    :param batches: step.Batches
+    :param options: LoopOptions
+    :param run: the Run in process 0, which alone writes; None in the others
+    :param entries: of the manifest, for the names of the volumes
+    :param metadata: of the run's checkpoints
+    :param stop_watch: StopWatch
+    :return: exit code
+    """
+    parameters = list(state.trained.values())
+    show_bar = run is not None and sys.stderr.isatty()
+    bar = tqdm(total=options.max_steps, initial=state.step, desc="steps", disable=not show_bar,
+               dynamic_ncols=True)
+    clock, clock_step = time.monotonic(), state.step
+    stop = end = False
+    while not (stop or end):
+        state.step += 1
+        lr = take_step(model, state, batches, parameters, options)
+        bar.update()
+
+        end = state.step == options.max_steps
+        stop, overdue = stop_watch.decide()
+        checkpoint_due = end or state.step % options.ckpt_every == 0
+        save_due = checkpoint_due or stop or overdue
+        log_due = end or state.step % options.log_every == 0
+        if log_due or save_due:
+            bookkeeping.report_skipped_steps(run, state, batches, entries, lr=options.lr,
+                                             tolerate=options.skip_nonfinite)
+        if log_due:
+            speed = (state.step - clock_step) / (time.monotonic() - clock)
+            if run:
+                bookkeeping.log_means(run, state, max_steps=options.max_steps, lr=lr,
+                                      steps_per_second=speed,
+                                      batch_size=options.global_batch_size)
+            state.start_log_line()
+            clock, clock_step = time.monotonic(), state.step
+        if run and save_due:
+            bookkeeping.save(run, state, metadata, with_checkpoint=checkpoint_due, lr=options.lr,
+                             keep=options.keep, keep_every=options.keep_every)
+            stop_watch.saved()
+        if run and options.sample_every and state.step % options.sample_every == 0:
+            path = run.folder / "samples" / f"{state.step:07d}.png"
+            bookkeeping.sample_preview(
+                path, model, state, metadata["config"], vae=options.vae, device=options.device,
+                seed=options.seed, precision=options.precision)
+    bar.close()
+    if run:
+        bookkeeping.say_how_it_ended(run, state.step, options.max_steps, stop_watch)
+    # until process 0 has saved: torchrun ends the others as soon as one has ended
+    distributed.barrier()
+    return 0 if end else EXIT_STOPPED
+
+
+def take_step(model, state, batches, parameters, options):
+    """One step of the optimizer; returns its learning rate."""
+    lr = step.learning_rate(state.step, lr=options.lr, schedule=options.lr_schedule,
+                            max_steps=options.max_steps)
+    losses, is_bad = step.compute_gradients(
+        model, batches.take(state.step), parameters, accum=options.accum, device=options.device,
+        global_batch_size=options.global_batch_size, precision=options.precision,
+        loss_scaler=state.loss_scaler)
+    state.update(losses, is_bad, lr)
+    state.optimizer.zero_grad(set_to_none=True)
+    return lr

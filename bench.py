@@ -10,6 +10,7 @@
     python bench.py metrics
     python bench.py scaling --output scaling/                cost against tokens and batch size
     python bench.py layouts --data-path data/adni --vae ema --output layouts/
+    python bench.py study --help                             variants of train.py, several seeds
 
 The baseline does the work as published repositories do it, the optimized way as the scripts of
 this repository do. In training and sampling each way runs in processes of its own, so that its
@@ -26,6 +27,7 @@ from pathlib import Path
 import torch
 
 import models
+from benchmarks import flags as bench_flags
 from benchmarks import (
     layouts,
     measure,
@@ -36,10 +38,11 @@ from benchmarks import (
     sampler_comparison,
     sampling_cost,
     scaling,
+    study,
+    study_report,
     training_cost,
 )
 from metrics import ms_ssim
-from mri import recipes
 from utils import flags
 from utils.files import require_new_folder
 from utils.precision import resolve_precision
@@ -47,7 +50,7 @@ from utils.precision import resolve_precision
 LEAST_VALUES = dict(steps=1, turns=1, batch_size=1, accum=1, grad_checkpoint=0, plain_scans=1,
                     workers=1, scans=2, num_samples=2, volumes=2, mmd_volumes=2,
                     report_volumes=4, repeats=2, size=ms_ssim.MIN_SIDE, decoder_steps=1,
-                    refiner_steps=1)
+                    refiner_steps=1, seeds=1, jobs=1)
 
 # ----------------------------------------------------------------------------------- subcommands
 
@@ -130,6 +133,19 @@ def bench_layouts(args):
     print(f"{args.output}: layouts.md, layouts.json, layouts.png; decoders and refiners")
 
 
+def bench_study(args):
+    compared = study.Study(
+        variants=study.parse_variants(args.variant), data_path=args.data_path,
+        train_flags=study.split_flags("--train-flags", args.train_flags),
+        sample_flags=study.split_flags("--sample-flags", args.sample_flags),
+        steps=args.steps, seeds=args.seeds, jobs=args.jobs, output=args.output)
+    outcomes = study.run(compared)
+    lines = study_report.table(compared, *outcomes)
+    print("\n".join(lines))
+    study_report.write(compared, lines, *outcomes)
+    print(f"{args.output}: study.md, study.json, study.png; all runs")
+
+
 def bench_preprocess(args):
     if args.recipe:
         seconds = preparation_cost.measure(args.input, args.scans, args.recipe)
@@ -168,15 +184,18 @@ def parse_flags():
     group = add_comparison_flags(sample)
     flags.add_precision_flag(group, "the optimized decoding", "--vae-precision", "fp32")
     add_scaling_flags(scaling)
+    bench_flags.add_study_flags(add_command(
+        commands, "study", bench_study,
+        "variants of train.py compared at equal steps and at equal time, over several seeds"))
     add_samplers_flags(add_command(
         commands, "samplers", bench_samplers,
         "time and results of every sampler on a trained model, and a picture side by side"))
-    add_layouts_flags(add_command(
+    bench_flags.add_layouts_flags(add_command(
         commands, "layouts", bench_layouts,
         "what each layout keeps of real volumes, with and without a refiner"))
-    add_preprocess_flags(add_command(
+    bench_flags.add_preprocess_flags(add_command(
         commands, "preprocess", bench_preprocess, "scans to mosaics, baseline vs. optimized"))
-    add_metrics_flags(add_command(
+    bench_flags.add_metrics_flags(add_command(
         commands, "metrics", bench_metrics, "MS-SSIM, baseline vs. optimized, MMD, and a report"))
     return parser.parse_args()
 
@@ -265,50 +284,6 @@ def add_samplers_flags(command):
     group.add_argument("--turns", type=int, default=1, help="turns of each sampler")
     flags.add_precision_flag(group, default=None)
     flags.add_compile_flag(group)
-    flags.add_device_flag(group)
-
-
-def add_layouts_flags(command):
-    group = command.add_argument_group("data and output")
-    group.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="data folder: "
-                       "train split for decoders and refiners, test split for the numbers")
-    group.add_argument("--vae", required=True, metavar="ema|mse|PATH", help="VAE to compare with")
-    group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the "
-                       "results, decoders and refiners; the same command again continues it")
-    group = command.add_argument_group("training and cost")
-    group.add_argument("--decoder-steps", type=int, default=2000, help="steps of train_vae.py")
-    group.add_argument("--refiner-steps", type=int, default=1000, help="steps of a refiner")
-    group.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
-                       help="network whose tokens and operations are counted")
-    flags.add_precision_flag(group, "decoders and refiners in training")
-    flags.add_device_flag(group)
-
-
-def add_preprocess_flags(command):
-    group = command.add_argument_group("measurement")
-    group.add_argument("--input", type=Path, metavar="DIR", help="folder of .nii.gz files, used "
-                       "repeatedly; default: made-up heads of 144 x 176 x 144 voxels")
-    group.add_argument("--scans", type=int, default=95, help="number of scans for preprocess.py")
-    group.add_argument("--plain-scans", type=int, default=14,
-                       help="number of these scans for the baseline")
-    group.add_argument("--workers", type=int, default=flags.CPU_CORES,
-                       help="processes of preprocess.py; by default one per CPU core")
-    group.add_argument("--turns", type=int, default=3, help="turns of each way")
-    group.add_argument("--recipe", choices=recipes.RECIPES,
-                       help="print the time that each stage of this recipe of preprocess.py takes, "
-                       "in one process, instead; needs --input; default: no recipe")
-
-
-def add_metrics_flags(command):
-    group = command.add_argument_group("measurement")
-    group.add_argument("--size", type=int, default=128, help="side of the volumes, voxels")
-    group.add_argument("--volumes", type=int, default=24,
-                       help="number of volumes for MS-SSIM, of which all pairs are computed")
-    group.add_argument("--mmd-volumes", type=int, default=32,
-                       help="number of volumes of each of the two sets for MMD")
-    group.add_argument("--report-volumes", type=int, default=12,
-                       help="number of real, synthetic and training volumes each, for a report")
-    group.add_argument("--repeats", type=int, default=7, help="timed repetitions of each way")
     flags.add_device_flag(group)
 
 

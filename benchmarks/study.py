@@ -1,0 +1,190 @@
+"""A study of training: variants of train.py, each with several seeds, judged by evaluate.py.
+
+Every variant is trained for the same number of steps, and once more for as many steps as fit into
+the time of the first variant, the reference. The scripts are called as a user calls them.
+"""
+import json
+import os
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import read_json, write_text
+from utils.flags import CPU_CORES
+from utils.progress import progress
+
+ROOT = Path(__file__).resolve().parent.parent
+LOG_LINES = 10              # of a run, each with its speed
+SAME_STEPS = 0.03           # relative difference of steps that is not worth another run
+KEYS = ("mmd_linear", "ms_ssim", "through_plane")   # of metrics.json
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, and on what task.
+
+    :param variants: {name: list of flags of train.py}; the first is the reference
+    :param data_path: data folder; trained on its train split, judged by its test split
+    :param train_flags: flags of train.py that all variants share
+    :param sample_flags: flags of sample.py
+    :param steps: of training at equal steps
+    :param seeds: number of seeds, 0, 1, …
+    :param jobs: runs that are computed at the same time, each with its share of the cores
+    :param output: Path of the folder of all runs; what is there already is not computed again
+    """
+    variants: dict
+    data_path: Path
+    train_flags: list
+    sample_flags: list
+    steps: int
+    seeds: int
+    jobs: int
+    output: Path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained model."""
+    variant: str
+    seed: int
+    steps: int
+    step_seconds: list      # one number per log line
+    trainable: int          # values
+    numbers: dict           # {key of KEYS: value}
+    targets: dict           # {key: the same number of the real volumes}, where it has one
+
+
+def parse_variants(texts):
+    """{name: list of flags} from texts such as "lora 8: --tune lora --lora-rank 8".
+
+    :raises UserError: not of this form, or a name twice
+    """
+    variants = {}
+    for text in texts:
+        name, colon, flags = text.partition(":")
+        name = name.strip()
+        if not colon or not re.fullmatch(r"[\w+., -]+", name):
+            raise UserError(f"--variant {text!r}: must be a name of letters, digits and + . , -, "
+                            "a colon, and flags of train.py")
+        if name in variants:
+            raise UserError(f"--variant {text!r}: there is another of this name")
+        variants[name] = split_flags("--variant", flags)
+    return variants
+
+
+def split_flags(flag, text):
+    """Flags as a shell would split them.
+
+    :raises UserError: an unclosed quote
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as e:
+        raise UserError(f"{flag} {text!r}: {e}") from None
+
+
+def run(study):
+    """Computes all runs that are not there yet.
+
+    :return: Outcomes at equal steps, Outcomes at equal time, both by seed and variant
+    :raises UserError: a script failed, with its last line; the folder is of another task
+    """
+    claim_folder(study)
+    plan = [(name, seed, study.steps)
+            for seed in range(study.seeds) for name in study.variants]
+    equal_steps = _compute(study, plan, "equal steps")
+    steps = steps_of_equal_time(study, equal_steps)
+    plan = [(name, seed, steps[name]) for seed in range(study.seeds) for name in study.variants]
+    return equal_steps, _compute(study, plan, "equal time")
+
+
+def claim_folder(study):
+    """Records the task of a study in its folder; variants, seeds and steps may be added later.
+
+    :raises UserError: the folder is of another task, or its variant of this name has other flags
+    """
+    path = study.output / "task.json"
+    task = {"data_path": str(study.data_path), "train_flags": study.train_flags,
+            "sample_flags": study.sample_flags, "variants": study.variants}
+    old = read_json(path) if path.is_file() else task
+    for key in ("data_path", "train_flags", "sample_flags"):
+        if old[key] != task[key]:
+            raise UserError(f"--output {study.output}: holds a study with another "
+                            f"--{key.replace('_', '-')}; use another folder")
+    for name, flags in study.variants.items():
+        if old["variants"].get(name, flags) != flags:
+            raise UserError(f"--variant {name}: {study.output} holds runs of this name with other "
+                            "flags; use another name")
+    study.output.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({**task, "variants": {**old["variants"], **study.variants}}) + "\n")
+
+
+def steps_of_equal_time(study, outcomes):
+    """{variant: steps that take as long as the reference's}, from the speeds of earlier runs."""
+    seconds = {name: step_seconds(outcomes, name) for name in study.variants}
+    reference = seconds[next(iter(study.variants))]
+    steps = {name: round(study.steps * reference / seconds[name]) for name in study.variants}
+    return {name: study.steps if abs(count / study.steps - 1) < SAME_STEPS else count
+            for name, count in steps.items()}
+
+
+def step_seconds(outcomes, variant):
+    """Median seconds per step of a variant, over the log lines of all its runs."""
+    return statistics.median(seconds for outcome in outcomes if outcome.variant == variant
+                             for seconds in outcome.step_seconds)
+
+
+# ------------------------------------------------------------------------------------- one run
+
+def _compute(study, plan, description):
+    """The outcomes of a list of (variant, seed, steps)."""
+    with ThreadPoolExecutor(study.jobs) as pool:
+        tasks = [pool.submit(_outcome, study, *planned) for planned in plan]
+        try:
+            return [task.result() for task in progress(tasks, description)]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _outcome(study, variant, seed, steps):
+    """Trains, samples and evaluates, as far as that is not done already."""
+    folder = study.output / variant.replace(" ", "-") / f"seed-{seed}" / f"steps-{steps}"
+    log_every = max(1, steps // LOG_LINES)
+    _call(study, "train.py", "--data-path", study.data_path, "--max-steps", steps,
+          "--ckpt-every", steps, "--log-every", log_every, "--global-seed", seed,
+          "--results-dir", folder / "results", *study.train_flags, *study.variants[variant])
+    (run_folder,) = (folder / "results").iterdir()
+    _call(study, "sample.py", "--ckpt", run_folder, "--seed", seed,
+          "--output", folder / "samples", *study.sample_flags)
+    _call(study, "evaluate.py", "--real", study.data_path, "--synthetic", folder / "samples",
+          "--metrics", "ms-ssim", "mmd", "smoothness", "--bootstrap", 0, "--permutations", 0,
+          "--update", "--output", folder / "evaluation")
+    found = json.loads((folder / "evaluation" / "metrics.json").read_text())["metrics"]
+    log = (run_folder / "log.txt").read_text()
+    return Outcome(
+        variant, seed, steps,
+        step_seconds=[1 / float(speed) for speed in re.findall(r"([\d.e+-]+) steps/s", log)],
+        trainable=int(re.search(r"([\d,]+) trainable values", log)[1].replace(",", "")),
+        numbers={key: found[key]["value"] for key in KEYS},
+        targets={key: found[key]["target"]["value"] for key in KEYS if "target" in found[key]})
+
+
+def _call(study, script, *flags):
+    """Runs a script of this repository.
+
+    :raises UserError: it failed
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, CPU_CORES // study.jobs))}
+    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)],
+                          capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
+        raise UserError(f"{script} {' '.join(map(str, flags))}: exit code {done.returncode}; "
+                        f"{last}")

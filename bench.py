@@ -138,7 +138,8 @@ def bench_study(args):
         variants=study.parse_variants(args.variant), data_path=args.data_path,
         train_flags=study.split_flags("--train-flags", args.train_flags),
         sample_flags=study.split_flags("--sample-flags", args.sample_flags),
-        steps=args.steps, seeds=args.seeds, jobs=args.jobs, output=args.output)
+        steps=args.steps, seeds=args.seeds, jobs=args.jobs, turns=args.turns,
+        output=args.output)
     outcomes = study.run(compared)
     lines = study_report.table(compared, *outcomes)
     print("\n".join(lines))

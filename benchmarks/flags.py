@@ -72,3 +72,5 @@ def add_study_flags(command):
     group.add_argument("--jobs", type=int, default=1, metavar="N",
                        help="runs that are computed at the same time, each with its share of the "
                        "CPU cores")
+    group.add_argument("--turns", type=int, default=3, metavar="N", help="short runs of each "
+                       "variant, alternating and one at a time, that measure its speed")

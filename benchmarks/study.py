@@ -20,7 +20,8 @@ from utils.flags import CPU_CORES
 from utils.progress import progress
 
 ROOT = Path(__file__).resolve().parent.parent
-LOG_LINES = 10              # of a run, each with its speed
+SPEED_STEPS = 12            # of a run that measures speed, the first of which warm up
+WARM_UP_STEPS = 2
 SAME_STEPS = 0.03           # relative difference of steps that is not worth another run
 KEYS = ("mmd_linear", "ms_ssim", "through_plane")   # of metrics.json
 
@@ -36,6 +37,7 @@ class Study:
     :param steps: of training at equal steps
     :param seeds: number of seeds, 0, 1, …
     :param jobs: runs that are computed at the same time, each with its share of the cores
+    :param turns: runs of each variant, alternating and one at a time, that measure its speed
     :param output: Path of the folder of all runs; what is there already is not computed again
     """
     variants: dict
@@ -45,6 +47,7 @@ class Study:
     steps: int
     seeds: int
     jobs: int
+    turns: int
     output: Path
 
 
@@ -54,7 +57,6 @@ class Outcome:
     variant: str
     seed: int
     steps: int
-    step_seconds: list      # one number per log line
     trainable: int          # values
     numbers: dict           # {key of KEYS: value}
     targets: dict           # {key: the same number of the real volumes}, where it has one
@@ -92,16 +94,16 @@ def split_flags(flag, text):
 def run(study):
     """Computes all runs that are not there yet.
 
-    :return: Outcomes at equal steps, Outcomes at equal time, both by seed and variant
+    :return: {variant: seconds per step}, Outcomes at equal steps, Outcomes at equal time
     :raises UserError: a script failed, with its last line; the folder is of another task
     """
     claim_folder(study)
-    plan = [(name, seed, study.steps)
-            for seed in range(study.seeds) for name in study.variants]
+    seconds = step_seconds(study)
+    plan = [(name, seed, study.steps) for seed in range(study.seeds) for name in study.variants]
     equal_steps = _compute(study, plan, "equal steps")
-    steps = steps_of_equal_time(study, equal_steps)
+    steps = steps_of_equal_time(study.steps, seconds)
     plan = [(name, seed, steps[name]) for seed in range(study.seeds) for name in study.variants]
-    return equal_steps, _compute(study, plan, "equal time")
+    return seconds, equal_steps, _compute(study, plan, "equal time")
 
 
 def claim_folder(study):
@@ -125,19 +127,41 @@ def claim_folder(study):
     write_text(path, json.dumps({**task, "variants": {**old["variants"], **study.variants}}) + "\n")
 
 
-def steps_of_equal_time(study, outcomes):
-    """{variant: steps that take as long as the reference's}, from the speeds of earlier runs."""
-    seconds = {name: step_seconds(outcomes, name) for name in study.variants}
-    reference = seconds[next(iter(study.variants))]
-    steps = {name: round(study.steps * reference / seconds[name]) for name in study.variants}
-    return {name: study.steps if abs(count / study.steps - 1) < SAME_STEPS else count
-            for name, count in steps.items()}
+def steps_of_equal_time(steps, seconds):
+    """{variant: steps that take as long as `steps` of the first}.
+
+    :param seconds: {variant: seconds per step}
+    """
+    reference = next(iter(seconds.values()))
+    found = {name: round(steps * reference / own) for name, own in seconds.items()}
+    return {name: steps if abs(count / steps - 1) < SAME_STEPS else count
+            for name, count in found.items()}
 
 
-def step_seconds(outcomes, variant):
-    """Median seconds per step of a variant, over the log lines of all its runs."""
-    return statistics.median(seconds for outcome in outcomes if outcome.variant == variant
-                             for seconds in outcome.step_seconds)
+# --------------------------------------------------------------------------------------- speed
+
+def step_seconds(study):
+    """{variant: median seconds per step} of short runs that alternate."""
+    plan = [(name, turn) for turn in range(study.turns) for name in study.variants]
+    found = {name: [] for name in study.variants}
+    for name, turn in progress(plan, "speed"):
+        found[name] += _seconds_of_short_run(study, name, turn)
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+def _seconds_of_short_run(study, variant, turn):
+    """Seconds of each step of a run of a few steps, without those that warm up."""
+    results = study.output / "speed" / folder_name(variant) / f"turn-{turn}"
+    _call(CPU_CORES, "train.py", "--data-path", study.data_path, "--max-steps", SPEED_STEPS,
+          "--ckpt-every", SPEED_STEPS, "--log-every", 1, "--results-dir", results,
+          *study.train_flags, *study.variants[variant])
+    (run_folder,) = results.iterdir()
+    speeds = re.findall(r"([\d.e+-]+) steps/s", (run_folder / "log.txt").read_text())
+    return [1 / float(speed) for speed in speeds[WARM_UP_STEPS:]]
+
+
+def folder_name(variant):
+    return variant.replace(" ", "-")
 
 
 # ------------------------------------------------------------------------------------- one run
@@ -155,33 +179,33 @@ def _compute(study, plan, description):
 
 def _outcome(study, variant, seed, steps):
     """Trains, samples and evaluates, as far as that is not done already."""
-    folder = study.output / variant.replace(" ", "-") / f"seed-{seed}" / f"steps-{steps}"
-    log_every = max(1, steps // LOG_LINES)
-    _call(study, "train.py", "--data-path", study.data_path, "--max-steps", steps,
-          "--ckpt-every", steps, "--log-every", log_every, "--global-seed", seed,
+    folder = study.output / folder_name(variant) / f"seed-{seed}" / f"steps-{steps}"
+    threads = max(1, CPU_CORES // study.jobs)
+    _call(threads, "train.py", "--data-path", study.data_path, "--max-steps", steps,
+          "--ckpt-every", steps, "--global-seed", seed,
           "--results-dir", folder / "results", *study.train_flags, *study.variants[variant])
     (run_folder,) = (folder / "results").iterdir()
-    _call(study, "sample.py", "--ckpt", run_folder, "--seed", seed,
+    _call(threads, "sample.py", "--ckpt", run_folder, "--seed", seed,
           "--output", folder / "samples", *study.sample_flags)
-    _call(study, "evaluate.py", "--real", study.data_path, "--synthetic", folder / "samples",
+    _call(threads, "evaluate.py", "--real", study.data_path, "--synthetic", folder / "samples",
           "--metrics", "ms-ssim", "mmd", "smoothness", "--bootstrap", 0, "--permutations", 0,
           "--update", "--output", folder / "evaluation")
     found = json.loads((folder / "evaluation" / "metrics.json").read_text())["metrics"]
     log = (run_folder / "log.txt").read_text()
     return Outcome(
         variant, seed, steps,
-        step_seconds=[1 / float(speed) for speed in re.findall(r"([\d.e+-]+) steps/s", log)],
         trainable=int(re.search(r"([\d,]+) trainable values", log)[1].replace(",", "")),
         numbers={key: found[key]["value"] for key in KEYS},
         targets={key: found[key]["target"]["value"] for key in KEYS if "target" in found[key]})
 
 
-def _call(study, script, *flags):
+def _call(threads, script, *flags):
     """Runs a script of this repository.
 
+    :param threads: of PyTorch
     :raises UserError: it failed
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, CPU_CORES // study.jobs))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)],
                           capture_output=True, text=True, env=environment)
     if done.returncode:

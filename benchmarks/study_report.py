@@ -8,7 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from benchmarks.study import KEYS, step_seconds  # noqa: E402
+from benchmarks.study import KEYS  # noqa: E402
 from utils.files import atomic_file, write_text  # noqa: E402
 
 TITLES = {"mmd_linear": "MMD, linear", "ms_ssim": "MS-SSIM within the set",
@@ -16,10 +16,11 @@ TITLES = {"mmd_linear": "MMD, linear", "ms_ssim": "MS-SSIM within the set",
 DIGITS = {"mmd_linear": 1, "ms_ssim": 3, "through_plane": 3}
 
 
-def table(study, equal_steps, equal_time):
+def table(study, seconds, equal_steps, equal_time):
     """The results as lines of Markdown: mean (lowest … highest) over the seeds.
 
     :param study: study.Study
+    :param seconds: {variant: seconds per step}
     :param equal_steps, equal_time: lists of Outcomes
     """
     head = ["variant", "trainable values", "s per step", "relative",
@@ -28,12 +29,12 @@ def table(study, equal_steps, equal_time):
     lines = [f"{study.seeds} seeds, {study.steps} steps; mean (lowest … highest) over the seeds. "
              f"{describe_targets(equal_steps)}", "",
              f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    reference = step_seconds(equal_steps, next(iter(study.variants)))
+    reference = next(iter(seconds.values()))
     for name in study.variants:
         first = of_variant(equal_steps, name)
         second = of_variant(equal_time, name)
-        seconds = step_seconds(equal_steps, name)
-        cells = [name, f"{first[0].trainable:,}", f"{seconds:.3g}", f"{seconds / reference:.2f}",
+        cells = [name, f"{first[0].trainable:,}", f"{seconds[name]:.3g}",
+                 f"{seconds[name] / reference:.2f}",
                  *(spread(first, key) for key in KEYS), str(second[0].steps),
                  *(spread(second, key) for key in KEYS)]
         lines.append(f"| {' | '.join(cells)} |")
@@ -82,12 +83,13 @@ def draw(path, study, equal_steps, equal_time):
     plt.close(figure)
 
 
-def write(study, lines, equal_steps, equal_time):
+def write(study, lines, seconds, equal_steps, equal_time):
     """Writes study.md, study.json and study.png into the study's folder."""
     write_text(study.output / "study.md", "\n".join(lines) + "\n")
     content = {
         "variants": study.variants, "train_flags": study.train_flags,
         "sample_flags": study.sample_flags, "data_path": str(study.data_path),
+        "step_seconds": seconds,
         "equal_steps": [dataclasses.asdict(outcome) for outcome in equal_steps],
         "equal_time": [dataclasses.asdict(outcome) for outcome in equal_time]}
     write_text(study.output / "study.json", json.dumps(content, indent=1) + "\n")

@@ -17,18 +17,19 @@ VARIANTS = {"slow": ["--tune", "full"], "fast one": ["--tune", "difffit"]}
 @pytest.fixture
 def small(tmp_path):
     return study.Study(variants=VARIANTS, data_path=Path("data"), train_flags=["--lr", "1"],
-                       sample_flags=[], steps=40, seeds=2, jobs=1, output=tmp_path / "study")
+                       sample_flags=[], steps=40, seeds=2, jobs=1, turns=2,
+                       output=tmp_path / "study")
 
 
-def outcome(variant, seed, steps, seconds, mmd):
-    return study.Outcome(variant, seed, steps, [seconds, seconds], 1234,
+def outcome(variant, seed, steps, mmd):
+    return study.Outcome(variant, seed, steps, 1234,
                          {"mmd_linear": mmd, "ms_ssim": 0.9, "through_plane": 1.5},
                          {"ms_ssim": 0.925})
 
 
 def outcomes(steps, fast_steps):
-    return [outcome("slow", 0, steps, 2.0, 10.0), outcome("fast one", 0, fast_steps, 0.5, 20.0),
-            outcome("slow", 1, steps, 2.0, 14.0), outcome("fast one", 1, fast_steps, 0.5, 23.0)]
+    return [outcome("slow", 0, steps, 10.0), outcome("fast one", 0, fast_steps, 20.0),
+            outcome("slow", 1, steps, 14.0), outcome("fast one", 1, fast_steps, 23.0)]
 
 
 def test_variants_are_a_name_and_flags():
@@ -41,16 +42,33 @@ def test_variants_are_a_name_and_flags():
         study.parse_variants(["a: ", "a: --lr 1"])
 
 
-def test_steps_of_equal_time_follow_the_medians(small):
-    assert study.steps_of_equal_time(small, outcomes(40, 40)) == {"slow": 40, "fast one": 160}
-    nearly = [dataclasses.replace(o, step_seconds=[1.0 if o.variant == "slow" else 0.98])
-              for o in outcomes(40, 40)]
-    assert study.steps_of_equal_time(small, nearly) == {"slow": 40, "fast one": 40}
+def test_steps_of_equal_time():
+    assert study.steps_of_equal_time(40, {"slow": 2.0, "fast": 0.5, "same": 1.95}) \
+        == {"slow": 40, "fast": 160, "same": 40}
+
+
+def test_speed_is_the_median_after_the_warm_up(small, monkeypatch):
+    """Of all turns of a variant, which alternate."""
+    called = []
+
+    def fake_call(threads, script, *flags):
+        results = flags[flags.index("--results-dir") + 1]
+        called.append(results.relative_to(small.output / "speed").as_posix())
+        (results / "000").mkdir(parents=True)
+        speeds = [100, 100, 2, 4] if "turn-0" in str(results) else [100, 100, 4, 4]
+        log = "".join(f"step {i}/4: loss 1, {speed} steps/s, 0.00 h\n"
+                      for i, speed in enumerate(speeds))
+        (results / "000" / "log.txt").write_text(log)
+
+    monkeypatch.setattr(study, "_call", fake_call)
+    assert study.step_seconds(small) == {"slow": 0.25, "fast one": 0.25}
+    assert called == ["slow/turn-0", "fast-one/turn-0", "slow/turn-1", "fast-one/turn-1"]
 
 
 def test_the_table_has_means_and_ranges(small, tmp_path):
     first, second = outcomes(40, 40), outcomes(40, 160)
-    lines = study_report.table(small, first, second)
+    seconds = {"slow": 2.0, "fast one": 0.5}
+    lines = study_report.table(small, seconds, first, second)
     assert "MS-SSIM within the set of the real set: 0.925" in lines[0]
     rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
             for cells in (line.split("|") for line in lines[4:])}
@@ -84,7 +102,7 @@ def test_a_small_study(data, vae_folder, tmp_path):
     shared = f"--vae {vae_folder} --ckpt none --tune full --num-classes 2 --model DiT-T/4"
     arguments = ("bench.py", "study", "--data-path", data, "--steps", 2, "--seeds", 1,
                  "--train-flags", shared, "--variant", "a: --lr 1e-3",
-                 "--variant", "b: --lr 1e-4", "--output", tmp_path / "study",
+                 "--variant", "b: --lr 1e-4", "--turns", 1, "--output", tmp_path / "study",
                  "--sample-flags", "--num-samples 2 --num-sampling-steps 2")
     done = script(*arguments)
     assert "| a | " in done.stdout and "| b | " in done.stdout

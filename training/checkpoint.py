@@ -23,8 +23,8 @@ READABLE_VERSIONS = (1, 2)  # version 1 had no checksum
 # the kinds of metadata values, where they are present
 METADATA_TYPES = {"config": dict, "header": dict, "vae": dict, "base": (dict, type(None)),
                   "step": int, "image_size": int, "class_counts": list, "average": dict,
-                  "loss_scaling": dict, "identity": dict, "log_sums": list, "log_count": int,
-                  "skipped": int}
+                  "loss_scaling": dict, "identity": dict, "lora": dict, "log_sums": list,
+                  "log_count": int, "skipped": int}
 MAX_STEP = 10 ** 12
 # the largest model that a checkpoint may ask for
 MAX_CONFIG = {"input_size": 1536, "patch_size": 64, "in_channels": 1024, "hidden_size": 16384,

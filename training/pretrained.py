@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 import models
 from diffusion import foreground
-from training import diffusers_names, weight_files
+from training import diffusers_names, lora, weight_files
 from training.checkpoint import MAX_CONFIG, read_metadata, verify
 from utils import distributed, pickles
 from utils.errors import UserError, shorten
@@ -57,10 +57,18 @@ def restore_model(path, weights="ema", base=None):
         tensors = fit_base(load_weights(file), metadata["config"])
     elif base:
         raise UserError(f"--base {base}: {path} holds the whole model; leave --base out")
-    tensors.update(trained)
+    tensors = _merge_trained(tensors, trained, metadata, path)
     model = assemble(metadata["config"], tensors, path)
     kept = read_foreground(path, metadata["config"])
     return model.keep_tokens(kept and kept.kept), metadata
+
+
+def _merge_trained(tensors, trained, metadata, path):
+    """Base weights with those that were trained in their places, and LoRA's products added."""
+    tensors = tensors | trained
+    if "lora" not in metadata:
+        return tensors
+    return lora.merge(tensors, lora.from_metadata(metadata["lora"], path), path)
 
 
 def read_foreground(path, config):
@@ -186,9 +194,10 @@ def _headers_of_checkpoint(path, base):
     if metadata["base"]:
         file = _find_base(metadata["base"], path, base, compare=False)
         tensors = fit_base(load_weights(file, headers_only=True), config)
-    trained = weight_files.read_safetensors(path, headers_only=True)
-    tensors |= {key.removeprefix("ema."): value for key, value in trained.items()
-                if key.startswith("ema.")}
+    trained = {key.removeprefix("ema."): value
+               for key, value in weight_files.read_safetensors(path, headers_only=True).items()
+               if key.startswith("ema.")}
+    tensors = _merge_trained(tensors, trained, metadata, path)
     return Weights(tensors, config["base_grid"], config["numerics"])
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from training.weight_files import write_safetensors
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.version import __version__
@@ -46,11 +46,8 @@ def save_checkpoint(path, metadata, **groups):
                 **metadata}
     metadata["sha256"] = _checksum(metadata, tensors, tensors.get)
     with atomic_file(path, durable=True) as temporary:
-        try:
-            # one entry of metadata only: safetensors writes several in random order
-            save_file(tensors, temporary, metadata={"mosaicdit": json.dumps(metadata)})
-        except SafetensorError as e:
-            raise OSError(None, str(e), str(path)) from None
+        # one entry of metadata only: safetensors writes several in random order
+        write_safetensors(temporary, tensors, {"mosaicdit": json.dumps(metadata)})
 
 
 def _checksum(metadata, keys, get_tensor):

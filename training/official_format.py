@@ -52,8 +52,9 @@ def needed_changes(metadata):
         changes.append(f"its latents have a side of {pixels // ORIGINAL_FACTOR}, these "
                        f"{config['input_size']}: set latent_size")
     if config["num_classes"] != ORIGINAL_CLASSES:
-        changes.append(f"its null class is {ORIGINAL_CLASSES}: write {config['num_classes']}, and "
-                       "give as many classes")
+        changes.append(f"its null class is {ORIGINAL_CLASSES}: write {config['num_classes']}")
+    changes.append("its class_labels are of ImageNet: write those of the classes here, 0 to "
+                   f"{len(metadata['header']['classes']) - 1}")
     vae = metadata["vae"]
     if vae["name"] not in ("ema", "mse") or vae["scaling_factor"] != ORIGINAL_SCALING:
         changes.append("it decodes with a public VAE: load the one of training, whose latents are "

@@ -45,13 +45,14 @@ def test_scale_vectors_are_folded_into_the_weights():
 
 METADATA = dict(
     model="DiT-XL/2", image_size=896, vae=dict(name="ema", scaling_factor=0.18215),
+    header=dict(classes=["CN", "AD"]),
     config=dict(models.config_of("DiT-XL/2"), input_size=112, in_channels=4, num_classes=1000,
                 numerics="official"))
 
 
 def test_what_has_to_be_changed_for_the_papers_model():
-    (size,) = official_format.needed_changes(METADATA)
-    assert "256 and 512 pixels: add 896" in size
+    size, classes = official_format.needed_changes(METADATA)
+    assert "256 and 512 pixels: add 896" in size and "classes here, 0 to 1" in classes
     assert official_format.differences(METADATA) == []
 
 

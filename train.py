@@ -334,9 +334,8 @@ def main():
             foreground = setup.find_foreground(latents.touched(), mean_moments, vae_config,
                                                args.model, args.token_margin)
         start, trained, compile_message = build(args, side, channels, foreground, precision, device)
-        adapters = adapters_of(args)
         metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
-                                      data_key, adapters)
+                                      data_key, adapters_of(args))
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
                               ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup, device=device,
                               loss_scaler=LossScaler(device) if precision == "fp16" else None,
@@ -352,10 +351,10 @@ def main():
             return 0
         if run:
             bookkeeping.announce(
-                run, start.model, state, name=args.model, method=args.tune, volumes=len(entries),
+                run, start.model, state, name=args.model,
+                method=finetuning.describe(args.tune, adapters_of(args)), volumes=len(entries),
                 precision=precision, device=device,
-                notes=(adapters and adapters.describe(), *start.notes, *opened.notes,
-                       compile_message))
+                notes=(*start.notes, *opened.notes, compile_message))
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, seed=args.global_seed,
             global_batch_size=args.global_batch_size, label_dropout=args.label_dropout,

@@ -65,7 +65,8 @@ def test_safetensors_of_lora_starts_another_run(adapted, data, vae_folder, tmp_p
 def test_peft(adapted, tmp_path):
     peft = pytest.importorskip("peft", reason="needs the library peft (requirements-dev.txt)")
     export("--ckpt", adapted, "--format", "peft", "--output", tmp_path / "a")
-    assert sorted(os.listdir(tmp_path / "a")) == ["adapter_config.json", "adapter_model.safetensors"]
+    names = sorted(os.listdir(tmp_path / "a"))
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]
     metadata = checkpoint.read_metadata(adapted)
     weights = pretrained.load_weights(metadata["base"]["path"])
     base = pretrained.assemble(

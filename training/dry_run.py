@@ -5,7 +5,7 @@ import torch
 
 import models
 from training.acceleration import narrow_matrices
-from training.finetuning import parameter_kind, set_trainable
+from training.finetuning import describe, parameter_kind, set_trainable
 from utils.precision import NARROW_DTYPES, autocast
 
 BYTES_PER_ATTENTION_WEIGHT = 4    # PyTorch's math attention computes them in fp32
@@ -77,8 +77,7 @@ def _print_trainable(trained, method, total, adapters):
     kinds = {}
     for key, p in trained.items():
         kinds.setdefault(parameter_kind(key), []).append(p.numel())
-    added = f", {adapters.describe()}" if adapters else ""
-    print(f"trainable parameters with --tune {method}{added}:")
+    print(f"trainable parameters with --tune {describe(method, adapters)}:")
     for kind, sizes in kinds.items():
         print(f"  {kind:12} {len(sizes):4} tensors {sum(sizes):13,} values")
     n = sum(p.numel() for p in trained.values())

@@ -49,6 +49,14 @@ def describe_methods():
     return "; ".join(f"{name}: {method.help}" for name, method in TUNING_METHODS.items())
 
 
+def describe(method, adapters=None):
+    """A method and its adapters, if it has any, in words.
+
+    :param adapters: LoraOptions, or None
+    """
+    return f"{method}, {adapters.describe()}" if adapters else method
+
+
 def parameter_kind(name):
     """"class table", "bias", "gamma", "LoRA", "norm", "position table" or "matrix".
 

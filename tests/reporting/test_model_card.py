@@ -8,7 +8,8 @@ from utils.errors import UserError
 METADATA = dict(
     model="DiT-XL/2", tune="lora", step=66000, image_size=896, mosaicdit_version="0.6.0",
     header=dict(size=128, layout="rgb", classes=["CN", "A|D <b>"]), class_counts=[40, 23],
-    begun_from=dict(path="/home/a/w.pt", name="w.pt", sha256="ab" * 32), lora=dict(rank=8, alpha=16),
+    begun_from=dict(path="/home/a/w.pt", name="w.pt", sha256="ab" * 32),
+    lora=dict(rank=8, alpha=16),
     vae=dict(name="/home/a/ema", sha256="cd" * 32))
 METRICS = {
     "format": "mosaicdit-evaluation", "date": "2026-01-02",

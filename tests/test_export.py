@@ -45,6 +45,7 @@ def test_dit_is_what_the_original_code_loads(finetuned, tmp_path, weights):
     state = torch.load(tmp_path / "new" / "a.pt", weights_only=True)
     assert {k: tuple(v.shape) for k, v in state.items()} == original_dit.shapes(384, 4, 4, 5, 2, 3)
     path = finetuned / "checkpoints" / "0000004.safetensors"
+    assert pretrained.load_weights(tmp_path / "new" / "a.pt").base_grid == 3
     assert outputs_are_equal(state, path, weights)
     assert not outputs_are_equal(state, path, "raw" if weights == "ema" else "ema")
     assert "accepts images of 256 and 512 pixels: add 48" in done.stdout

@@ -101,6 +101,23 @@ def pos_embed(width, grid, base_grid):
     return torch.cat([columns, rows], dim=-1).reshape(grid * grid, width).float()
 
 
+def base_grid_of(table):
+    """The inverse of `pos_embed`: the grid that a table's positions were scaled to.
+
+    :param table: (grid * grid, width)
+    :return: patches along a side at pretraining; None if the table is none of `pos_embed`
+    """
+    tokens, width = table.shape
+    grid = math.isqrt(tokens)
+    if grid < 2 or grid ** 2 != tokens or width % 4 or not table.isfinite().all():
+        return None
+    # token 1 lies in column 1: sine and cosine of base_grid / grid, at frequency 1
+    angle = math.atan2(table[1, 0], table[1, width // 4]) % (2 * math.pi)
+    base_grid = round(angle * grid)
+    expected = pos_embed(width, grid, base_grid)
+    return base_grid if torch.allclose(table.float(), expected, atol=1e-2) else None
+
+
 # ----------------------------------------------------------------------------------- the network
 
 class DiTBlock(nn.Module):

@@ -31,9 +31,11 @@ from training import (
     finetuning,
     latent_cache,
     loop,
+    lora,
     setup,
     step,
 )
+from training.flags import add_lora_flags
 from training.latent_cache import Variants
 from training.loss_scaling import LossScaler
 from training.resume import open_run
@@ -108,6 +110,7 @@ def add_data_and_model_flags(p):
     g.add_argument("--gamma-blocks", type=int, default=0, metavar="K",
                    help="number of first blocks that get DiffFit's scale vectors (DiffFit's "
                    "advice: 14)")
+    add_lora_flags(g)
 
 
 def add_optimization_flags(p):
@@ -216,12 +219,24 @@ def check_flags(args):
     if (args.augment > 1) == augmentation_of(args).is_identity:
         raise UserError(f"--augment {args.augment}: variants need a range, such as "
                         "--augment-rotate 5, and ranges need --augment of 2 or more")
+    adapters_of(args)
     depth = models.config_of(args.model)["depth"]
     if not 0 <= args.gamma_blocks <= depth:
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {depth} blocks")
 
 
 # --------------------------------------------------------------------------------------- training
+
+def adapters_of(args):
+    """LoraOptions of --tune lora; None for a method without adapters."""
+    given = (args.lora_rank, args.lora_alpha, args.lora_targets)
+    if finetuning.TUNING_METHODS[args.tune].has_adapters:
+        return lora.choose(*given)
+    if any(value is not None for value in given):
+        raise UserError(f"--lora-rank, --lora-alpha and --lora-targets: only for --tune lora; "
+                        f"leave them out for --tune {args.tune}")
+    return None
+
 
 def loop_options(args, max_steps, precision, device):
     """The options of the training loop, from the flags."""
@@ -243,14 +258,15 @@ def model_options(args):
     return setup.ModelOptions(
         name=args.model, num_classes=args.num_classes, gamma_blocks=args.gamma_blocks,
         weights_path=args.ckpt, base_path=args.base, pos_embed=args.pos_embed,
-        base_grid=args.base_grid, seed=args.global_seed)
+        base_grid=args.base_grid, seed=args.global_seed, method=args.tune)
 
 
 def build(args, side, channels, foreground, precision, device):
     """The model on its device, ready to train; its trainable parameters; a message, or None."""
     start = setup.build_model(model_options(args), side, channels)
     start.model.keep_tokens(foreground and foreground.kept)
-    trained = finetuning.set_trainable(start.model, args.tune)
+    trained = finetuning.set_trainable(start.model, args.tune, adapters_of(args),
+                                       args.global_seed)
     acceleration.narrow_matrices(start.model, precision)
     start.model.to(device).train()
     start.model.save_memory(not args.keep_activations, args.grad_checkpoint)
@@ -261,6 +277,9 @@ def build(args, side, channels, foreground, precision, device):
 def resolved_flags(args, max_steps, device, precision):
     """{name: value} of all flags, as args.json holds them."""
     resolved = {"max_steps": max_steps, "device": device, "precision": precision}
+    adapters = adapters_of(args)
+    if adapters:
+        resolved |= {f"lora_{name}": value for name, value in adapters.metadata().items()}
     return {name: str(value) if isinstance(value, Path) else value
             for name, value in {**vars(args), **resolved}.items()}
 
@@ -280,7 +299,7 @@ def print_dry_run(args, side, vae, header, entries, precision, device):
     options = dry_run.MemoryOptions(micro_batch, precision, args.grad_checkpoint,
                                     args.keep_activations, has_fast_bf16(device))
     dry_run.print_dry_run(args.model, config, args.tune, len(entries), options,
-                          vae if args.sample_every else None, tokens)
+                          vae if args.sample_every else None, tokens, adapters_of(args))
     for note in setup.check_model(model_options(args), side, channels):
         print(note)
 
@@ -316,7 +335,7 @@ def main():
                                                args.model, args.token_margin)
         start, trained, compile_message = build(args, side, channels, foreground, precision, device)
         metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
-                                      data_key)
+                                      data_key, adapters_of(args))
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
                               ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup, device=device,
                               loss_scaler=LossScaler(device) if precision == "fp16" else None,
@@ -332,7 +351,8 @@ def main():
             return 0
         if run:
             bookkeeping.announce(
-                run, start.model, state, name=args.model, method=args.tune, volumes=len(entries),
+                run, start.model, state, name=args.model,
+                method=finetuning.describe(args.tune, adapters_of(args)), volumes=len(entries),
                 precision=precision, device=device,
                 notes=(*start.notes, *opened.notes, compile_message))
         batches = step.Batches(

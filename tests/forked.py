@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = (
     "preprocess", "postprocess", "train_vae", "train", "sample", "evaluate", "download", "bench",
-    "train_refiner")
+    "train_refiner", "export")
 IMPORTED_LATE = (  # the scripts import these where they first need them; they are slow to import
     "diffusers.models.autoencoders.autoencoder_kl", "matplotlib.pyplot", "torchmetrics.image.fid",
     "torch.utils.tensorboard")

@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 SCRIPTS = ("train", "sample", "preprocess", "postprocess", "evaluate", "train_vae", "download",
-           "bench", "train_refiner")
-FUTURE_SCRIPTS = ("export",)
+           "bench", "train_refiner", "export")
+FUTURE_SCRIPTS = ()
 MAY_IMPORT = {
     "utils": (),
     "mri": ("utils",),
@@ -63,6 +63,7 @@ TESTED_ELSEWHERE = {
     "training/acceleration.py": "tests/test_models.py",
     "training/bookkeeping.py": "tests/test_cluster.py",
     "training/dry_run.py": "tests/test_train.py",
+    "training/flags.py": "tests/test_tuning_methods.py",
     "training/loop.py": "tests/test_train.py",
     "training/resume.py": "tests/test_cluster.py",
     "training/run_folder.py": "tests/test_cluster.py",

@@ -256,3 +256,13 @@ def test_errors(kwargs, words):
         models.pos_embed(6, 4, 4)
     with pytest.raises(KeyError):
         models.config_of("DiT-XXL/2")
+
+
+def test_the_grid_that_a_position_table_was_scaled_to():
+    for grid, base_grid in ((56, 32), (32, 32), (12, 48), (96, 32), (2, 3)):
+        table = models.pos_embed(16, grid, base_grid)
+        assert models.base_grid_of(table) == base_grid
+        assert models.base_grid_of(table.half()) == base_grid
+    assert models.base_grid_of(table[:3]) is None
+    assert models.base_grid_of(torch.randn(16, 16)) is None
+    assert models.base_grid_of(torch.full((16, 16), torch.nan)) is None

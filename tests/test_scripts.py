@@ -18,6 +18,7 @@ REQUIRED = {  # arguments without which a script complains of their absence firs
     "download": ("all",),
     "bench": ("metrics",),
     "train_refiner": ("--data-path", "data", "--output", "out"),
+    "export": ("--ckpt", "checkpoint", "--format", "dit", "--output", "out"),
 }
 COMMANDS_OF_BENCH = ("train", "sample", "samplers", "preprocess", "metrics", "scaling",
                      "layouts")

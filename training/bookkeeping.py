@@ -20,7 +20,7 @@ def announce(run, model, state, *, name, method, volumes, precision, device, not
     """Opens the logs and says what is about to happen.
 
     :param name: of the model
-    :param method: name in TUNING_METHODS
+    :param method: the tuning method in words
     :param volumes: number of volumes to train on
     :param notes: lines for the log; those that are None are left out
     """

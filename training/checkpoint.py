@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from training.weight_files import write_safetensors
 from utils.errors import UserError
 from utils.files import atomic_file
 from utils.version import __version__
@@ -23,8 +23,8 @@ READABLE_VERSIONS = (1, 2)  # version 1 had no checksum
 # the kinds of metadata values, where they are present
 METADATA_TYPES = {"config": dict, "header": dict, "vae": dict, "base": (dict, type(None)),
                   "step": int, "image_size": int, "class_counts": list, "average": dict,
-                  "loss_scaling": dict, "identity": dict, "log_sums": list, "log_count": int,
-                  "skipped": int}
+                  "loss_scaling": dict, "identity": dict, "lora": dict, "log_sums": list,
+                  "log_count": int, "skipped": int}
 MAX_STEP = 10 ** 12
 # the largest model that a checkpoint may ask for
 MAX_CONFIG = {"input_size": 1536, "patch_size": 64, "in_channels": 1024, "hidden_size": 16384,
@@ -46,11 +46,8 @@ def save_checkpoint(path, metadata, **groups):
                 **metadata}
     metadata["sha256"] = _checksum(metadata, tensors, tensors.get)
     with atomic_file(path, durable=True) as temporary:
-        try:
-            # one entry of metadata only: safetensors writes several in random order
-            save_file(tensors, temporary, metadata={"mosaicdit": json.dumps(metadata)})
-        except SafetensorError as e:
-            raise OSError(None, str(e), str(path)) from None
+        # one entry of metadata only: safetensors writes several in random order
+        write_safetensors(temporary, tensors, {"mosaicdit": json.dumps(metadata)})
 
 
 def _checksum(metadata, keys, get_tensor):

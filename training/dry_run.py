@@ -5,7 +5,7 @@ import torch
 
 import models
 from training.acceleration import narrow_matrices
-from training.finetuning import parameter_kind, set_trainable
+from training.finetuning import describe, parameter_kind, set_trainable
 from utils.precision import NARROW_DTYPES, autocast
 
 BYTES_PER_ATTENTION_WEIGHT = 4    # PyTorch's math attention computes them in fp32
@@ -30,7 +30,8 @@ class MemoryOptions:
         return self.precision == "bf16" and not self.fast_bf16
 
 
-def print_dry_run(name, config, method, volumes, options, preview_vae=None, tokens=None):
+def print_dry_run(name, config, method, volumes, options, preview_vae=None, tokens=None,
+                  adapters=None):
     """Prints tokens, trainable parameters by kind, and the memory that each device needs.
 
     :param name: name of the model
@@ -40,10 +41,11 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None, toke
     :param options: MemoryOptions
     :param preview_vae: the VAE that --sample-every loads beside the model; None: none
     :param tokens: number of tokens that are computed; None: all
+    :param adapters: LoraOptions of a method with adapters
     """
     with torch.device("meta"):
         model = models.DiT(**config)
-    trained = set_trainable(model, method)
+    trained = set_trainable(model, method, adapters)
     total = sum(p.numel() for key, p in model.named_parameters() if key != "pos_embed")
     latent = f"{config['in_channels']} x {config['input_size']} x {config['input_size']}"
     print(f"{name}: {config['depth']} blocks, width {config['hidden_size']}, "
@@ -51,8 +53,8 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None, toke
     part = f"{tokens:,} of " if tokens else ""
     print(f"latents {latent}, {part}{model.grid ** 2:,} tokens; {volumes} volumes")
     tokens = tokens or model.grid ** 2
-    n = _print_trainable(trained, method, total)
-    activations = activation_bytes(config, method, tokens, options)
+    n = _print_trainable(trained, method, total, adapters)
+    activations = activation_bytes(config, method, tokens, options, adapters)
     frozen = (total - n) * (2 if options.precision in NARROW_DTYPES else 4)
     rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n,
             f"activations of {options.micro_batch} images": activations}
@@ -70,12 +72,12 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None, toke
     print(f"a checkpoint: {8 * n / 1e6:.1f} MB; the state to resume from: {16 * n / 1e6:.1f} MB")
 
 
-def _print_trainable(trained, method, total):
+def _print_trainable(trained, method, total, adapters):
     """Prints the trainable parameters by kind. Returns the number of their values."""
     kinds = {}
     for key, p in trained.items():
         kinds.setdefault(parameter_kind(key), []).append(p.numel())
-    print(f"trainable parameters with --tune {method}:")
+    print(f"trainable parameters with --tune {describe(method, adapters)}:")
     for kind, sizes in kinds.items():
         print(f"  {kind:12} {len(sizes):4} tensors {sum(sizes):13,} values")
     n = sum(p.numel() for p in trained.values())
@@ -83,13 +85,13 @@ def _print_trainable(trained, method, total):
     return n
 
 
-def activation_bytes(config, method, tokens, options):
+def activation_bytes(config, method, tokens, options, adapters=None):
     """Bytes of activations that one device keeps for the backward pass."""
     width, depth = config["hidden_size"], config["depth"]
     # fp16 takes what bf16 takes, and is measured as bf16: not every CPU computes in fp16
     precision = "bf16" if options.precision in NARROW_DTYPES else "fp32"
     block = models.DiTBlock(width, config["num_heads"], gamma=config["gamma_blocks"] > 0)
-    set_trainable(block, method)
+    set_trainable(block, method, adapters)
     narrow_matrices(block, precision)
 
     def measure(batch, lean):

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 import models
 from diffusion import foreground
-from training import diffusers_names, weight_files
+from training import diffusers_names, lora, weight_files
 from training.checkpoint import MAX_CONFIG, read_metadata, verify
 from utils import distributed, pickles
 from utils.errors import UserError, shorten
@@ -45,9 +45,7 @@ def restore_model(path, weights="ema", base=None):
     :raises UserError: checkpoint or base missing, damaged, or not belonging together
     """
     metadata = verify(path)
-    with safe_open(path, "pt") as f:
-        trained = {key.removeprefix(f"{weights}."): f.get_tensor(key)
-                   for key in f.keys() if key.startswith(f"{weights}.")}
+    trained = read_trained(path, weights)
     if not trained or not isinstance(metadata.get("config"), dict) or "base" not in metadata:
         raise UserError(f"{path}: lacks its {weights} weights or its config; "
                         "use another checkpoint")
@@ -57,10 +55,29 @@ def restore_model(path, weights="ema", base=None):
         tensors = fit_base(load_weights(file), metadata["config"])
     elif base:
         raise UserError(f"--base {base}: {path} holds the whole model; leave --base out")
-    tensors.update(trained)
+    tensors = _merge_trained(tensors, trained, metadata, path)
     model = assemble(metadata["config"], tensors, path)
     kept = read_foreground(path, metadata["config"])
     return model.keep_tokens(kept and kept.kept), metadata
+
+
+def read_trained(path, weights="ema"):
+    """The trained parameters of a checkpoint, {name: tensor}.
+
+    :param weights: "ema" or "raw"
+    """
+    prefix = f"{weights}."
+    with safe_open(path, "pt") as f:
+        return {key.removeprefix(prefix): f.get_tensor(key)
+                for key in f.keys() if key.startswith(prefix)}
+
+
+def _merge_trained(tensors, trained, metadata, path):
+    """Base weights with those that were trained in their places, and LoRA's products added."""
+    tensors = tensors | trained
+    if "lora" not in metadata:
+        return tensors
+    return lora.merge(tensors, lora.from_metadata(metadata["lora"], path), path)
 
 
 def read_foreground(path, config):
@@ -186,9 +203,10 @@ def _headers_of_checkpoint(path, base):
     if metadata["base"]:
         file = _find_base(metadata["base"], path, base, compare=False)
         tensors = fit_base(load_weights(file, headers_only=True), config)
-    trained = weight_files.read_safetensors(path, headers_only=True)
-    tensors |= {key.removeprefix("ema."): value for key, value in trained.items()
-                if key.startswith("ema.")}
+    trained = {key.removeprefix("ema."): value
+               for key, value in weight_files.read_safetensors(path, headers_only=True).items()
+               if key.startswith("ema.")}
+    tensors = _merge_trained(tensors, trained, metadata, path)
     return Weights(tensors, config["base_grid"], config["numerics"])
 
 
@@ -198,12 +216,13 @@ def _weights_of_state_dict(content, path):
     tensors = weight_files.official_names(found, path)
     table = tensors.pop(POSITION_TABLE, None)
     if (not all(isinstance(value, torch.Tensor) for value in tensors.values())
-            or not isinstance(table, torch.Tensor) or table.dim() != 3):
+            or not isinstance(table, torch.Tensor) or table.dim() != 3 or len(table) != 1):
         raise UserError(f"{path}: not the weights of a DiT (it has no {POSITION_TABLE}; "
                         f"{weight_files.first_keys(tensors or found)}); "
                         "give DiT-XL-2-512x512.pt or the like")
-    tokens = table.shape[1]
-    return Weights(tensors, round(tokens ** 0.5), "official", null_row=False)
+    # a table that was made for a larger grid, such as one of export.py, tells the pretrained one
+    base_grid = None if table.is_meta else models.base_grid_of(table[0])
+    return Weights(tensors, base_grid or round(table.shape[1] ** 0.5), "official", null_row=False)
 
 
 def _load_pickle(path, headers_only=False):

@@ -37,7 +37,8 @@ FREE_FLAGS = (
 # flags that earlier versions lacked, and what their runs did; the EMA's state knows it better
 LATER_FLAGS = {
     "ema_warmup": True, "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0,
-    "augment_rotate": 0.0, "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0}
+    "augment_rotate": 0.0, "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0,
+    "lora_rank": None, "lora_alpha": None, "lora_targets": None}
 # what a resumed run must have in common with its state, beyond the flags: metadata key and name
 CONTENT = {
     "header": "the data folder's geometry",

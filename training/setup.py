@@ -8,6 +8,7 @@ import models
 from diffusion.foreground import Foreground, foreground_tokens
 from diffusion.vae import downsampling_factor, draw_latents, fingerprint
 from training import pretrained
+from training.finetuning import is_trained
 from utils.errors import UserError
 
 
@@ -36,6 +37,7 @@ class ModelOptions:
     :param pos_embed: "interpolate" scales positions to the pretraining grid, "extrapolate" does not
     :param base_grid: for random weights: patches along a side that positions are scaled to, or None
     :param seed: of random weights
+    :param method: name in finetuning.TUNING_METHODS
     """
     name: str
     num_classes: int
@@ -45,6 +47,7 @@ class ModelOptions:
     pos_embed: str = "interpolate"
     base_grid: int | None = None
     seed: int = 0
+    method: str = "difffit"
 
 
 def latent_side(header, entries, vae, *, data_path, model, num_classes, image_size=None):
@@ -86,8 +89,7 @@ def build_model(options, latent_side, channels):
     model = pretrained.assemble(config, tensors, options.weights_path)
     path = pretrained.locate(options.weights_path).resolve()
     base = dict(path=str(path), name=path.name, sha256=pretrained.sha256_of_weights(path))
-    note = pretrained.describe_class_table(weights, config)
-    return StartingPoint(model, config, base, (note,) if note else ())
+    return StartingPoint(model, config, base, _notes(options, weights, config))
 
 
 def check_model(options, latent_side, channels):
@@ -101,8 +103,27 @@ def check_model(options, latent_side, channels):
         return ()
     pretrained.check_fit(config, pretrained.fit_base(weights, config), options.weights_path)
     fits = f"--ckpt {options.weights_path}: names and shapes fit (its values were not read)"
+    return (fits, *_notes(options, weights, config))
+
+
+def _notes(options, weights, config):
+    """Lines for the user about the class table."""
     note = pretrained.describe_class_table(weights, config)
-    return (fits, note) if note else (fits,)
+    if not note:
+        return ()
+    if config["num_classes"] > 1 and not is_trained("class table", options.method):
+        note += (f". --tune {options.method} does not train it: the classes remain the same, and "
+                 "sample.py cannot tell them apart")
+    return (note,)
+
+
+def _check_gammas(options, weights):
+    """Refuses scale vectors that would remain 1: new ones that do not train."""
+    last = f"blocks.{options.gamma_blocks - 1}.gamma1"
+    if options.gamma_blocks and last not in weights.tensors \
+            and not is_trained("gamma", options.method):
+        raise UserError(f"--gamma-blocks {options.gamma_blocks}: --tune {options.method} does not "
+                        "train scale vectors, and --ckpt has none; leave it out")
 
 
 def _configure(options, latent_side, channels, headers_only=False):
@@ -115,6 +136,7 @@ def _configure(options, latent_side, channels, headers_only=False):
         config.update(base_grid=options.base_grid or grid, numerics="official")
         return config, None
     weights = pretrained.load_weights(options.weights_path, options.base_path, headers_only)
+    _check_gammas(options, weights)
     base_grid = grid if options.pos_embed == "extrapolate" else weights.base_grid
     config.update(base_grid=base_grid, numerics=weights.numerics)
     return config, weights
@@ -150,7 +172,7 @@ def describe_vae(name, vae):
                 path=str(folder.resolve()) if folder.is_dir() else None)
 
 
-def describe_run(model, start, method, header, vae, labels, data_key):
+def describe_run(model, start, method, header, vae, labels, data_key, adapters=None):
     """What the checkpoints of a run record, beside the step.
 
     :param model: name of the architecture
@@ -160,9 +182,12 @@ def describe_run(model, start, method, header, vae, labels, data_key):
     :param vae: see `describe_vae`
     :param labels: (N,) int64, classes of the training volumes
     :param data_key: checksum of the latents and labels
+    :param adapters: LoraOptions, or None
     """
+    described = {"lora": adapters.metadata()} if adapters else {}
     return dict(
         model=model, config=start.config, tune=method,
         base=start.base if method != "full" else None, header=header, begun_from=start.base,
         vae=vae, image_size=header["grid"] * header["size"], data_key=data_key,
-        class_counts=labels.bincount(minlength=len(header["classes"])).tolist())
+        class_counts=labels.bincount(minlength=len(header["classes"])).tolist(),
+        **described)

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 
 from utils.errors import UserError, shorten
 from utils.files import is_safe_name, read_json, sha256_of_file
@@ -104,6 +104,18 @@ def read_safetensors(path, headers_only=False):
         return load_file(path)
     with safe_open(path, "pt") as f:
         return {key: torch.empty(f.get_slice(key).get_shape(), device="meta") for key in f.keys()}
+
+
+def write_safetensors(path, tensors, metadata=None):
+    """Writes {name: tensor} as a safetensors file: the inverse of `read_safetensors`.
+
+    :param metadata: {text: text}
+    :raises OSError: as of any file that cannot be written
+    """
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as e:
+        raise OSError(None, str(e), str(path)) from None
 
 
 def without_values(content, depth=MAX_DEPTH):

@@ -78,6 +78,70 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
+class ConditionEmbedder(nn.Module):
+    """Covariates of a sample, such as age and sex, as one vector: zero before training.
+
+    A number becomes Fourier features, then an MLP; a category a row of a table; a missing value a
+    learned vector. Their sum of RANK values is projected to the width, by zeros at first. Through
+    this bottleneck the embedder of an XL model has less than 2 % of the values that DiffFit trains.
+
+    :param levels: of each covariate: 0 for a number, else how many levels a category has
+    """
+
+    RANK = 16
+    HIDDEN = 32
+    WAVELENGTHS = (16, 8, 4, 2)     # of the features, in standard deviations of the number
+
+    def __init__(self, levels, width):
+        super().__init__()
+        numbers = [k for k, count in enumerate(levels) if count == 0]
+        categories = [k for k, count in enumerate(levels) if count > 0]
+        rows = [levels[k] + 1 for k in categories]                  # the last one: missing
+        features = 2 + 2 * len(self.WAVELENGTHS)
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), persistent=False)
+        self.register_buffer("categories", torch.tensor(categories, dtype=torch.long),
+                             persistent=False)
+        ends = torch.tensor([0, *rows], dtype=torch.long).cumsum(0)
+        self.register_buffer("first_rows", ends[:-1], persistent=False)
+        self.register_buffer("missing_rows", ends[1:] - 1, persistent=False)
+        # zeros draw nothing: the random weights of the rest are those of a model without covariates
+        self.mlp_in = nn.Parameter(torch.zeros(len(numbers), features, self.HIDDEN))
+        self.mlp_out = nn.Parameter(torch.zeros(len(numbers), self.HIDDEN, self.RANK))
+        self.missing = nn.Parameter(torch.zeros(len(numbers), self.RANK))
+        self.table = nn.Parameter(torch.zeros(sum(rows), self.RANK))
+        self.projection = nn.Parameter(torch.zeros(self.RANK, width))
+
+    def initialize_weights(self, seed=0):
+        """Random features and rows; zero for what is missing, and for the projection."""
+        g = torch.Generator().manual_seed(seed)
+        for weights in (self.mlp_in, self.mlp_out):
+            nn.init.normal_(weights, std=weights.shape[1] ** -0.5, generator=g)
+        nn.init.normal_(self.table, generator=g)
+        with torch.no_grad():
+            self.table[self.missing_rows] = 0
+        return self
+
+    def forward(self, values):                                      # (N, K) -> (N, width)
+        """
+        :param values: (N, K) standardized numbers, indices of levels; NaN where missing
+        """
+        is_missing = values.isnan()
+        values = values.nan_to_num()
+        numbers = self._embed_numbers(values[:, self.numbers])      # (N, numbers, RANK)
+        numbers = torch.where(is_missing[:, self.numbers, None], self.missing, numbers)
+        rows = torch.where(is_missing[:, self.categories], self.missing_rows,
+                           self.first_rows + values[:, self.categories].long())
+        return (numbers.sum(1) + self.table[rows].sum(1)) @ self.projection
+
+    def _embed_numbers(self, z):                                    # (N, numbers)
+        wavelengths = torch.tensor(self.WAVELENGTHS, device=z.device)
+        angles = 2 * math.pi * z[..., None] / wavelengths
+        line = torch.stack([torch.ones_like(z), z], dim=-1)
+        features = torch.cat([line, angles.cos(), angles.sin()], dim=-1)
+        hidden = F.silu(torch.einsum("nkf,kfh->nkh", features, self.mlp_in))
+        return torch.einsum("nkh,khr->nkr", hidden, self.mlp_out)
+
+
 def pos_embed(width, grid, base_grid):
     """DiT's fixed 2D sin-cos table at positions arange(grid) * base_grid / grid.
 
@@ -184,12 +248,13 @@ class DiT(nn.Module):
     :param numerics: "official", or "diffusers" for weights whose outputs must equal those of
         diffusers' DiTTransformer2DModel, which spaces its time frequencies and sets the epsilon of
         one layer norm differently
+    :param covariates: see ConditionEmbedder; of none, there is no such embedder
     :raises ValueError: input_size or gamma_blocks do not fit
     """
 
     def __init__(self, input_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28,
                  num_heads=16, mlp_ratio=4.0, num_classes=1000, base_grid=None, gamma_blocks=0,
-                 numerics="official"):
+                 numerics="official", covariates=()):
         super().__init__()
         if input_size % patch_size:
             raise ValueError(
@@ -200,11 +265,14 @@ class DiT(nn.Module):
         self.in_channels, self.out_channels = in_channels, 2 * in_channels
         self.patch_size, self.num_classes = patch_size, num_classes
         self.grid = input_size // patch_size
+        self.num_covariates = len(covariates)
         self.grad_checkpoint = 0
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
         self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=int(as_diffusers))
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        self.condition_embedder = (ConditionEmbedder(covariates, hidden_size) if covariates
+                                   else None)
         table = pos_embed(hidden_size, self.grid, base_grid or self.grid)
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         norm2_eps = 1e-5 if as_diffusers else 1e-6
@@ -232,6 +300,8 @@ class DiT(nn.Module):
         for layer in zeros:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.condition_embedder is not None:
+            self.condition_embedder.initialize_weights()
         return self
 
     def keep_tokens(self, kept):
@@ -271,17 +341,29 @@ class DiT(nn.Module):
     def _is_recomputed(self, i):
         return bool(self.grad_checkpoint) and i % self.grad_checkpoint == 0
 
-    def forward(self, x, t, y):
+    def embed(self, t, y, covariates=None):
+        """What modulates the blocks, (N, width). The null class has no covariates: see `forward`.
+        """
+        c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
+        if self.condition_embedder is None:
+            return c
+        if covariates is None:
+            covariates = c.new_full((len(y), self.num_covariates), math.nan)
+        is_null = (y == self.num_classes)[:, None]
+        return c + self.condition_embedder(covariates.masked_fill(is_null, math.nan))
+
+    def forward(self, x, t, y, covariates=None):
         """
         :param x: (N, C, H, W) noised latents
         :param t: (N,) timesteps, 0…999
-        :param y: (N,) class labels; num_classes is the null class
+        :param y: (N,) class labels; num_classes is the null class, for which covariates are missing
+        :param covariates: (N, K), see ConditionEmbedder; None: all are missing
         :return: (N, 2C, H, W): predicted noise, variance fraction in [-1, 1]
         """
         x = self.x_embedder(x) + self.pos_embed                     # (N, T, width)
         if self.kept_tokens is not None:
             x = x.index_select(1, self.kept_tokens)                 # (N, K, width)
-        c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
+        c = self.embed(t, y, covariates)                            # (N, width)
         for i, block in enumerate(self.blocks):
             if self._is_recomputed(i) and torch.is_grad_enabled():
                 x = recompute(block, x, c)

@@ -78,68 +78,70 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
-class ConditionEmbedder(nn.Module):
-    """Covariates of a sample, such as age and sex, as one vector: zero before training.
+class NumberEmbedder(nn.Module):
+    """Fourier features of a standardized number, then an MLP: (N,) -> (N, rank)."""
 
-    A number becomes Fourier features, then an MLP; a category a row of a table; a missing value a
-    learned vector. Their sum of RANK values is projected to the width, by zeros at first. Through
-    this bottleneck the embedder of an XL model has less than 2 % of the values that DiffFit trains.
+    def __init__(self, rank, waves=4, longest=16, hidden=32):
+        super().__init__()
+        self.waves, self.longest = waves, longest                   # standard deviations
+        self.mlp_in = nn.Parameter(torch.zeros(2 + 2 * waves, hidden))
+        self.mlp_out = nn.Parameter(torch.zeros(hidden, rank))
+
+    def forward(self, value):                                       # (N,) -> (N, rank)
+        z = value[:, None]
+        octaves = 2 ** torch.arange(self.waves, device=z.device)
+        angles = 2 * math.pi / self.longest * octaves * z           # (N, waves)
+        features = torch.cat([torch.ones_like(z), z, angles.cos(), angles.sin()], dim=1)
+        return F.silu(features @ self.mlp_in) @ self.mlp_out
+
+
+class CategoryEmbedder(nn.Module):
+    """A table of the levels of a category: (N,) -> (N, rank)."""
+
+    def __init__(self, levels, rank):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(levels, rank))
+
+    def forward(self, value):                                       # (N,) -> (N, rank)
+        return self.table[value.long()]
+
+
+class ConditionEmbedder(nn.Module):
+    """Covariates of a sample, such as age and sex, as one vector, which is zero before training.
+
+    Each becomes `rank` values; their sum is projected to the width, by zeros at first. This
+    bottleneck keeps an XL model's embedder below 2 % of the values that DiffFit trains.
 
     :param levels: of each covariate: 0 for a number, else how many levels a category has
     """
 
-    RANK = 16
-    HIDDEN = 32
-    WAVELENGTHS = (16, 8, 4, 2)     # of the features, in standard deviations of the number
-
-    def __init__(self, levels, width):
+    def __init__(self, levels, width, rank=16):
         super().__init__()
-        numbers = [k for k, count in enumerate(levels) if count == 0]
-        categories = [k for k, count in enumerate(levels) if count > 0]
-        rows = [levels[k] + 1 for k in categories]                  # the last one: missing
-        features = 2 + 2 * len(self.WAVELENGTHS)
-        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), persistent=False)
-        self.register_buffer("categories", torch.tensor(categories, dtype=torch.long),
-                             persistent=False)
-        ends = torch.tensor([0, *rows], dtype=torch.long).cumsum(0)
-        self.register_buffer("first_rows", ends[:-1], persistent=False)
-        self.register_buffer("missing_rows", ends[1:] - 1, persistent=False)
-        # zeros draw nothing: the random weights of the rest are those of a model without covariates
-        self.mlp_in = nn.Parameter(torch.zeros(len(numbers), features, self.HIDDEN))
-        self.mlp_out = nn.Parameter(torch.zeros(len(numbers), self.HIDDEN, self.RANK))
-        self.missing = nn.Parameter(torch.zeros(len(numbers), self.RANK))
-        self.table = nn.Parameter(torch.zeros(sum(rows), self.RANK))
-        self.projection = nn.Parameter(torch.zeros(self.RANK, width))
+        self.parts = nn.ModuleList([CategoryEmbedder(count, rank) if count else NumberEmbedder(rank)
+                                    for count in levels])
+        self.missing = nn.Parameter(torch.zeros(len(levels), rank))
+        self.projection = nn.Parameter(torch.zeros(rank, width))
 
     def initialize_weights(self, seed=0):
-        """Random features and rows; zero for what is missing, and for the projection."""
+        """Random MLPs and tables, drawn apart from the random numbers of the other weights."""
         g = torch.Generator().manual_seed(seed)
-        for weights in (self.mlp_in, self.mlp_out):
-            nn.init.normal_(weights, std=weights.shape[1] ** -0.5, generator=g)
-        nn.init.normal_(self.table, generator=g)
-        with torch.no_grad():
-            self.table[self.missing_rows] = 0
+        for name, p in self.parts.named_parameters():
+            nn.init.normal_(p, std=1 if name.endswith("table") else len(p) ** -0.5, generator=g)
         return self
 
-    def forward(self, values):                                      # (N, K) -> (N, width)
+    def forward(self, values, is_null):
         """
-        :param values: (N, K) standardized numbers, indices of levels; NaN where missing
+        :param values: (N, K) standardized numbers, indices of levels; NaN where missing; None: all
+        :param is_null: (N,) bool, samples for which all are missing
+        :return: (N, width)
         """
-        is_missing = values.isnan()
-        values = values.nan_to_num()
-        numbers = self._embed_numbers(values[:, self.numbers])      # (N, numbers, RANK)
-        numbers = torch.where(is_missing[:, self.numbers, None], self.missing, numbers)
-        rows = torch.where(is_missing[:, self.categories], self.missing_rows,
-                           self.first_rows + values[:, self.categories].long())
-        return (numbers.sum(1) + self.table[rows].sum(1)) @ self.projection
-
-    def _embed_numbers(self, z):                                    # (N, numbers)
-        wavelengths = torch.tensor(self.WAVELENGTHS, device=z.device)
-        angles = 2 * math.pi * z[..., None] / wavelengths
-        line = torch.stack([torch.ones_like(z), z], dim=-1)
-        features = torch.cat([line, angles.cos(), angles.sin()], dim=-1)
-        hidden = F.silu(torch.einsum("nkf,kfh->nkh", features, self.mlp_in))
-        return torch.einsum("nkh,khr->nkr", hidden, self.mlp_out)
+        if values is None:
+            values = self.missing.new_full((len(is_null), len(self.parts)), math.nan)
+        values = values.masked_fill(is_null[:, None], math.nan)
+        known = values.nan_to_num().unbind(1)
+        parts = torch.stack([part(value) for part, value in zip(self.parts, known)], dim=1)
+        parts = torch.where(values.isnan()[:, :, None], self.missing, parts)
+        return parts.sum(1) @ self.projection
 
 
 def pos_embed(width, grid, base_grid):
@@ -265,14 +267,13 @@ class DiT(nn.Module):
         self.in_channels, self.out_channels = in_channels, 2 * in_channels
         self.patch_size, self.num_classes = patch_size, num_classes
         self.grid = input_size // patch_size
-        self.num_covariates = len(covariates)
         self.grad_checkpoint = 0
 
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
         self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=int(as_diffusers))
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
-        self.condition_embedder = (ConditionEmbedder(covariates, hidden_size) if covariates
-                                   else None)
+        embedder = ConditionEmbedder(covariates, hidden_size) if covariates else None
+        self.condition_embedder = embedder
         table = pos_embed(hidden_size, self.grid, base_grid or self.grid)
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         norm2_eps = 1e-5 if as_diffusers else 1e-6
@@ -341,29 +342,20 @@ class DiT(nn.Module):
     def _is_recomputed(self, i):
         return bool(self.grad_checkpoint) and i % self.grad_checkpoint == 0
 
-    def embed(self, t, y, covariates=None):
-        """What modulates the blocks, (N, width). The null class has no covariates: see `forward`.
-        """
-        c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
-        if self.condition_embedder is None:
-            return c
-        if covariates is None:
-            covariates = c.new_full((len(y), self.num_covariates), math.nan)
-        is_null = (y == self.num_classes)[:, None]
-        return c + self.condition_embedder(covariates.masked_fill(is_null, math.nan))
-
     def forward(self, x, t, y, covariates=None):
         """
         :param x: (N, C, H, W) noised latents
         :param t: (N,) timesteps, 0…999
-        :param y: (N,) class labels; num_classes is the null class, for which covariates are missing
+        :param y: (N,) class labels; num_classes is the null class, which has no covariates
         :param covariates: (N, K), see ConditionEmbedder; None: all are missing
         :return: (N, 2C, H, W): predicted noise, variance fraction in [-1, 1]
         """
         x = self.x_embedder(x) + self.pos_embed                     # (N, T, width)
         if self.kept_tokens is not None:
             x = x.index_select(1, self.kept_tokens)                 # (N, K, width)
-        c = self.embed(t, y, covariates)                            # (N, width)
+        c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
+        if self.condition_embedder is not None:
+            c = c + self.condition_embedder(covariates, y == self.num_classes)
         for i, block in enumerate(self.blocks):
             if self._is_recomputed(i) and torch.is_grad_enabled():
                 x = recompute(block, x, c)

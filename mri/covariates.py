@@ -50,6 +50,10 @@ class Column:
         return common | {"unit": self.unit, "mean": self.mean, "deviation": self.deviation,
                          "lowest": self.lowest, "highest": self.highest}
 
+    def has(self, value):
+        """Whether a value is a number, or one of the levels."""
+        return value in self.levels if self.kind == CATEGORY else _is_number(value)
+
     def describe(self):
         """A phrase for the user: "age 55 to 90 years", "sex F, M"."""
         if self.kind == CATEGORY:

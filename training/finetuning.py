@@ -37,7 +37,7 @@ def describe_methods():
 
 
 def parameter_kind(name):
-    """"class table", "bias", "gamma", "norm", "position table" or "matrix".
+    """"class table", "covariates", "bias", "gamma", "norm", "position table" or "matrix".
 
     :param name: a parameter's name in a DiT, or in one of its blocks
     """
@@ -45,6 +45,8 @@ def parameter_kind(name):
         return "class table"
     if name == "pos_embed":
         return "position table"
+    if name.startswith("condition_embedder."):
+        return "covariates"
     if name.endswith(".bias"):
         return "bias"
     if name.endswith(("gamma1", "gamma2")):

@@ -37,13 +37,15 @@ FREE_FLAGS = (
 # flags that earlier versions lacked, and what their runs did; the EMA's state knows it better
 LATER_FLAGS = {
     "ema_warmup": True, "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0,
-    "augment_rotate": 0.0, "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0}
+    "augment_rotate": 0.0, "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0,
+    "condition_on": [], "condition_dropout": 0.1}
 # what a resumed run must have in common with its state, beyond the flags: metadata key and name
 CONTENT = {
     "header": "the data folder's geometry",
     "vae": "the VAE",
     "begun_from": "the weights of --ckpt",
     "data_key": "the mosaics or their classes",
+    "covariates": "the covariates of the volumes",
 }
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it

@@ -36,6 +36,7 @@ class ModelOptions:
     :param pos_embed: "interpolate" scales positions to the pretraining grid, "extrapolate" does not
     :param base_grid: for random weights: patches along a side that positions are scaled to, or None
     :param seed: of random weights
+    :param covariates: see `models.ConditionEmbedder`
     """
     name: str
     num_classes: int
@@ -45,6 +46,7 @@ class ModelOptions:
     pos_embed: str = "interpolate"
     base_grid: int | None = None
     seed: int = 0
+    covariates: tuple[int, ...] = ()
 
 
 def latent_side(header, entries, vae, *, data_path, model, num_classes, image_size=None):
@@ -86,8 +88,7 @@ def build_model(options, latent_side, channels):
     model = pretrained.assemble(config, tensors, options.weights_path)
     path = pretrained.locate(options.weights_path).resolve()
     base = dict(path=str(path), name=path.name, sha256=pretrained.sha256_of_weights(path))
-    note = pretrained.describe_class_table(weights, config)
-    return StartingPoint(model, config, base, (note,) if note else ())
+    return StartingPoint(model, config, base, pretrained.describe_changes(weights, config))
 
 
 def check_model(options, latent_side, channels):
@@ -101,8 +102,7 @@ def check_model(options, latent_side, channels):
         return ()
     pretrained.check_fit(config, pretrained.fit_base(weights, config), options.weights_path)
     fits = f"--ckpt {options.weights_path}: names and shapes fit (its values were not read)"
-    note = pretrained.describe_class_table(weights, config)
-    return (fits, note) if note else (fits,)
+    return fits, *pretrained.describe_changes(weights, config)
 
 
 def _configure(options, latent_side, channels, headers_only=False):
@@ -111,6 +111,8 @@ def _configure(options, latent_side, channels, headers_only=False):
     grid = latent_side // size["patch_size"]
     config = dict(size, input_size=latent_side, in_channels=channels,
                   num_classes=options.num_classes, gamma_blocks=options.gamma_blocks)
+    if options.covariates:
+        config["covariates"] = list(options.covariates)
     if options.weights_path == "none":
         config.update(base_grid=options.base_grid or grid, numerics="official")
         return config, None
@@ -150,7 +152,7 @@ def describe_vae(name, vae):
                 path=str(folder.resolve()) if folder.is_dir() else None)
 
 
-def describe_run(model, start, method, header, vae, labels, data_key):
+def describe_run(model, start, method, header, vae, labels, data_key, conditions=None):
     """What the checkpoints of a run record, beside the step.
 
     :param model: name of the architecture
@@ -160,8 +162,12 @@ def describe_run(model, start, method, header, vae, labels, data_key):
     :param vae: see `describe_vae`
     :param labels: (N,) int64, classes of the training volumes
     :param data_key: checksum of the latents and labels
+    :param conditions: Conditions; None: the model takes no covariates
     """
+    header = {key: value for key, value in header.items() if key != "covariates"}
+    found = {"covariates": conditions.to_json()} if conditions else {}
     return dict(
+        found,
         model=model, config=start.config, tune=method,
         base=start.base if method != "full" else None, header=header, begun_from=start.base,
         vae=vae, image_size=header["grid"] * header["size"], data_key=data_key,

@@ -140,6 +140,23 @@ def describe_conditions(conditions, dropout):
             f"{total} volumes, without names, for sample.py --conditions cohort")
 
 
+def with_covariates(model, covariates, device):
+    """A model called model(x, t, y) whose samples have these covariates.
+
+    :param model: models.DiT
+    :param covariates: (N, K), see `models.ConditionEmbedder`; None: the model takes none
+    """
+    if covariates is None:
+        return model
+    covariates = covariates.to(device)
+
+    def predict(x, t, y):
+        # guidance computes the batch twice: of its classes, and of the null class, which has none
+        return model(x, t, y, covariates.repeat(len(y) // len(covariates), 1))
+
+    return predict
+
+
 # ------------------------------------------------------------------------------- from a checkpoint
 
 def recorded_conditions(metadata, path):

@@ -33,7 +33,7 @@ MIXED = "mixed"
 TABLE_NAME = "participants.tsv"
 VENTRICLES_MM = (0, -14, 14)  # MNI coordinates of the middle of the lateral ventricles
 VENTRICLES_REACH_MM = 22      # standard deviation of the Gaussian within which they are magnified
-VENTRICLES_PERCENT = (75, 150)  # range of their linear size; 100: as in the template
+VENTRICLES_PERCENT = (60, 200)  # range of their linear size; 100: as in the template
 TISSUE_DEVIATION = 0.04       # of those intensities between subjects
 MARGIN_MM = 15                # around the brain, so that none leaves the field of view
 VOXEL_SIZE_MM = 3             # of the scans
@@ -50,7 +50,7 @@ MAX_INTENSITY = 1.2           # becomes 255
 
 
 def load_template():
-    """Tissue maps of the template at 1 mm, cropped to the brain.
+    """Tissue maps of the template at 1 mm, cropped to the brain and blurred as by a scanner.
 
     :return: list of CSF, gray and white matter, each (X, Y, Z) in [0, 1]; their affine
     """
@@ -68,7 +68,8 @@ def load_template():
         box.append(slice(inside[0], inside[-1] + 1))
     affine = images[0].affine.copy()  # voxels of 1 mm
     affine[:3, 3] += affine[:3, :3] @ [interval.start - MARGIN_MM for interval in box]
-    return [np.pad(tissue[tuple(box)], MARGIN_MM) for tissue in (csf, gray, white)], affine
+    tissues = [np.pad(tissue[tuple(box)], MARGIN_MM) for tissue in (csf, gray, white)]
+    return [ndimage.gaussian_filter(tissue, POINT_SPREAD_MM) for tissue in tissues], affine
 
 
 def smooth_field(rng, deviation, knots, shape):
@@ -133,8 +134,7 @@ def make_subject(tissues, contrast, rng, ventricles=None):
         position = magnify(position, *ventricles)
     levels = np.array(CONTRASTS[contrast]) + rng.normal(0, TISSUE_DEVIATION, 3)
     mixed = sum(level * tissue for level, tissue in zip(levels, tissues))
-    blurred = ndimage.gaussian_filter(mixed, POINT_SPREAD_MM)
-    volume = ndimage.map_coordinates(blurred, position, order=1)
+    volume = ndimage.map_coordinates(mixed, position, order=1)
     bias = np.exp(smooth_field(rng, BIAS_DEVIATION, BIAS_KNOTS, out_shape))
     noise = rng.normal(0, NOISE_DEVIATION, volume.shape)
     volume = np.where(volume > MIN_INTENSITY, volume * bias + noise, 0)

@@ -78,6 +78,72 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
+class NumberEmbedder(nn.Module):
+    """Fourier features of a standardized number, then an MLP: (N,) -> (N, rank)."""
+
+    def __init__(self, rank, waves=4, longest=16, hidden=32):
+        super().__init__()
+        self.waves, self.longest = waves, longest                   # standard deviations
+        self.mlp_in = nn.Parameter(torch.zeros(2 + 2 * waves, hidden))
+        self.mlp_out = nn.Parameter(torch.zeros(hidden, rank))
+
+    def forward(self, value):                                       # (N,) -> (N, rank)
+        z = value[:, None]
+        octaves = 2 ** torch.arange(self.waves, device=z.device)
+        angles = 2 * math.pi / self.longest * octaves * z           # (N, waves)
+        features = torch.cat([torch.ones_like(z), z, angles.cos(), angles.sin()], dim=1)
+        return F.silu(features @ self.mlp_in) @ self.mlp_out
+
+
+class CategoryEmbedder(nn.Module):
+    """A table of the levels of a category: (N,) -> (N, rank)."""
+
+    def __init__(self, levels, rank):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(levels, rank))
+
+    def forward(self, value):                                       # (N,) -> (N, rank)
+        return self.table[value.long()]
+
+
+class ConditionEmbedder(nn.Module):
+    """Covariates of a sample, such as age and sex, as one vector, which is zero before training.
+
+    Each becomes `rank` values; their sum is projected to the width, by zeros at first. This
+    bottleneck keeps an XL model's embedder below 2 % of the values that DiffFit trains.
+
+    :param levels: of each covariate: 0 for a number, else how many levels a category has
+    """
+
+    def __init__(self, levels, width, rank=16):
+        super().__init__()
+        self.parts = nn.ModuleList([CategoryEmbedder(count, rank) if count else NumberEmbedder(rank)
+                                    for count in levels])
+        self.missing = nn.Parameter(torch.zeros(len(levels), rank))
+        self.projection = nn.Parameter(torch.zeros(rank, width))
+
+    def initialize_weights(self, seed=0):
+        """Random MLPs and tables, drawn apart from the random numbers of the other weights."""
+        g = torch.Generator().manual_seed(seed)
+        for name, p in self.parts.named_parameters():
+            nn.init.normal_(p, std=1 if name.endswith("table") else len(p) ** -0.5, generator=g)
+        return self
+
+    def forward(self, values, is_null):
+        """
+        :param values: (N, K) standardized numbers, indices of levels; NaN where missing; None: all
+        :param is_null: (N,) bool, samples for which all are missing
+        :return: (N, width)
+        """
+        if values is None:
+            values = self.missing.new_full((len(is_null), len(self.parts)), math.nan)
+        values = values.masked_fill(is_null[:, None], math.nan)
+        known = values.nan_to_num().unbind(1)
+        parts = torch.stack([part(value) for part, value in zip(self.parts, known)], dim=1)
+        parts = torch.where(values.isnan()[:, :, None], self.missing, parts)
+        return parts.sum(1) @ self.projection
+
+
 def pos_embed(width, grid, base_grid):
     """DiT's fixed 2D sin-cos table at positions arange(grid) * base_grid / grid.
 
@@ -201,12 +267,13 @@ class DiT(nn.Module):
     :param numerics: "official", or "diffusers" for weights whose outputs must equal those of
         diffusers' DiTTransformer2DModel, which spaces its time frequencies and sets the epsilon of
         one layer norm differently
+    :param covariates: see ConditionEmbedder; of none, there is no such embedder
     :raises ValueError: input_size or gamma_blocks do not fit
     """
 
     def __init__(self, input_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28,
                  num_heads=16, mlp_ratio=4.0, num_classes=1000, base_grid=None, gamma_blocks=0,
-                 numerics="official"):
+                 numerics="official", covariates=()):
         super().__init__()
         if input_size % patch_size:
             raise ValueError(
@@ -222,6 +289,8 @@ class DiT(nn.Module):
         self.x_embedder = PatchEmbed(input_size, patch_size, in_channels, hidden_size, bias=True)
         self.t_embedder = TimestepEmbedder(hidden_size, freq_shift=int(as_diffusers))
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
+        embedder = ConditionEmbedder(covariates, hidden_size) if covariates else None
+        self.condition_embedder = embedder
         table = pos_embed(hidden_size, self.grid, base_grid or self.grid)
         self.pos_embed = nn.Parameter(table[None], requires_grad=False)
         norm2_eps = 1e-5 if as_diffusers else 1e-6
@@ -249,6 +318,8 @@ class DiT(nn.Module):
         for layer in zeros:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        if self.condition_embedder is not None:
+            self.condition_embedder.initialize_weights()
         return self
 
     def keep_tokens(self, kept):
@@ -288,17 +359,20 @@ class DiT(nn.Module):
     def _is_recomputed(self, i):
         return bool(self.grad_checkpoint) and i % self.grad_checkpoint == 0
 
-    def forward(self, x, t, y):
+    def forward(self, x, t, y, covariates=None):
         """
         :param x: (N, C, H, W) noised latents
         :param t: (N,) timesteps, 0…999
-        :param y: (N,) class labels; num_classes is the null class
+        :param y: (N,) class labels; num_classes is the null class, which has no covariates
+        :param covariates: (N, K), see ConditionEmbedder; None: all are missing
         :return: (N, 2C, H, W): predicted noise, variance fraction in [-1, 1]
         """
         x = self.x_embedder(x) + self.pos_embed                     # (N, T, width)
         if self.kept_tokens is not None:
             x = x.index_select(1, self.kept_tokens)                 # (N, K, width)
         c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
+        if self.condition_embedder is not None:
+            c = c + self.condition_embedder(covariates, y == self.num_classes)
         for i, block in enumerate(self.blocks):
             if self._is_recomputed(i) and torch.is_grad_enabled():
                 x = recompute(block, x, c)

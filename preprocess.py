@@ -56,6 +56,9 @@ def parse_args():
                    "column class of a list given as --input, or else one class")
     g.add_argument("--label-column", metavar="NAME",
                    help="column of --labels that holds the class")
+    g.add_argument("--covariates", nargs="+", default=[], metavar="NAME[:UNIT]",
+                   help="columns of --labels for train.py --condition-on: numbers (age:years), or "
+                   "categories, also of codes (sex:category); by default none")
     g.add_argument("--split", default="63:32", metavar="TRAIN:TEST",
                    help="approximate proportion of subjects for training and for testing; each "
                    "subject's side depends on --seed and its name alone")
@@ -183,8 +186,8 @@ def check_args(args):
     lo, hi = args.window
     if not 0 <= lo < hi <= 100:
         raise UserError(f"--window {lo:g} {hi:g}: two percentiles, 0 <= LO < HI <= 100")
-    if bool(args.labels) != bool(args.label_column):
-        raise UserError("--labels and --label-column go together; give both, or neither")
+    if bool(args.labels) != bool(args.label_column or args.covariates):
+        raise UserError("--labels goes together with --label-column or --covariates")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
     if args.orientation and not geometry.is_orientation(args.orientation):
@@ -231,7 +234,7 @@ def find_cohort(args, series):
         subject_pattern=args.subject_pattern, id_pattern=args.id_pattern, mask=args.mask,
         skull_strip=args.skull_strip, dicom=series, affine=args.affine,
         orientation=args.orientation, label_table=args.labels, label_column=args.label_column,
-        split_from=args.split_from)
+        covariate_names=args.covariates, split_from=args.split_from)
     report(found.notes, found.warnings)
     return found
 
@@ -278,7 +281,7 @@ def convert(args, found, choice, settings, existing):
             raise UserError(f"--input {args.input}: none of {found.count} scans could be used; "
                             "each is named above")
         written = data_folder.write(folder, settings, sorted_out, found.labels, choice,
-                                    existing)
+                                    existing, found.covariates)
     if jobs:
         jobs.remove_parts()
     return written

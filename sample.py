@@ -26,8 +26,12 @@ from diffusion import vae as vae_module
 from diffusion.foreground import Foreground
 from mri import manifest, samples_folder
 from mri.sample_writer import SampleWriter, nifti_path
+from reporting.sweep_figure import draw_sweep
 from training import acceleration, checkpoint, checkpoint_choice, pretrained, refiner_record
 from training.class_choice import COHORT, ClassChoice, choose_class
+from training.condition_choice import DEFAULT_COUNT, ConditionChoice, choose_condition
+from training.conditions import recorded_conditions, with_covariates
+from training.flags import add_condition_flags
 from utils import distributed, flags
 from utils.escaping import printable
 from utils.flags import make_parser, shard, whole_number
@@ -37,7 +41,8 @@ from utils.seeding import seeded_generator
 
 # flags that decide what a sample looks like, recorded in samples.json beside those of the Plan
 RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "weights", "vae_precision")
-RECIPE_DEFAULTS = {"vae_precision": "fp32"}  # what earlier versions did not record
+# what earlier versions did not record
+RECIPE_DEFAULTS = {"vae_precision": "fp32", "conditions": None}
 
 
 @dataclass(frozen=True)
@@ -48,8 +53,14 @@ class Plan:
     num_steps: int          # sampling steps
     precision: str          # compute dtype of the transformer
     classes: ClassChoice
+    conditions: ConditionChoice
+    num_samples: int
     description: str        # for the NIfTI headers
     foreground: Foreground | None   # tokens that the model computes; None: all
+
+    def condition_of(self, seed, i):
+        """The covariates that sample i is asked to have, {name: value}."""
+        return self.conditions.of_sample(seed, i, self.classes.of_sample(seed, i))
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -59,9 +70,10 @@ def parse_args():
     p = make_parser(__doc__)
     add_model_and_output_flags(p)
     add_sampling_flags(p)
+    add_condition_flags(p.add_argument_group("covariates"))
     add_speed_flags(p)
     args = p.parse_args()
-    if min(args.num_samples, args.batch_size) < 1:
+    if min(1 if args.num_samples is None else args.num_samples, args.batch_size) < 1:
         raise UserError("--num-samples and --batch-size must be at least 1")
     sampler, steps = samplers.SAMPLERS[args.sampler], args.num_sampling_steps
     if steps is not None and not sampler.min_steps <= steps <= sampler.max_steps:
@@ -90,7 +102,9 @@ def add_model_and_output_flags(p):
     g = p.add_argument_group("output")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
                    help="samples folder, which gets mosaics/, nifti/ and samples.json")
-    g.add_argument("--num-samples", type=int, default=32, help="number of volumes")
+    g.add_argument("--num-samples", type=int, metavar="N",
+                   help=f"number of volumes; default: {DEFAULT_COUNT}, or one per row of "
+                   "--conditions TABLE, or per value of --sweep")
 
 
 def add_sampling_flags(p):
@@ -127,10 +141,10 @@ def add_speed_flags(p):
 
 # --------------------------------------------------------------------------------- samples folder
 
-def missing_batches(args):
+def missing_batches(args, num_samples):
     """The batches of this shard and process in which a sample is missing, as ranges of samples."""
-    batches = [range(i, min(i + args.batch_size, args.num_samples))
-               for i in range(0, args.num_samples, args.batch_size)]
+    batches = [range(i, min(i + args.batch_size, num_samples))
+               for i in range(0, num_samples, args.batch_size)]
     part, parts = args.shard or (1, 1)
     mine = batches[part - 1::parts][distributed.rank()::distributed.world_size()]
     return [batch for batch in mine
@@ -153,12 +167,16 @@ def make_plan(args, ckpt, metadata, sha256, refiner, device):
         raise UserError(f"{ckpt}: its model makes mosaics of {metadata['image_size']} pixels, its "
                         f"header describes {pixels}; use another checkpoint")
     steps = args.num_sampling_steps
+    classes = choose_class(args.class_label, metadata, header["classes"], ckpt,
+                           config["num_classes"])
+    choice = choose_condition(
+        recorded_conditions(metadata, ckpt), classes.indices(), condition=args.condition,
+        table=args.conditions, sweep=args.sweep, checkpoint=ckpt)
     return Plan(
         header=header, config=config,
         num_steps=samplers.SAMPLERS[args.sampler].default_steps if steps is None else steps,
         precision=resolve_precision(args.precision, device),
-        classes=choose_class(args.class_label, metadata, header["classes"], ckpt,
-                             config["num_classes"]),
+        classes=classes, conditions=choice, num_samples=choice.count(args.num_samples),
         description=checkpoint_choice.nifti_description(
             metadata, sha256, refiner and refiner.sha256),
         foreground=pretrained.read_foreground(ckpt, config))
@@ -169,12 +187,13 @@ def sample_batch(args, model, plan, batch, device):
     config = plan.config
     shape = (config["in_channels"], config["input_size"], config["input_size"])
     y = torch.tensor([plan.classes.of_sample(args.seed, i) for i in batch])
-    generators = [seeded_generator(args.seed, i) for i in batch]
+    generators = [seeded_generator(args.seed, plan.conditions.noise_index(i)) for i in batch]
+    asked = plan.conditions.encode([plan.condition_of(args.seed, i) for i in batch])
     bar = tqdm(total=plan.num_steps, desc="steps", leave=False, disable=not sys.stderr.isatty())
     with bar, autocast(device, plan.precision):
         latents = samplers.sample(
-            model, shape, y, config["num_classes"], generators, args.sampler,
-            plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
+            with_covariates(model, asked, device), shape, y, config["num_classes"], generators,
+            args.sampler, plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
     if plan.foreground:
         latents = plan.foreground.fill(latents, model.kept_latents)
     if not latents.isfinite().all():
@@ -186,7 +205,8 @@ def sample_batch(args, model, plan, batch, device):
 def write_batches(args, model, plan, vae, refiner, batches, device):
     """Samples the batches and writes what is missing. Returns the number of samples written."""
     written = 0
-    with SampleWriter(args.output, plan.header, plan.description, args.batch_size) as writer:
+    describe = describe_samples(args, plan)
+    with SampleWriter(args.output, plan.header, describe, args.batch_size) as writer:
         for batch in progress(batches, f"batches of {args.batch_size}"):
             # as a whole, even if one sample is missing: the bits of a sample depend on its batch
             for i, latent in zip(batch, sample_batch(args, model, plan, batch, device)):
@@ -195,6 +215,20 @@ def write_batches(args, model, plan, vae, refiner, batches, device):
                     writer.write(i, refiner.refine_mosaic(pixels) if refiner else pixels)
                     written += 1
     return written
+
+
+def describe_samples(args, plan):
+    """Index of a sample -> what its NIfTI header says of it."""
+    return lambda i: plan.conditions.add_to(plan.description, plan.condition_of(args.seed, i))
+
+
+def draw_sweep_if_complete(args, plan):
+    """Draws sweep.png once all samples of a sweep are there, whichever process was the last."""
+    name = plan.conditions.swept
+    if name and all(nifti_path(args.output, i).is_file() for i in range(plan.num_samples)):
+        headings = plan.conditions.headings(plan.num_samples)
+        print(f"{draw_sweep(args.output, plan.header, name, headings)}: {len(headings)} samples of "
+              "one noise")
 
 
 def worker_name(args):
@@ -210,9 +244,10 @@ def announce(who, chosen, metadata, plan, weights):
     run, classes = checkpoint_choice.run_of(chosen.path), plan.header["classes"]
     run = printable(run or "not recorded")
     print(f"{who}{printable(chosen.path)}: run {run}, step {metadata['step']}, "
-          f"{plan.classes.describe(classes)}", flush=True)
+          + ", ".join(filter(None, (plan.classes.describe(classes), plan.conditions.describe()))),
+          flush=True)
     average = checkpoint_choice.warn_of_average(metadata, weights)
-    for note in filter(None, (*chosen.notes, average)):
+    for note in filter(None, (*chosen.notes, average, *plan.conditions.warnings)):
         print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
 
 
@@ -239,27 +274,32 @@ def main():
     recipe = dict(ckpt_sha256=sha256, vae_sha256=vae_module.fingerprint(vae),
                   num_sampling_steps=plan.num_steps, class_label=plan.classes.label,
                   precision=plan.precision, refiner_sha256=refiner and refiner.sha256,
+                  conditions=plan.conditions.recipe(),
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
     for note in refiner_notes(refiner, ckpt, recipe):
         print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
-    samples_folder.planned_count(args.output, args.num_samples, recipe, RECIPE_DEFAULTS)
-    batches = missing_batches(args)
+    samples_folder.planned_count(args.output, plan.num_samples, recipe, RECIPE_DEFAULTS)
+    batches = missing_batches(args, plan.num_samples)
     if not batches:
         part = "its part of" if who else "all of"
-        print(f"{who}{args.output} already has {part} the {args.num_samples} samples")
+        print(f"{who}{args.output} already has {part} the {plan.num_samples} samples")
+        draw_sweep_if_complete(args, plan)
         return
     model, _ = pretrained.restore_model(ckpt, args.weights, args.base)
     compile_message = acceleration.prepare_for_sampling(model, device, plan.precision, args.compile)
     if compile_message:
         print(f"{who}{compile_message}", file=sys.stderr, flush=True)
     samples_folder.begin(
-        args.output, args.num_samples, recipe, defaults=RECIPE_DEFAULTS, header=plan.header,
+        args.output, plan.num_samples, recipe, defaults=RECIPE_DEFAULTS, header=plan.header,
         class_of=lambda i: plan.classes.of_sample(args.seed, i),
+        condition_of=plan.conditions.names and (lambda i: plan.condition_of(args.seed, i)),
+        condition_names=plan.conditions.names,
         made_by={"provenance": checkpoint_choice.provenance(ckpt, metadata, args.refiner),
                  "description": plan.description})
     written = write_batches(args, model, plan, vae, refiner, batches, device)
     print(f"{who}{args.output}: {written} mosaics and NIfTI volumes, step {metadata['step']}, "
           f"{args.sampler} {plan.num_steps} steps")
+    draw_sweep_if_complete(args, plan)
 
 
 if __name__ == "__main__":

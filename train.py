@@ -35,6 +35,7 @@ from training import (
     setup,
     step,
 )
+from training.conditions import choose_conditions, describe_conditions, encode_entries
 from training.flags import add_lora_flags
 from training.latent_cache import Variants
 from training.loss_scaling import LossScaler
@@ -102,6 +103,9 @@ def add_data_and_model_flags(p):
                    help="tokens that are computed, in training and in sampling. foreground: those "
                    "that a training volume touches, while the background is filled with its mean "
                    "latents; all: as in the paper")
+    g.add_argument("--condition-on", nargs="+", default=[], metavar="NAME",
+                   help="covariates of the data folder that the model is conditioned on, such as "
+                   "age sex; see preprocess.py --covariates; by default none")
     g.add_argument("--token-margin", type=whole_number, default=0, metavar="N",
                    help="tokens that --tokens foreground adds around those that are touched")
     g = p.add_argument_group("trainable parameters")
@@ -121,6 +125,9 @@ def add_optimization_flags(p):
     g.add_argument("--weight-decay", type=float, default=0.0, help="weight decay of AdamW")
     g.add_argument("--label-dropout", type=float, default=0.1,
                    help="probability of training a volume without its class, for guidance")
+    g.add_argument("--condition-dropout", type=float, default=0.1,
+                   help="probability of training a volume without one of its covariates, of each "
+                   "on its own, so that any subset of them can be asked for")
     g.add_argument("--max-steps", type=int, default=66000, help="number of optimizer steps")
     g.add_argument("--epochs", type=positive,
                    help="passes over the data, instead of --max-steps; default: --max-steps")
@@ -191,6 +198,8 @@ def check_flags(args):
         times = f" times the {processes} processes" if processes > 1 else ""
         raise UserError(f"--accum {args.accum}:{times} must divide --global-batch-size "
                         f"{args.global_batch_size}")
+    if not 0 <= args.condition_dropout <= 1:
+        raise UserError(f"--condition-dropout {args.condition_dropout}: must be in [0, 1]")
     if not (0 <= args.ema_decay < 1 and 0 <= args.label_dropout <= 1
             and 0 <= args.weight_decay < math.inf):
         raise UserError("--ema-decay must be in [0, 1), --label-dropout in [0, 1], "
@@ -248,22 +257,30 @@ def loop_options(args, max_steps, precision, device):
         sample_every=args.sample_every, vae=args.vae, seed=args.global_seed)
 
 
+def batch_options(args):
+    """The options of step.Batches that are flags."""
+    return dict(seed=args.global_seed, global_batch_size=args.global_batch_size,
+                label_dropout=args.label_dropout, prefetch=args.prefetch, variants=args.augment,
+                condition_dropout=args.condition_dropout)
+
+
 def augmentation_of(args):
     return Augmentation(flip=args.augment_flip, rotate=args.augment_rotate,
                         scale=args.augment_scale, shift=args.augment_shift,
                         gamma=args.augment_gamma)
 
 
-def model_options(args):
+def model_options(args, conditions):
     return setup.ModelOptions(
         name=args.model, num_classes=args.num_classes, gamma_blocks=args.gamma_blocks,
         weights_path=args.ckpt, base_path=args.base, pos_embed=args.pos_embed,
-        base_grid=args.base_grid, seed=args.global_seed, method=args.tune)
+        base_grid=args.base_grid, seed=args.global_seed, method=args.tune,
+        covariates=conditions.levels if conditions else ())
 
 
-def build(args, side, channels, foreground, precision, device):
+def build(args, side, channels, conditions, foreground, precision, device):
     """The model on its device, ready to train; its trainable parameters; a message, or None."""
-    start = setup.build_model(model_options(args), side, channels)
+    start = setup.build_model(model_options(args, conditions), side, channels)
     start.model.keep_tokens(foreground and foreground.kept)
     trained = finetuning.set_trainable(start.model, args.tune, adapters_of(args),
                                        args.global_seed)
@@ -284,13 +301,14 @@ def resolved_flags(args, max_steps, device, precision):
             for name, value in {**vars(args), **resolved}.items()}
 
 
-def print_dry_run(args, side, vae, header, entries, precision, device):
+def print_dry_run(args, side, vae, header, entries, conditions, precision, device):
     """Prints what would train, and checks --ckpt; from process 0."""
     if not distributed.is_main():
         return
     channels = vae.config.latent_channels
     config = dict(models.config_of(args.model), input_size=side, in_channels=channels,
-                  num_classes=args.num_classes, gamma_blocks=args.gamma_blocks)
+                  num_classes=args.num_classes, gamma_blocks=args.gamma_blocks,
+                  covariates=conditions.levels if conditions else ())
     tokens = None
     if args.tokens == "foreground":
         touched = latent_cache.touched_by(args.data_path, header, entries, vae)
@@ -300,7 +318,8 @@ def print_dry_run(args, side, vae, header, entries, precision, device):
                                     args.keep_activations, has_fast_bf16(device))
     dry_run.print_dry_run(args.model, config, args.tune, len(entries), options,
                           vae if args.sample_every else None, tokens, adapters_of(args))
-    for note in setup.check_model(model_options(args), side, channels):
+    for note in (*describe_conditions(conditions, args.condition_dropout),
+                 *setup.check_model(model_options(args, conditions), side, channels)):
         print(note)
 
 
@@ -316,8 +335,9 @@ def main():
     side, channels = setup.latent_side(
         header, entries, vae, data_path=args.data_path, model=args.model,
         num_classes=args.num_classes, image_size=args.image_size), vae.config.latent_channels
+    conditions = choose_conditions(args.condition_on, header, entries, args.data_path)
     if args.dry_run:
-        return print_dry_run(args, side, vae, header, entries, precision, device)
+        return print_dry_run(args, side, vae, header, entries, conditions, precision, device)
     max_steps = args.max_steps
     if args.epochs:
         max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
@@ -333,9 +353,10 @@ def main():
         if args.tokens == "foreground":
             foreground = setup.find_foreground(latents.touched(), mean_moments, vae_config,
                                                args.model, args.token_margin)
-        start, trained, compile_message = build(args, side, channels, foreground, precision, device)
+        start, trained, compile_message = build(args, side, channels, conditions, foreground,
+                                                precision, device)
         metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
-                                      data_key, adapters_of(args))
+                                      data_key, adapters_of(args), conditions)
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
                               ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup, device=device,
                               loss_scaler=LossScaler(device) if precision == "fp16" else None,
@@ -354,11 +375,12 @@ def main():
                 run, start.model, state, name=args.model,
                 method=finetuning.describe(args.tune, adapters_of(args)), volumes=len(entries),
                 precision=precision, device=device,
-                notes=(*start.notes, *opened.notes, compile_message))
+                notes=(*start.notes, *describe_conditions(conditions, args.condition_dropout),
+                       *opened.notes, compile_message))
         batches = step.Batches(
-            latents, labels, vae_config, start.model.num_classes, seed=args.global_seed,
-            global_batch_size=args.global_batch_size, label_dropout=args.label_dropout,
-            last_step=max_steps, device=device, prefetch=args.prefetch, variants=args.augment)
+            latents, labels, vae_config, start.model.num_classes, last_step=max_steps,
+            device=device, covariates=encode_entries(conditions, entries, args.data_path),
+            **batch_options(args))
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         options = loop_options(args, max_steps, precision, device)

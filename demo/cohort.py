@@ -8,6 +8,9 @@ of the time a left-right mirror) and a smooth random displacement (standard devi
 tissue intensities, bias field and noise of its own, on a 3 mm grid. Every other file is stored in
 LAS order, as some scanners do. The anatomy is one template's: enough to try the toolkit, no
 substitute for data.
+
+With --contrast mixed, each subject's contrast and the size of its ventricles are drawn as well, and
+participants.tsv tells both: covariates whose effect on a scan can be measured.
 """
 import sys
 from pathlib import Path
@@ -20,12 +23,17 @@ from scipy import ndimage, signal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.errors import run_script  # noqa: E402
-from utils.files import atomic_folder  # noqa: E402
+from utils.files import atomic_folder, write_text  # noqa: E402
 from utils.flags import make_parser, whole_number  # noqa: E402
 from utils.progress import progress  # noqa: E402
 
 # mean intensity of cerebrospinal fluid, gray and white matter: weak and strong T1 weighting
 CONTRASTS = {"flash": (0.42, 0.70, 0.92), "mprage": (0.10, 0.50, 0.92)}
+MIXED = "mixed"
+TABLE_NAME = "participants.tsv"
+VENTRICLES_MM = (0, -14, 14)  # MNI coordinates of the middle of the lateral ventricles
+VENTRICLES_REACH_MM = 22      # standard deviation of the Gaussian within which they are magnified
+VENTRICLES_PERCENT = (60, 200)  # range of their linear size; 100: as in the template
 TISSUE_DEVIATION = 0.04       # of those intensities between subjects
 MARGIN_MM = 15                # around the brain, so that none leaves the field of view
 VOXEL_SIZE_MM = 3             # of the scans
@@ -42,7 +50,7 @@ MAX_INTENSITY = 1.2           # becomes 255
 
 
 def load_template():
-    """Tissue maps of the template at 1 mm, cropped to the brain.
+    """Tissue maps of the template at 1 mm, cropped to the brain and blurred as by a scanner.
 
     :return: list of CSF, gray and white matter, each (X, Y, Z) in [0, 1]; their affine
     """
@@ -60,7 +68,8 @@ def load_template():
         box.append(slice(inside[0], inside[-1] + 1))
     affine = images[0].affine.copy()  # voxels of 1 mm
     affine[:3, 3] += affine[:3, :3] @ [interval.start - MARGIN_MM for interval in box]
-    return [np.pad(tissue[tuple(box)], MARGIN_MM) for tissue in (csf, gray, white)], affine
+    tissues = [np.pad(tissue[tuple(box)], MARGIN_MM) for tissue in (csf, gray, white)]
+    return [ndimage.gaussian_filter(tissue, POINT_SPREAD_MM) for tissue in tissues], affine
 
 
 def smooth_field(rng, deviation, knots, shape):
@@ -86,11 +95,31 @@ def random_matrix(rng):
     return matrix
 
 
-def make_subject(tissues, contrast, rng):
+def magnify(position, center, size):
+    """Positions in the template from which a part of it appears in another size.
+
+    :param position: (3, X, Y, Z), voxels of 1 mm
+    :param center: of the part, (3,)
+    :param size: linear, 1: as it is; fades out with VENTRICLES_REACH_MM
+    """
+    offset = position - np.reshape(center, (3, 1, 1, 1))
+    weight = np.exp(-np.square(offset).sum(0) / (2 * VENTRICLES_REACH_MM ** 2))
+    return position - (1 - 1 / size) * weight * offset
+
+
+def draw_covariates(seed, index):
+    """Contrast and size of the ventricles, in percent, of a subject of a mixed cohort."""
+    rng = np.random.default_rng([seed, index, 1])   # apart from what `make_subject` draws
+    return list(CONTRASTS)[rng.integers(len(CONTRASTS))], round(rng.uniform(*VENTRICLES_PERCENT), 1)
+
+
+def make_subject(tissues, contrast, rng, ventricles=None):
     """One subject's scan, uint8, with voxels of VOXEL_SIZE_MM.
 
     :param tissues: of `load_template`
     :param contrast: a key of CONTRASTS
+    :param ventricles: their middle in voxels of the template, and their linear size, 1: as it is;
+        None: as it is
     """
     shape = np.array(tissues[0].shape)
     center = (shape - 1) / 2
@@ -101,10 +130,11 @@ def make_subject(tissues, contrast, rng):
     position = np.tensordot(matrix, grid, 1) + center[:, None, None, None]     # in the template
     for k in range(3):
         position[k] += smooth_field(rng, DISPLACEMENT_MM, DISPLACEMENT_KNOTS, out_shape)
+    if ventricles:
+        position = magnify(position, *ventricles)
     levels = np.array(CONTRASTS[contrast]) + rng.normal(0, TISSUE_DEVIATION, 3)
     mixed = sum(level * tissue for level, tissue in zip(levels, tissues))
-    blurred = ndimage.gaussian_filter(mixed, POINT_SPREAD_MM)
-    volume = ndimage.map_coordinates(blurred, position, order=1)
+    volume = ndimage.map_coordinates(mixed, position, order=1)
     bias = np.exp(smooth_field(rng, BIAS_DEVIATION, BIAS_KNOTS, out_shape))
     noise = rng.normal(0, NOISE_DEVIATION, volume.shape)
     volume = np.where(volume > MIN_INTENSITY, volume * bias + noise, 0)
@@ -114,7 +144,12 @@ def make_subject(tissues, contrast, rng):
 
 def write_subject(index, tissues, affine, contrast, seed, folder):
     """Draws subject `index` from (seed, index), and writes its file."""
-    volume = make_subject(tissues, contrast, np.random.default_rng([seed, index]))
+    ventricles = None
+    if contrast == MIXED:
+        contrast, percent = draw_covariates(seed, index)
+        ventricles = np.linalg.solve(affine, [*VENTRICLES_MM, 1])[:3], percent / 100
+    volume = make_subject(tissues, contrast, np.random.default_rng([seed, index]), ventricles)
+    affine = affine @ np.diag([VOXEL_SIZE_MM] * 3 + [1])
     image = nib.Nifti1Image(volume, affine)
     if index % 2:
         image = image.as_reoriented([[0, -1], [1, 1], [2, 1]])
@@ -122,11 +157,21 @@ def write_subject(index, tissues, affine, contrast, seed, folder):
     nib.save(image, folder / f"sub-{index:03d}_acq-{contrast}_T1w.nii.gz")
 
 
+def write_participants(count, seed, folder):
+    """Writes the table of a mixed cohort's covariates."""
+    lines = ["participant_id\tventricles\tcontrast"]
+    for index in range(count):
+        contrast, percent = draw_covariates(seed, index)
+        lines.append(f"sub-{index:03d}\t{percent}\t{contrast}")
+    write_text(folder / TABLE_NAME, "\n".join(lines) + "\n")
+
+
 def main():
     p = make_parser(__doc__)
     g = p.add_argument_group("cohort")
-    g.add_argument("--contrast", choices=CONTRASTS, default="flash",
-                   help="tissue intensities: flash has weak, mprage strong T1 weighting")
+    g.add_argument("--contrast", choices=(*CONTRASTS, MIXED), default="flash",
+                   help="tissue intensities: flash has weak, mprage strong T1 weighting; mixed: "
+                   f"one or the other, and ventricles of another size, as {TABLE_NAME} tells")
     g.add_argument("--n", type=int, default=48, help="number of subjects")
     g.add_argument("--seed", type=whole_number, default=0,
                    help="random seed of the cohort; subject i is drawn from (seed, i)")
@@ -135,7 +180,8 @@ def main():
     args = p.parse_args()
     with atomic_folder(args.output) as folder:
         tissues, affine = load_template()
-        affine = affine @ np.diag([VOXEL_SIZE_MM] * 3 + [1])
+        if args.contrast == MIXED:
+            write_participants(args.n, args.seed, folder)
         jobs = (delayed(write_subject)(i, tissues, affine, args.contrast, args.seed, folder)
                 for i in range(args.n))
         written = Parallel(n_jobs=-1, return_as="generator")(jobs)

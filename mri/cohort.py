@@ -1,7 +1,7 @@
 """The scans that a command names, with their classes and the given sides of their split."""
 from dataclasses import dataclass
 
-from mri import labels, manifest, preparation, scan_formats, scans, split
+from mri import covariates, labels, manifest, preparation, scan_formats, scans, split
 from utils.errors import UserError
 
 
@@ -14,11 +14,12 @@ class Cohort:
     given: split.Split      # sides of the split that are given
     notes: list             # lines for a person
     warnings: list          # lines that a person should not miss
+    covariates: covariates.Covariates | None    # None: the command names none
 
 
 def find_cohort(source, choice, *, subject_pattern=None, id_pattern=None, mask=None,
                 skull_strip=False, dicom=None, affine=None, orientation=None, label_table=None,
-                label_column=None, split_from=None):
+                label_column=None, covariate_names=(), split_from=None):
     """The scans of --input, their classes and given sides; what was found and left out.
 
     :param source: of --input
@@ -29,6 +30,7 @@ def find_cohort(source, choice, *, subject_pattern=None, id_pattern=None, mask=N
     :param dicom: dicom.Converted, what `source` became; None: it holds scans
     :param affine, orientation: what these flags say, for a warning where no scan needs them
     :param label_table, label_column: see `labels.read_labels`
+    :param covariate_names: of --covariates, see `covariates.read_covariates`
     :param split_from: see `split.given_sides`
     :return: Cohort
     :raises UserError: no scans, more than a manifest holds, or labels that do not fit
@@ -60,4 +62,8 @@ def find_cohort(source, choice, *, subject_pattern=None, id_pattern=None, mask=N
     known = labels.read_labels(found.scans, label_table, label_column)
     usable = [scan for scan in found.scans if scan.id not in known.unlabeled]
     given = split.given_sides(usable, split_from) if usable else split.Split({})
-    return Cohort(count, usable, known, given, [*notes, *known.notes], warnings)
+    known_of = None
+    if covariate_names and usable:
+        known_of = covariates.read_covariates(usable, label_table, covariate_names)
+        notes += known_of.notes
+    return Cohort(count, usable, known, given, [*notes, *known.notes], warnings, known_of)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mri import (
     conversion,
+    covariates,
     geometry,
     manifest,
     meshnet,
@@ -95,7 +96,7 @@ def sort_results(cohort, results, unlabeled):
     return SortedResults(prepared, skipped, notes)
 
 
-def write(folder, settings, results, labels, choice, existing=None):
+def write(folder, settings, results, labels, choice, existing=None, known=None):
     """Completes the entries, and writes manifest.json and qc/.
 
     :param settings: conversion.Settings
@@ -103,6 +104,7 @@ def write(folder, settings, results, labels, choice, existing=None):
     :param labels: labels.Labels
     :param choice: SplitChoice
     :param existing: Existing, whose volumes are kept as they are; None: there are none
+    :param known: covariates.Covariates of the cohort; None: none are named
     :return: DataFolder
     :raises UserError: classes or sides that do not go together
     """
@@ -120,6 +122,9 @@ def write(folder, settings, results, labels, choice, existing=None):
                  "side of the split" for same in twins]
     _set_splits(entries, kept, twins, choice, names, notes, warnings)
     header = make_header(settings, entries, names)
+    former = covariates.columns_from_json(existing and existing.header.get("covariates"), folder)
+    columns = covariates.set_rows(entries, former, known, notes, warnings)
+    header["covariates"] = [column.to_json() for column in columns]
     manifest.write_manifest(folder, header, entries)
     folders = [folder, existing.folder] if existing else [folder]
     pictures = [_picture_of(entry["id"], folders) for entry in entries]

@@ -19,11 +19,11 @@ def read_labels(scans, path, column):
     :param scans: list of Scan
     :param path: table with a column participant_id (or id, subject, filename); None: the scans' own
         `label`, from the list that names them
-    :param column: of the class
+    :param column: of the class; None: the table is not about classes
     :return: Labels
     :raises UserError: a column is missing, the table cannot be read or contradicts itself
     """
-    if path:
+    if path and column:
         return _labels_in_table(scans, path, column)
     if not any(scan.label for scan in scans):
         return Labels({scan.id: "all" for scan in scans}, {})

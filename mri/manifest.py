@@ -1,9 +1,11 @@
 """The data folder: what preprocess.py writes and every other command reads.
 
     manifest.json   format, version and the *header* (HEADER_KEYS, and `preparation` where
-                    preprocess.py was asked for any); then `volumes`, an *entry* for each: id,
-                    subject, source, shape, affine, window, class, split, and where they apply
+                    preprocess.py was asked for any, `covariates` where it was given some); then
+                    `volumes`, an *entry* for each: id, subject, source, shape, affine, window,
+                    class, split, and where they apply
 
+                      covariates  {name: value}, see mri/covariates.py
                       volume    which of the source's several volumes, from 0
                       codes     sform and qform codes of the source, where not 1 and 1
                       warnings  lines of text about the source
@@ -34,7 +36,7 @@ import json
 import math
 from pathlib import Path
 
-from mri import geometry, mosaic
+from mri import covariates, geometry, mosaic
 from mri.mosaic_files import MAX_PIXELS
 from mri.scan_volume import MAX_AXIS_VOXELS, MAX_VOXELS
 from utils.errors import UserError
@@ -46,6 +48,7 @@ FILE_NAMES = ("manifest.json", "samples.json")
 HEADER_KEYS = ("size", "layout", "grid", "fit", "window_percentiles", "affine", "source_shape",
                "source_affine", "classes")
 SPLITS = ("train", "val", "test")
+OPTIONAL_HEADER_KEYS = ("preparation", "covariates")
 MAX_VOLUMES = 200_000       # in a manifest
 MAX_CLASSES = 100_000
 MAX_NAME = 1000             # of a class, characters
@@ -82,7 +85,7 @@ def sidecar_path(folder, volume_id):
 
 def write_manifest(folder, header, entries):
     """Writes folder/manifest.json, atomically; the inverse of `read_manifest`."""
-    keys = HEADER_KEYS + (("preparation",) if header.get("preparation") else ())
+    keys = [*HEADER_KEYS, *(key for key in OPTIONAL_HEADER_KEYS if header.get(key))]
     content = {"format": FORMATS[0], "version": FORMAT_VERSION,
                **{key: header[key] for key in keys}, "volumes": entries}
     write_text(Path(folder) / FILE_NAMES[0], json.dumps(content, indent=1) + "\n")
@@ -92,8 +95,8 @@ def read_manifest(path):
     """Reads a manifest.json or samples.json; the inverse of `write_manifest`.
 
     :param path: of the file, or of the folder that holds one
-    :return: header, a dict with HEADER_KEYS, and `preparation` where there is one; list of entries,
-        empty for samples
+    :return: header, a dict with HEADER_KEYS, and OPTIONAL_HEADER_KEYS where there are any; list of
+        entries, empty for samples
     :raises UserError: missing, not JSON, another format or version, too large, or with a value that
         preprocess.py could not have written
     """
@@ -107,6 +110,9 @@ def read_manifest(path):
     header = check_header({key: content.get(key) for key in HEADER_KEYS}, path)
     if isinstance(content.get("preparation"), dict):
         header["preparation"] = content["preparation"]
+    if content.get("covariates"):
+        covariates.columns_from_json(content["covariates"], path)
+        header["covariates"] = content["covariates"]
     entries = content.get("volumes", [])
     if not isinstance(entries, list):
         raise UserError(f"{path}: `volumes` is not a list; preprocess again")
@@ -206,6 +212,7 @@ def _bad_entry_key(entry, class_count):
     }
     optional = {
         "codes": _is_codes,
+        "covariates": covariates.is_row,
         "warnings": lambda lines: all(isinstance(line, str) for line in lines),
         "name": lambda name: isinstance(name, str),
         "n4": lambda value: isinstance(value, bool),

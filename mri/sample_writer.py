@@ -18,13 +18,13 @@ class SampleWriter:
     At most `max_waiting` samples wait. An error in the thread ends the main thread, too.
     """
 
-    def __init__(self, output, header, description, max_waiting):
+    def __init__(self, output, header, describe, max_waiting):
         """
         :param output: samples folder, a Path
         :param header: of its samples.json
-        :param description: for the NIfTI headers
+        :param describe: index of a sample -> text for its NIfTI header
         """
-        self.output, self.header, self.description = output, header, description
+        self.output, self.header, self.describe = output, header, describe
         self.max_waiting = max_waiting
         self._pool = ThreadPoolExecutor(1)
         self._jobs = deque()
@@ -40,7 +40,7 @@ class SampleWriter:
         header = self.header
         volume = mosaic.untile(pixels, header["size"], header["layout"])
         nifti.write_nifti(nifti_path(self.output, i), volume, np.array(header["affine"]),
-                          nifti.SYNTHETIC_CODES, self.description)
+                          nifti.SYNTHETIC_CODES, self.describe(i))
 
     def __enter__(self):
         return self

@@ -1,7 +1,9 @@
 """The samples folder: what sample.py writes, and how several jobs begin it together.
 
     samples.json        format, version and the header of the data folder (mri/manifest.py); how
-                        the samples were made; and `samples`, id, index and class of each
+                        the samples were made; and `samples`, id, index and class of each, and
+                        `condition`, {name: value}, where the model takes covariates
+    conditions.tsv      the same covariates as a table
     mosaics/ID.png      8-bit RGB, lossless
     nifti/ID.nii.gz     written last: if it exists, the sample is complete
 """
@@ -9,11 +11,13 @@ import json
 
 from mri import manifest
 from utils.errors import UserError
+from utils.escaping import cell
 from utils.files import read_json, remove_leftovers, write_text
 from utils.shared_folders import locked
 
 FILE_NAME = "samples.json"
 FORMAT = "mosaicdit-samples"
+TABLE_NAME = "conditions.tsv"
 LOCK_NAME = ".samples.lock"
 
 
@@ -47,7 +51,16 @@ def _is_plausible(content):
             and isinstance(content.get("samples"), list))
 
 
-def begin(output, num_samples, recipe, *, defaults, header, class_of, made_by):
+def _conditions_table(names, samples):
+    """The text of conditions.tsv: what each sample was asked to have."""
+    rows = [["id", *names]]
+    rows += [[sample["id"], *(sample["condition"].get(name, "n/a") for name in names)]
+             for sample in samples]
+    return "".join("\t".join(map(cell, row)) + "\n" for row in rows)
+
+
+def begin(output, num_samples, recipe, *, defaults, header, class_of, made_by, condition_of=None,
+          condition_names=()):
     """Creates the samples folder, or continues it.
 
     Every process and job there writes the same samples.json, one after the other; of jobs with
@@ -56,6 +69,9 @@ def begin(output, num_samples, recipe, *, defaults, header, class_of, made_by):
     :param num_samples, recipe, defaults: see `planned_count`
     :param header: of the data folder
     :param class_of: index of a sample -> index of its class
+    :param condition_of: index of a sample -> its covariates, {name: value}; None or empty: the
+        model takes none
+    :param condition_names: of the columns of conditions.tsv
     :param made_by: {"provenance": …, "description": …} of the samples
     :raises UserError: see `planned_count`
     """
@@ -65,6 +81,9 @@ def begin(output, num_samples, recipe, *, defaults, header, class_of, made_by):
         count = planned_count(output, num_samples, recipe, defaults)
         begun = read_json(path) if path.is_file() else {}
         samples = [{"id": f"{i:06d}", "index": i, "class": class_of(i)} for i in range(count)]
+        if condition_of:
+            samples = [{**sample, "condition": condition_of(sample["index"])} for sample in samples]
+            write_text(output / TABLE_NAME, _conditions_table(condition_names, samples))
         content = {"format": FORMAT, "version": manifest.FORMAT_VERSION,
                    **{key: header[key] for key in manifest.HEADER_KEYS},
                    **{key: begun.get(key, value) for key, value in made_by.items()},

@@ -137,7 +137,7 @@ def test_refusals_leave_nothing_behind(scans, data, tmp_path):
     assert "near it work 28, 32, 36, 40, 44, 48" in refused("--input", scans, "--size", 42)
     assert "0 <= LO < HI <= 100" in refused("--input", scans, "--window", 50, 50)
     assert "TRAIN:TEST" in refused("--input", scans, "--split", "most")
-    assert "go together" in refused("--input", scans, "--label-column", "group")
+    assert "goes together" in refused("--input", scans, "--label-column", "group")
     assert "'sex'" in refused("--input", scans, "--labels", scans / "participants.tsv",
                               "--label-column", "sex")
     (tmp_path / "bad").mkdir()

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from mri.covariates import MAX_COLUMNS, MAX_LEVELS
 from training.weight_files import write_safetensors
 from utils.errors import UserError
 from utils.files import atomic_file
@@ -24,7 +25,7 @@ READABLE_VERSIONS = (1, 2)  # version 1 had no checksum
 METADATA_TYPES = {"config": dict, "header": dict, "vae": dict, "base": (dict, type(None)),
                   "step": int, "image_size": int, "class_counts": list, "average": dict,
                   "loss_scaling": dict, "identity": dict, "lora": dict, "log_sums": list,
-                  "log_count": int, "skipped": int}
+                  "log_count": int, "skipped": int, "covariates": dict}
 MAX_STEP = 10 ** 12
 # the largest model that a checkpoint may ask for
 MAX_CONFIG = {"input_size": 1536, "patch_size": 64, "in_channels": 1024, "hidden_size": 16384,
@@ -127,7 +128,15 @@ def _find_wrong_key(metadata):
     for key, value in metadata.get("config", {}).items():
         if key in MAX_CONFIG and not _is_config_value(key, value):
             return f"config.{key}"
+    levels = metadata.get("config", {}).get("covariates", [])
+    if not _is_list_of_levels(levels):
+        return "config.covariates"
     return None
+
+
+def _is_list_of_levels(values):
+    return (isinstance(values, list) and len(values) <= MAX_COLUMNS
+            and all(type(count) is int and 0 <= count <= MAX_LEVELS for count in values))
 
 
 def _is_config_value(key, value):

@@ -28,11 +28,15 @@ class ClassChoice:
         sequence = np.random.SeedSequence([seed, i], spawn_key=(1,))
         return int(np.searchsorted(shares, np.random.default_rng(sequence).random(), side="right"))
 
+    def indices(self):
+        """The set of classes that may be sampled."""
+        if self.label != COHORT:
+            return {self.label}
+        return {index for index, count in enumerate(self.counts) if count}
+
     def highest(self):
         """The highest index of a class that may be sampled."""
-        if self.label != COHORT:
-            return self.label
-        return max(index for index, count in enumerate(self.counts) if count)
+        return max(self.indices())
 
     def describe(self, names):
         """A phrase for the user.

@@ -58,7 +58,7 @@ def describe(method, adapters=None):
 
 
 def parameter_kind(name):
-    """"class table", "bias", "gamma", "LoRA", "norm", "position table" or "matrix".
+    """"class table", "covariates", "bias", "gamma", "LoRA", "norm", "position table" or "matrix".
 
     :param name: a parameter's name in a DiT, or in one of its blocks
     """
@@ -66,6 +66,8 @@ def parameter_kind(name):
         return "class table"
     if name == "pos_embed":
         return "position table"
+    if name.startswith("condition_embedder."):
+        return "covariates"
     if name.endswith(lora.SUFFIXES):
         return "LoRA"
     if name.endswith(".bias"):

@@ -26,7 +26,7 @@ TARGETS = {  # value of --lora-targets: linear layers within a block
 SUFFIXES = (".lora_A", ".lora_B")
 DEFAULT_RANK = 8
 MAX_RANK = 16384
-RANDOM_STREAM = (2,)    # apart from the draws of training steps, which have the same seed
+PURPOSE = 1  # of the random numbers of new matrices, apart from those of a training step
 PEFT_PREFIX = "base_model.model."
 
 
@@ -125,7 +125,7 @@ def add_adapters(model, options, seed=0):
     for i, name in enumerate(targeted):
         parent, _, child = name.rpartition(".")
         layer = LoraLinear(model.get_submodule(name), options,
-                           seeded_generator(seed, i, RANDOM_STREAM))
+                           seeded_generator(seed, i, PURPOSE))
         setattr(model.get_submodule(parent), child, layer)
 
 

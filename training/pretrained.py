@@ -21,6 +21,7 @@ from utils.files import find_moved, read_json, weights_path
 
 POSITION_TABLE = "pos_embed"
 CLASS_TABLE = "y_embedder.embedding_table.weight"
+CONDITION_EMBEDDER = "condition_embedder."
 MAX_TABLE_BYTES = 2 ** 30       # of a class table; a million classes of 256 values
 
 
@@ -302,6 +303,20 @@ def fit_base(weights, config):
     for i in range(config["gamma_blocks"]):
         for name in (f"blocks.{i}.gamma1", f"blocks.{i}.gamma2"):
             tensors.setdefault(name, torch.ones(config["hidden_size"]))
+    return _with_new_condition_embedder(tensors, config)
+
+
+def _with_new_condition_embedder(tensors, config):
+    """Tensors in which the embedder of covariates is as before training; without covariates none.
+
+    That of a base stands for other covariates, or for the same on another scale.
+    """
+    tensors = {name: value for name, value in tensors.items()
+               if not name.startswith(CONDITION_EMBEDDER)}
+    if config.get("covariates"):
+        embedder = models.ConditionEmbedder(config["covariates"], config["hidden_size"])
+        tensors |= {CONDITION_EMBEDDER + name: value
+                    for name, value in embedder.initialize_weights().state_dict().items()}
     return tensors
 
 
@@ -310,6 +325,15 @@ def _check_table_size(rows, width):
         raise UserError(f"--num-classes {rows - 1}: the class table would take "
                         f"{rows * width * 4 / 1e9:.3g} GB, more than the {MAX_TABLE_BYTES >> 30} "
                         "GiB that are allowed; is it the number of classes?")
+
+
+def describe_changes(weights, config):
+    """What `fit_base` changes in the base weights, lines for the user."""
+    dropped = None
+    if any(name.startswith(CONDITION_EMBEDDER) for name in weights.tensors):
+        dropped = ("--ckpt was trained with covariates: what it learned of them is left out, and "
+                   "those of --condition-on start from nothing")
+    return tuple(filter(None, (describe_class_table(weights, config), dropped)))
 
 
 def describe_class_table(weights, config):

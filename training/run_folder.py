@@ -38,13 +38,15 @@ FREE_FLAGS = (
 LATER_FLAGS = {
     "ema_warmup": True, "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0,
     "augment_rotate": 0.0, "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0,
-    "lora_rank": None, "lora_alpha": None, "lora_targets": None}
+    "lora_rank": None, "lora_alpha": None, "lora_targets": None,
+    "condition_on": [], "condition_dropout": 0.1}
 # what a resumed run must have in common with its state, beyond the flags: metadata key and name
 CONTENT = {
     "header": "the data folder's geometry",
     "vae": "the VAE",
     "begun_from": "the weights of --ckpt",
     "data_key": "the mosaics or their classes",
+    "covariates": "the covariates of the volumes",
 }
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it

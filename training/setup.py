@@ -38,6 +38,7 @@ class ModelOptions:
     :param base_grid: for random weights: patches along a side that positions are scaled to, or None
     :param seed: of random weights
     :param method: name in finetuning.TUNING_METHODS
+    :param covariates: see `models.ConditionEmbedder`
     """
     name: str
     num_classes: int
@@ -48,6 +49,7 @@ class ModelOptions:
     base_grid: int | None = None
     seed: int = 0
     method: str = "difffit"
+    covariates: tuple[int, ...] = ()
 
 
 def latent_side(header, entries, vae, *, data_path, model, num_classes, image_size=None):
@@ -107,14 +109,13 @@ def check_model(options, latent_side, channels):
 
 
 def _notes(options, weights, config):
-    """Lines for the user about the class table."""
-    note = pretrained.describe_class_table(weights, config)
-    if not note:
-        return ()
-    if config["num_classes"] > 1 and not is_trained("class table", options.method):
-        note += (f". --tune {options.method} does not train it: the classes remain the same, and "
-                 "sample.py cannot tell them apart")
-    return (note,)
+    """Lines for the user about what the base weights lack or lose."""
+    notes = pretrained.describe_changes(weights, config)
+    if pretrained.describe_class_table(weights, config) and config["num_classes"] > 1 \
+            and not is_trained("class table", options.method):
+        notes += (f"--tune {options.method} does not train the class table: the classes remain "
+                  "the same, and sample.py cannot tell them apart",)
+    return notes
 
 
 def _check_gammas(options, weights):
@@ -132,6 +133,8 @@ def _configure(options, latent_side, channels, headers_only=False):
     grid = latent_side // size["patch_size"]
     config = dict(size, input_size=latent_side, in_channels=channels,
                   num_classes=options.num_classes, gamma_blocks=options.gamma_blocks)
+    if options.covariates:
+        config["covariates"] = list(options.covariates)
     if options.weights_path == "none":
         config.update(base_grid=options.base_grid or grid, numerics="official")
         return config, None
@@ -172,7 +175,8 @@ def describe_vae(name, vae):
                 path=str(folder.resolve()) if folder.is_dir() else None)
 
 
-def describe_run(model, start, method, header, vae, labels, data_key, adapters=None):
+def describe_run(model, start, method, header, vae, labels, data_key, adapters=None,
+                 conditions=None):
     """What the checkpoints of a run record, beside the step.
 
     :param model: name of the architecture
@@ -183,11 +187,15 @@ def describe_run(model, start, method, header, vae, labels, data_key, adapters=N
     :param labels: (N,) int64, classes of the training volumes
     :param data_key: checksum of the latents and labels
     :param adapters: LoraOptions, or None
+    :param conditions: Conditions; None: the model takes no covariates
     """
-    described = {"lora": adapters.metadata()} if adapters else {}
+    header = {key: value for key, value in header.items() if key != "covariates"}
+    found = {"lora": adapters.metadata()} if adapters else {}
+    if conditions:
+        found["covariates"] = conditions.to_json()
     return dict(
+        found,
         model=model, config=start.config, tune=method,
         base=start.base if method != "full" else None, header=header, begun_from=start.base,
         vae=vae, image_size=header["grid"] * header["size"], data_key=data_key,
-        class_counts=labels.bincount(minlength=len(header["classes"])).tolist(),
-        **described)
+        class_counts=labels.bincount(minlength=len(header["classes"])).tolist())

@@ -9,6 +9,7 @@ on there; the host learns of it when it asks (`training.state.TrainingState.sett
 """
 import math
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from utils import distributed
 from utils.precision import autocast
 from utils.seeding import seeded_generator
 
+COVARIATES = 2  # purpose of a generator of its own: other draws of a step stay what they were
 LR_SCHEDULES = ("constant", "cosine")
 
 
@@ -30,17 +32,22 @@ class Draws(NamedTuple):
     vae_noise: torch.Tensor      # (N, C, h, w), draws the latents from their moments
     drop_label: torch.Tensor     # (N,) bool
     variant: torch.Tensor        # (N,) of the volumes
+    drop_covariate: torch.Tensor    # (N, K) bool
 
 
-def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout, variants=1):
+def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout, variants=1,
+              num_covariates=0, condition_dropout=0.0):
     """Draws a step's global batch from (seed, step) alone.
 
     :param volumes: number of volumes to draw from, with replacement
     :param latent_shape: (C, h, w)
     :param label_dropout: probability of the null class
     :param variants: number of variants of each volume to draw from
+    :param num_covariates: K
+    :param condition_dropout: probability of leaving out a covariate, of each on its own
     """
     g = seeded_generator(seed, step)
+    of_covariates = seeded_generator(seed, step, purpose=COVARIATES)
     # the order of these calls is part of the format: it decides what a resumed run draws
     return Draws(
         index=torch.randint(volumes, (batch_size,), generator=g),
@@ -48,7 +55,9 @@ def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout, vari
         noise=torch.randn(batch_size, *latent_shape, generator=g),
         vae_noise=torch.randn(batch_size, *latent_shape, generator=g),
         drop_label=torch.rand(batch_size, generator=g) < label_dropout,
-        variant=torch.randint(variants, (batch_size,), generator=g))
+        variant=torch.randint(variants, (batch_size,), generator=g),
+        drop_covariate=torch.rand(batch_size, num_covariates,
+                                  generator=of_covariates) < condition_dropout)
 
 
 class Batches:
@@ -66,10 +75,13 @@ class Batches:
     :param device: where batches will go; for a GPU they lie in page-locked memory
     :param prefetch: prepare the next batch in a thread
     :param variants: of each volume in `moments`, one after another
+    :param covariates: (volumes, K), see `models.ConditionEmbedder`; None: there are none
+    :param condition_dropout: see `draw_step`
     """
 
     def __init__(self, moments, labels, vae_config, null_class, *, seed, global_batch_size,
-                 label_dropout, last_step, device, prefetch=True, variants=1):
+                 label_dropout, last_step, device, prefetch=True, variants=1, covariates=None,
+                 condition_dropout=0.0):
         self.moments = moments
         self.labels = labels
         self.vae_config = vae_config
@@ -79,6 +91,8 @@ class Batches:
         self.label_dropout = label_dropout
         self.last_step = last_step
         self.variants = variants
+        self.covariates = torch.zeros(len(labels), 0) if covariates is None else covariates
+        self.condition_dropout = condition_dropout
         self.pin_memory = torch.device(device).type == "cuda"
         self._pool = ThreadPoolExecutor(1) if prefetch else None
         self._next = {}
@@ -87,16 +101,18 @@ class Batches:
         """The draws of a step's global batch."""
         latent_shape = (self.moments.shape[1] // 2, *self.moments.shape[2:])
         return draw_step(self.seed, step, len(self.labels), self.global_batch_size, latent_shape,
-                         self.label_dropout, self.variants)
+                         self.label_dropout, self.variants, self.covariates.shape[1],
+                         self.condition_dropout)
 
     def prepare(self, step):
-        """This process's share of a step's batch: x0, t, y, noise."""
+        """This process's share of a step's batch: x0, t, y, noise, covariates."""
         rank, processes = distributed.rank(), distributed.world_size()
         mine = Draws(*(values.chunk(processes)[rank] for values in self.drawn(step)))
         rows = mine.index * self.variants + mine.variant
         x0 = draw_latents(self.vae_config, self.moments[rows], mine.vae_noise)
         y = torch.where(mine.drop_label, self.null_class, self.labels[mine.index])
-        return x0, mine.t, y, mine.noise
+        covariates = self.covariates[mine.index].masked_fill(mine.drop_covariate, math.nan)
+        return x0, mine.t, y, mine.noise, covariates
 
     def take(self, step):
         """What `prepare` returns, in page-locked memory if it goes to a GPU, so no copy waits."""
@@ -111,7 +127,7 @@ def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, p
                       device="cpu", loss_scaler=None):
     """The gradient of the global batch's mean loss, summed over --accum parts and processes.
 
-    :param batch: this process's share: x0, t, y, noise
+    :param batch: this process's share: x0, t, y, noise, covariates
     :param parameters: list of the trainable parameters, which receive the gradients
     :param accum: parts in which this share is computed, to save memory
     :param loss_scaler: LossScaler of fp16, or None
@@ -121,9 +137,10 @@ def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, p
     """
     sums = torch.zeros(3, device=device)
     for part in zip(*(values.chunk(accum) for values in batch)):
-        x0, t, y, noise = (values.to(device, non_blocking=True) for values in part)
+        x0, t, y, noise, covariates = (values.to(device, non_blocking=True) for values in part)
         with autocast(device, precision):
-            losses = training_losses(model, x0, t, y, noise, model.kept_latents)
+            losses = training_losses(partial(model, covariates=covariates), x0, t, y, noise,
+                                     model.kept_latents)
         loss = losses["loss"].sum() / global_batch_size
         (loss * loss_scaler.scale if loss_scaler else loss).backward()
         sums += torch.stack([losses[key].detach().sum() for key in ("loss", "mse", "vb")])

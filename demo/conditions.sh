@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Covariates on the demo's brains: a cohort whose contrast and size of the ventricles are known, the
+# demo's base model finetuned on it with and without them, samples of both, and what was measured.
+#
+#     bash demo/conditions.sh [FOLDER [STEPS]]        after demo/run.sh FOLDER
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-demo/out}
+steps=${2:-300}
+base=$out/results/000-DiT-T-4/checkpoints/0000700.safetensors
+work=$out/conditions
+if [ ! -e "$base" ]; then
+    echo "$base is missing; run demo/run.sh $out first" >&2
+    exit 2
+fi
+
+step() {
+    printf '\n[%d:%02d] $ %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$*"
+    "$@"
+}
+
+step python demo/cohort.py --contrast mixed --n 128 --seed 2 --output "$work/scans"
+step python preprocess.py --input "$work/scans" --output "$work/data" --size 32 --split 96:32 \
+    --labels "$work/scans/participants.tsv" --covariates ventricles:percent contrast
+
+training=(--data-path "$work/data" --vae "$out/vae" --ckpt "$base" --tune difffit
+          --gamma-blocks 4 --model DiT-T/4 --num-classes 1 --max-steps "$steps"
+          --global-batch-size 16 --lr 1e-2 --lr-schedule cosine --ema-decay 0.98
+          --ckpt-every "$steps")
+step python train.py "${training[@]}" --results-dir "$work/with" --condition-on ventricles contrast
+step python train.py "${training[@]}" --results-dir "$work/without"
+
+sampling=(--num-samples 32 --batch-size 16 --sampler ddpm --num-sampling-steps 50)
+step python sample.py --ckpt "$work/with" "${sampling[@]}" --conditions cohort \
+    --output "$work/samples/asked"
+step python sample.py --ckpt "$work/with" "${sampling[@]}" --conditions cohort --cfg-scale 2 \
+    --output "$work/samples/guided"
+step python sample.py --ckpt "$work/with" "${sampling[@]}" --output "$work/samples/not-asked"
+step python sample.py --ckpt "$work/without" "${sampling[@]}" --output "$work/samples/without"
+step python sample.py --ckpt "$work/with" --sampler dpm++ --sweep ventricles=60:200:7 \
+    --condition contrast=mprage --cfg-scale 2 --output "$work/samples/sweep"
+
+step python demo/conditions.py --data-path "$work/data" --output "$work/conditions.json" \
+    --samples "$work/samples/asked" "$work/samples/guided"
+for name in asked not-asked without; do
+    step python evaluate.py --real "$work/data" --synthetic "$work/samples/$name" \
+        --output "$work/evaluation/$name"
+done

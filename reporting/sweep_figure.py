@@ -1,0 +1,30 @@
+"""The picture of a sweep: samples of one noise while a covariate changes, side by side."""
+from mri import geometry, mosaic, mosaic_files
+from reporting import figures
+
+FILE_NAME = "sweep.png"
+MAX_SHOWN = 12              # samples; of more, evenly spaced ones
+
+
+def draw_sweep(folder, header, name, headings):
+    """Draws folder/sweep.png: the center slices of three views of each sample.
+
+    :param folder: samples folder, which holds all samples
+    :param header: of its samples.json
+    :param name: of the covariate
+    :param headings: its values, as text, one per sample
+    :return: path of the picture
+    """
+    last = len(headings) - 1
+    count = min(len(headings), MAX_SHOWN)
+    shown = [round(k * last / (count - 1)) for k in range(count)]
+    columns = []
+    for i in shown:
+        pixels = mosaic_files.read_mosaic(mosaic_files.mosaic_path(folder, f"{i:06d}"), header)
+        columns.append((figures.short_name(headings[i]),
+                        mosaic.untile(pixels, header["size"], header["layout"])))
+    path = folder / FILE_NAME
+    figures.montage(path, columns, geometry.voxel_sizes(header["affine"]), depths=(0.5,),
+                    title=f"{figures.short_name(name)}: samples of one noise",
+                    affine=header["affine"])
+    return path

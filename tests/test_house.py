@@ -63,6 +63,7 @@ TESTED_ELSEWHERE = {
     "training/acceleration.py": "tests/test_models.py",
     "training/bookkeeping.py": "tests/test_cluster.py",
     "training/dry_run.py": "tests/test_train.py",
+    "training/flags.py": "tests/test_covariates_of_scripts.py",
     "training/loop.py": "tests/test_train.py",
     "training/resume.py": "tests/test_cluster.py",
     "training/run_folder.py": "tests/test_cluster.py",

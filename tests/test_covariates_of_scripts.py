@@ -4,6 +4,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import slurm_cluster
 import torch
 from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
@@ -179,3 +180,17 @@ def test_unknown_names_and_levels_are_refused(run, tmp_path, flags, message):
 def test_a_model_without_covariates_is_asked_for_none(finetuned, tmp_path):
     done, _ = sample(finetuned, tmp_path / "s", "--condition", "age=70", expect=2)
     assert "takes no covariates; train one with train.py --condition-on" in error_line(done)
+
+
+def test_two_processes_do_the_same_training(server, folder, vae_folder, pretrained, run, tmp_path):
+    port = slurm_cluster.free_ports()
+    flags = ("--data-path", folder, "--vae", vae_folder, "--results-dir", tmp_path / "r",
+             *finetune_flags(pretrained), *CONDITION_ON, "--lr", 0.05, "--max-steps", 4)
+    pids = [server.start("train", *flags, output=tmp_path / f"out{rank}", env=dict(
+        RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, MASTER_ADDR="127.0.0.1", MASTER_PORT=port))
+        for rank in range(2)]
+    assert [server.wait(pid) for pid in pids] == [0, 0]
+    ours, theirs = (load_file(r / "checkpoints" / "0000004.safetensors")
+                    for r in (tmp_path / "r" / "000-DiT-T-4", run))
+    assert ours.keys() == theirs.keys()
+    assert max((ours[key] - theirs[key]).abs().max() for key in theirs) <= 1e-4

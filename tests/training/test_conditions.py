@@ -7,7 +7,7 @@ from helpers import randomize, small_dit
 
 import models
 from mri.covariates import CATEGORY, NUMBER, Column
-from training import condition_choice, conditions, finetuning, pretrained
+from training import checkpoint, condition_choice, conditions, finetuning, pretrained
 from training.conditions import CohortRow, Conditions
 from training.step import Batches, draw_step
 from utils.errors import UserError
@@ -259,3 +259,13 @@ def test_cohort_draws_rows_of_the_class_as_often_as_in_training():
 def test_what_the_model_does_not_know_is_refused(given, message):
     with pytest.raises(UserError, match=message):
         choose(**given)
+
+
+@pytest.mark.parametrize("levels", [3, [65], [-1], [True], [0.5], [None], [0] * 33])
+def test_levels_in_a_checkpoint_are_checked_before_a_model_is_built(tmp_path, levels):
+    path = tmp_path / "c.safetensors"
+    checkpoint.save_checkpoint(path, {"config": {"covariates": levels}})
+    with pytest.raises(UserError, match="damaged .config.covariates."):
+        checkpoint.read_metadata(path)
+    checkpoint.save_checkpoint(path, {"config": {"covariates": [0, 64]}})
+    assert checkpoint.read_metadata(path)["config"]["covariates"] == [0, 64]

@@ -51,9 +51,9 @@ def parse_args():
     add_volume_flags(p)
     g = p.add_argument_group("classes and split")
     g.add_argument("--labels", type=Path, metavar="TABLE",
-                   help="table (TSV or CSV) with the class of each participant_id (or id, subject, "
-                   "filename), and of each session_id where it has such a column; by default the "
-                   "column class of a list given as --input, or else one class")
+                   help="table (TSV or CSV) with class or covariates of each participant_id (or "
+                   "id, subject, filename), and session_id where it has such a column; by default "
+                   "the column class of a list given as --input, or else one class")
     g.add_argument("--label-column", metavar="NAME",
                    help="column of --labels that holds the class")
     g.add_argument("--covariates", nargs="+", default=[], metavar="NAME[:UNIT]",

@@ -51,14 +51,13 @@ def parse_args():
     add_volume_flags(p)
     g = p.add_argument_group("classes and split")
     g.add_argument("--labels", type=Path, metavar="TABLE",
-                   help="table (TSV or CSV) with the class of each participant_id (or id, subject, "
-                   "filename), and of each session_id where it has such a column; by default the "
-                   "column class of a list given as --input, or else one class")
+                   help="table (TSV or CSV) with class or covariates of each participant_id (or "
+                   "id, subject, filename), and session_id where it has such a column; by default "
+                   "the column class of a list given as --input, or else one class")
     g.add_argument("--label-column", metavar="NAME",
                    help="column of --labels that holds the class")
     g.add_argument("--covariates", nargs="+", default=[], metavar="NAME[:UNIT]",
-                   help="columns of --labels for train.py --condition-on: numbers (age:years), or "
-                   "categories, also of codes (sex:category); by default none")
+                   help="columns of --labels for train.py --condition-on; by default none")
     g.add_argument("--split", default="63:32", metavar="TRAIN:TEST",
                    help="approximate proportion of subjects for training and for testing; each "
                    "subject's side depends on --seed and its name alone")
@@ -187,7 +186,7 @@ def check_args(args):
     if not 0 <= lo < hi <= 100:
         raise UserError(f"--window {lo:g} {hi:g}: two percentiles, 0 <= LO < HI <= 100")
     if bool(args.labels) != bool(args.label_column or args.covariates):
-        raise UserError("--labels goes together with --label-column or --covariates")
+        raise UserError("--labels goes together with --label-column or --covariates; give both")
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: must be at least 1")
     if args.orientation and not geometry.is_orientation(args.orientation):

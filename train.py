@@ -257,6 +257,13 @@ def loop_options(args, max_steps, precision, device):
         sample_every=args.sample_every, vae=args.vae, seed=args.global_seed)
 
 
+def count_steps(args, volumes):
+    """The number of optimizer steps: --max-steps, or those of --epochs."""
+    if args.epochs:
+        return math.ceil(args.epochs * volumes / args.global_batch_size)
+    return args.max_steps
+
+
 def batch_options(args):
     """The options of step.Batches that are flags."""
     return dict(seed=args.global_seed, global_batch_size=args.global_batch_size,
@@ -338,9 +345,7 @@ def main():
     conditions = choose_conditions(args.condition_on, header, entries, args.data_path)
     if args.dry_run:
         return print_dry_run(args, side, vae, header, entries, conditions, precision, device)
-    max_steps = args.max_steps
-    if args.epochs:
-        max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
+    max_steps = count_steps(args, len(entries))
     with distributed.process_group(device):
         latents = latent_cache.cached_latents(args.data_path, header, entries, vae,
                                               Path(args.vae).name or Path.cwd().name,

@@ -3,10 +3,10 @@
 
     python demo/conditions.py --data-path demo/out/data/mixed --samples demo/out/samples/asked
 
-Contrast and size of the ventricles, the covariates of demo/cohort.py --contrast mixed, are read from
-a volume's intensities: the contrast by the ratio of two percentiles, the size by ridge regression on
-the voxels around the ventricles. Both are fitted to the train split of the data folder, and tried on
-its test split first: what they reach there is the most that samples can reach.
+Contrast and size of the ventricles, the covariates of demo/cohort.py --contrast mixed, are read
+from a volume's intensities: the contrast by the ratio of two percentiles, the size by ridge
+regression on the voxels around the ventricles. Both are fitted to the train split of the data
+folder, and tried on its test split first: samples can hardly be better than real scans.
 """
 import json
 import sys

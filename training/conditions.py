@@ -181,7 +181,7 @@ def recorded_conditions(metadata, path):
         if not 0 < len(rows) <= MAX_ROWS or not all(_is_cohort_row(row, columns) for row in rows):
             raise damaged
         return Conditions(columns, rows, str(recorded["sha256"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, UserError):
         raise damaged from None
 
 

@@ -24,21 +24,26 @@ from diffusion import vae as vae_module
 from diffusion.foreground import foreground_tokens
 from mri import manifest
 from mri.augmentation import Augmentation
+from reporting import loss_curve
 from training import (
     acceleration,
     bookkeeping,
     dry_run,
     finetuning,
+    held_out,
     latent_cache,
     loop,
     setup,
     step,
 )
+from training.flags import add_logging_flags
 from training.latent_cache import Variants
+from training.log_lines import read_entries
 from training.loss_scaling import LossScaler
 from training.resume import open_run
 from training.state import TrainingState
 from training.stopping import StopWatch
+from training.trackers import check_wandb
 from utils import distributed
 from utils.flags import (
     add_augmentation_flags,
@@ -60,7 +65,8 @@ def parse_args():
     add_data_and_model_flags(p)
     add_optimization_flags(p)
     add_memory_flags(p)
-    add_logging_flags(p)
+    add_logging_flags(p.add_argument_group("logging and checkpoints"))
+    add_resuming_flags(p)
     args = p.parse_args()
     check_flags(args)
     return args
@@ -153,22 +159,7 @@ def add_memory_flags(p):
     add_device_flag(g)
 
 
-def add_logging_flags(p):
-    g = p.add_argument_group("logging and checkpoints")
-    g.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR",
-                   help="folder in which each run gets a folder NNN-MODEL")
-    g.add_argument("--log-every", type=int, default=100, metavar="N", help="log every N steps")
-    g.add_argument("--ckpt-every", type=int, default=5000, metavar="N",
-                   help="write a checkpoint and a state to resume from every N steps")
-    g.add_argument("--ckpt-minutes", type=positive, default=30.0, metavar="MIN",
-                   help="also write a state every MIN minutes; the last two are kept")
-    g.add_argument("--keep", type=int, metavar="N",
-                   help="keep only the last N checkpoints, and as many states, at least 2; "
-                   "default: keep all checkpoints")
-    g.add_argument("--keep-every", type=int, metavar="N",
-                   help="with --keep: also keep the checkpoints of every N-th step; default: none")
-    g.add_argument("--sample-every", type=int, default=0, metavar="N",
-                   help="sample a mosaic into the run folder every N steps; 0: never")
+def add_resuming_flags(p):
     g = p.add_argument_group("resuming")
     g.add_argument("--resume", default="auto", metavar="auto|PATH|none",
                    help="auto: resume the newest run of the same flags and data, wherever the data "
@@ -200,6 +191,7 @@ def check_flags(args):
                         "least 1")
     if args.sample_every < 0:
         raise UserError(f"--sample-every {args.sample_every}: must be 0 or more")
+    check_wandb(args.wandb)
     if args.keep is not None and args.keep < 1:
         raise UserError(f"--keep {args.keep}: must be at least 1")
     if args.keep_every is not None and (args.keep_every < 1 or not args.keep):
@@ -258,6 +250,42 @@ def build(args, side, channels, foreground, precision, device):
     return start, trained, message
 
 
+def encode_held_out(args, vae):
+    """The volumes of --val-split, encoded; None without --val-every."""
+    if not args.val_every:
+        return None
+    return held_out.encode_held_out(args.data_path, args.val_split, vae, latent_cache_name(args),
+                                    args.num_classes)
+
+
+def held_out_loss(args, volumes, batches, precision, device):
+    """What --val-every measures: those volumes, and as many that are trained on; or None."""
+    if volumes is None:
+        return None
+    training = held_out.some_training_volumes(batches.moments, batches.labels, batches.variants,
+                                              len(volumes))
+    return held_out.HeldOutLoss(volumes, training, batches.vae_config, split=args.val_split,
+                                every=args.val_every, precision=precision, device=device)
+
+
+def last_step(args, volumes):
+    if args.epochs:
+        return math.ceil(args.epochs * volumes / args.global_batch_size)
+    return args.max_steps
+
+
+def latent_cache_name(args):
+    """The VAE's name, for the files of the latent cache."""
+    return Path(args.vae).name or Path.cwd().name
+
+
+def say_that_it_is_done(run, step):
+    if run:
+        print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
+              "a higher --max-steps to continue this one")
+    return 0
+
+
 def resolved_flags(args, max_steps, device, precision):
     """{name: value} of all flags, as args.json holds them."""
     resolved = {"max_steps": max_steps, "device": device, "precision": precision}
@@ -299,12 +327,11 @@ def main():
         num_classes=args.num_classes, image_size=args.image_size), vae.config.latent_channels
     if args.dry_run:
         return print_dry_run(args, side, vae, header, entries, precision, device)
-    max_steps = args.max_steps
-    if args.epochs:
-        max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
+    max_steps = last_step(args, len(entries))
     with distributed.process_group(device):
+        held_out_volumes = encode_held_out(args, vae)
         latents = latent_cache.cached_latents(args.data_path, header, entries, vae,
-                                              Path(args.vae).name or Path.cwd().name,
+                                              latent_cache_name(args),
                                               Variants(args.augment, augmentation_of(args)))
         vae_config = setup.describe_vae(args.vae, vae)
         del vae
@@ -326,15 +353,12 @@ def main():
                           resume=args.resume, flags=flags)
         run = opened.run
         if state.step >= max_steps:
-            if run:
-                print(f"{run.folder} has its {state.step} steps already; give --resume none for "
-                      "another run, or a higher --max-steps to continue this one")
-            return 0
+            return say_that_it_is_done(run, state.step)
         if run:
             bookkeeping.announce(
                 run, start.model, state, name=args.model, method=args.tune, volumes=len(entries),
                 precision=precision, device=device,
-                notes=(*start.notes, *opened.notes, compile_message))
+                notes=(*start.notes, *opened.notes, compile_message), wandb_project=args.wandb)
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, seed=args.global_seed,
             global_batch_size=args.global_batch_size, label_dropout=args.label_dropout,
@@ -342,8 +366,12 @@ def main():
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         options = loop_options(args, max_steps, precision, device)
-        return loop.train(start.model, state, batches, options, run=run,
-                          entries=entries, metadata=metadata, stop_watch=watch)
+        measured = held_out_loss(args, held_out_volumes, batches, precision, device)
+        exit_code = loop.train(start.model, state, batches, options, run=run, entries=entries,
+                               metadata=metadata, stop_watch=watch, held_out=measured)
+        if run and exit_code == 0:
+            loss_curve.draw_or_warn(run.folder / "loss.png", read_entries(run.log_path))
+        return exit_code
 
 
 if __name__ == "__main__":

@@ -62,6 +62,7 @@ TESTED_ELSEWHERE = {
     "mri/nifti_header.py": "tests/mri/test_nifti.py",
     "training/acceleration.py": "tests/test_models.py",
     "training/bookkeeping.py": "tests/test_cluster.py",
+    "training/flags.py": "tests/test_train.py",
     "training/dry_run.py": "tests/test_train.py",
     "training/loop.py": "tests/test_train.py",
     "training/resume.py": "tests/test_cluster.py",

@@ -36,8 +36,10 @@ from utils.progress import progress
 from utils.seeding import seeded_generator
 
 # flags that decide what a sample looks like, recorded in samples.json beside those of the Plan
-RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "weights", "vae_precision")
-RECIPE_DEFAULTS = {"vae_precision": "fp32"}  # what earlier versions did not record
+RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "cfg_interval", "weights",
+                "vae_precision")
+# what earlier versions did not record
+RECIPE_DEFAULTS = {"vae_precision": "fp32", "cfg_interval": list(samplers.EVERYWHERE)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,19 @@ def parse_args():
                         f"{sampler.min_steps} to {sampler.max_steps}")
     if not math.isfinite(args.cfg_scale):
         raise UserError(f"--cfg-scale {args.cfg_scale}: must be a finite number")
+    check_cfg_interval(args)
     return args
+
+
+def check_cfg_interval(args):
+    low, high = args.cfg_interval
+    everywhere = samplers.EVERYWHERE
+    if not everywhere[0] <= low <= high <= everywhere[1]:
+        raise UserError(f"--cfg-interval {low} {high}: must be two timesteps, the lower first, of "
+                        f"{everywhere[0]} to {everywhere[1]}")
+    if args.cfg_scale == 1 and (low, high) != everywhere:
+        raise UserError(f"--cfg-interval {low} {high}: --cfg-scale 1 guides nowhere; give another "
+                        "scale, or leave --cfg-interval out")
 
 
 def add_model_and_output_flags(p):
@@ -106,6 +120,10 @@ def add_sampling_flags(p):
     g.add_argument("--cfg-channels", type=int, metavar="N",
                    help="number of latent channels that are guided; 3: as in the published DiT "
                    "code; default: all")
+    g.add_argument("--cfg-interval", type=whole_number, nargs=2, metavar=("LO", "HI"),
+                   default=list(samplers.EVERYWHERE),
+                   help="timesteps LO <= t < HI at which guidance acts, of 0 (no noise) to 1000 "
+                   "(noise alone); a step elsewhere takes half the time")
     g.add_argument("--class-label", default="0", metavar=f"INDEX|NAME|{COHORT}",
                    help="class to sample, by its index or name in the manifest; cohort: each "
                    "sample's class is drawn, as frequent as among the training volumes")
@@ -174,7 +192,8 @@ def sample_batch(args, model, plan, batch, device):
     with bar, autocast(device, plan.precision):
         latents = samplers.sample(
             model, shape, y, config["num_classes"], generators, args.sampler,
-            plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
+            plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update,
+            args.cfg_interval)
     if plan.foreground:
         latents = plan.foreground.fill(latents, model.kept_latents)
     if not latents.isfinite().all():
@@ -203,6 +222,15 @@ def worker_name(args):
     if distributed.world_size() > 1:
         name += f"process {distributed.rank()}: "
     return name
+
+
+def guidance_notes(args, num_steps):
+    """A line on the steps that are guided, if not all of them are."""
+    if args.cfg_interval == list(samplers.EVERYWHERE):
+        return []
+    low, high = args.cfg_interval
+    count = samplers.guided_steps(args.sampler, num_steps, args.cfg_interval)
+    return [f"--cfg-interval {low} {high}: {count} of {num_steps} steps are guided"]
 
 
 def announce(who, chosen, metadata, plan, weights):
@@ -240,7 +268,7 @@ def main():
                   num_sampling_steps=plan.num_steps, class_label=plan.classes.label,
                   precision=plan.precision, refiner_sha256=refiner and refiner.sha256,
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
-    for note in refiner_notes(refiner, ckpt, recipe):
+    for note in (*refiner_notes(refiner, ckpt, recipe), *guidance_notes(args, plan.num_steps)):
         print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
     samples_folder.planned_count(args.output, args.num_samples, recipe, RECIPE_DEFAULTS)
     batches = missing_batches(args)

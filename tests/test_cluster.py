@@ -527,7 +527,7 @@ def test_accumulation_and_an_interruption_under_two_processes(server, flags, who
 
 def test_processes_measure_the_same_held_out_loss(server, flags, tmp_path):
     """Of equal weights, after one step: the losses are bitwise the same however they are shared."""
-    measured = (*flags, "--lr", 0, "--max-steps", 2, "--val-every", 1)
+    measured = (*flags, "--lr", 1e-30, "--max-steps", 2, "--val-every", 1)
     for n in (1, 2):
         together(server, n, "train", *measured, "--results-dir", tmp_path / f"{n}",
                  output=tmp_path / f"out{n}-")

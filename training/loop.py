@@ -100,6 +100,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
         if held_out and end:
             bookkeeping.say_best_step(run, held_out)
         bookkeeping.say_how_it_ended(run, state.step, options.max_steps, stop_watch)
+        run.close_trackers()
     # until process 0 has saved: torchrun ends the others as soon as one has ended
     distributed.barrier()
     return 0 if end else EXIT_STOPPED

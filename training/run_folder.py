@@ -362,6 +362,11 @@ class Run:
             tracker.images(step, images)
             tracker.flush()
 
+    def close_trackers(self):
+        """Ends what shows the run, such as a mirror that has not sent everything yet."""
+        for tracker in self._trackers:
+            tracker.close()
+
 
 def _folder_name(model):
     return model.replace("/", "-")

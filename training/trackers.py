@@ -1,6 +1,6 @@
 """Where the numbers and pictures of a run are shown: TensorBoard, and Weights & Biases on request.
 
-Each tracker has `scalars(step, values)`, `images(step, images)` and `flush()`.
+Each tracker has `scalars(step, values)`, `images(step, images)`, `flush()` and `close()`.
 """
 import importlib.util
 import secrets
@@ -40,6 +40,9 @@ class TensorBoard:
     def flush(self):
         self._writer.flush()
 
+    def close(self):
+        self._writer.close()
+
 
 class WeightsAndBiases:
     """A mirror on Weights & Biases. If it fails, training continues without it.
@@ -67,6 +70,11 @@ class WeightsAndBiases:
 
     def flush(self):
         """Nothing to do: W&B sends in a process of its own."""
+
+    def close(self):
+        """Waits until W&B has everything."""
+        if self._run:
+            self._attempt(lambda: self._run.finish())
 
     def _attempt(self, act):
         """What `act` returns; after the first error nothing more is sent."""

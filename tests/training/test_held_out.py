@@ -125,7 +125,8 @@ def test_logs_name_the_best_step(measured, data):
     n = sum(entry["split"] == "test" for entry in manifest.read_manifest(data)[1])
     assert f"{n} volumes of the split 'test' and {n} of the training volumes, 4 timesteps" in text
     kept = measured / "checkpoints" / f"{best['step']:07d}.safetensors"
-    assert f"lowest held-out loss {best['held_out_loss']:.5f} at step {best['step']}: {kept}" in text
+    lowest = f"lowest held-out loss {best['held_out_loss']:.5f} at step {best['step']}"
+    assert f"{lowest}: {kept}" in text
     board = EventAccumulator(str(measured)).Reload()
     assert [(e.step, e.value) for e in board.Scalars("held_out/held_out_loss")] == [
         (e["step"], np.float32(e["held_out_loss"])) for e in entries]

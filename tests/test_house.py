@@ -76,7 +76,7 @@ TESTED_ELSEWHERE = {
 # Flags of other programs that the documents mention.
 FOREIGN_FLAGS = {
     "--account", "--array", "--constraint", "--cpus-per-task", "--gpus-per-node", "--gres", "--mem",
-    "--nodes", "--nproc-per-node", "--partition", "--qos", "--signal", "--time"}
+    "--logdir", "--nodes", "--nproc-per-node", "--partition", "--qos", "--signal", "--time"}
 
 
 # ------------------------------------------------------------------------------ reading the source

@@ -58,9 +58,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     :return: exit code
     """
     parameters = list(state.trained.values())
-    show_bar = run is not None and sys.stderr.isatty()
-    bar = tqdm(total=options.max_steps, initial=state.step, desc="steps", disable=not show_bar,
-               dynamic_ncols=True)
+    bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
     clock, clock_step = time.monotonic(), state.step
     stop = end = False
     if held_out:
@@ -73,7 +71,9 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
         end = state.step == options.max_steps
         stop, overdue = stop_watch.decide()
         checkpoint_due = end or state.step % options.ckpt_every == 0
-        save_due = checkpoint_due or stop or overdue
+        measure_due = held_out is not None and held_out.is_due(state.step, end)
+        # also before the held-out loss, which takes long: a job killed meanwhile loses nothing
+        save_due = checkpoint_due or stop or overdue or measure_due
         log_due = end or state.step % options.log_every == 0
         if log_due or save_due:
             bookkeeping.report_skipped_steps(run, state, batches, entries, lr=options.lr,
@@ -92,8 +92,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
             stop_watch.saved()
         if run and options.sample_every and state.step % options.sample_every == 0:
             sample_preview(model, state, options, run, metadata)
-        # after saving, as it takes long: a run that is stopped measures it when it resumes
-        if held_out and not stop and held_out.is_due(state.step, end):
+        if measure_due and (end or not stop):  # a run that is stopped measures when it resumes
             clock += measure_held_out(model, state, held_out, run)
     bar.close()
     if run:
@@ -104,6 +103,11 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     # until process 0 has saved: torchrun ends the others as soon as one has ended
     distributed.barrier()
     return 0 if end else EXIT_STOPPED
+
+
+def progress_bar(first_step, last_step, is_shown):
+    return tqdm(total=last_step, initial=first_step, desc="steps", disable=not is_shown,
+                dynamic_ncols=True)
 
 
 def take_step(model, state, batches, parameters, options):

@@ -90,7 +90,7 @@ def test_a_failure_at_the_start_does_not_stop_training(fake, tmp_path, capsys):
 
 
 def test_without_the_package(monkeypatch):
-    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     trackers.check_wandb(None)
     with pytest.raises(UserError, match="--wandb brains: wandb is not installed; pip install"):
         trackers.check_wandb("brains")

@@ -28,21 +28,23 @@ from mri import manifest, samples_folder
 from mri.sample_writer import SampleWriter, nifti_path
 from reporting.sweep_figure import draw_sweep
 from training import acceleration, checkpoint, checkpoint_choice, pretrained, refiner_record
-from training.class_choice import COHORT, ClassChoice, choose_class
+from training.class_choice import ClassChoice, choose_class
 from training.condition_choice import DEFAULT_COUNT, ConditionChoice, choose_condition
 from training.conditions import recorded_conditions, with_covariates
-from training.flags import add_condition_flags
+from training.flags import add_condition_flags, add_sampling_flags
 from utils import distributed, flags
 from utils.escaping import printable
-from utils.flags import make_parser, shard, whole_number
+from utils.flags import make_parser, shard
 from utils.precision import autocast, resolve_precision
 from utils.progress import progress
 from utils.seeding import seeded_generator
 
 # flags that decide what a sample looks like, recorded in samples.json beside those of the Plan
-RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "weights", "vae_precision")
+RECIPE_FLAGS = ("seed", "sampler", "cfg_scale", "cfg_channels", "cfg_interval", "weights",
+                "vae_precision")
 # what earlier versions did not record
-RECIPE_DEFAULTS = {"vae_precision": "fp32", "conditions": None}
+RECIPE_DEFAULTS = {"vae_precision": "fp32", "conditions": None,
+                   "cfg_interval": list(samplers.EVERYWHERE)}
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def parse_args():
     """The command line, checked as far as possible without the checkpoint."""
     p = make_parser(__doc__)
     add_model_and_output_flags(p)
-    add_sampling_flags(p)
+    add_sampling_flags(p.add_argument_group("sampling"))
     add_condition_flags(p.add_argument_group("covariates"))
     add_speed_flags(p)
     args = p.parse_args()
@@ -81,7 +83,19 @@ def parse_args():
                         f"{sampler.min_steps} to {sampler.max_steps}")
     if not math.isfinite(args.cfg_scale):
         raise UserError(f"--cfg-scale {args.cfg_scale}: must be a finite number")
+    check_cfg_interval(args)
     return args
+
+
+def check_cfg_interval(args):
+    low, high = args.cfg_interval
+    everywhere = samplers.EVERYWHERE
+    if not everywhere[0] <= low <= high <= everywhere[1]:
+        raise UserError(f"--cfg-interval {low} {high}: must be two timesteps, the lower first, of "
+                        f"{everywhere[0]} to {everywhere[1]}")
+    if args.cfg_scale == 1 and (low, high) != everywhere:
+        raise UserError(f"--cfg-interval {low} {high}: --cfg-scale 1 guides nowhere; give another "
+                        "scale, or leave --cfg-interval out")
 
 
 def add_model_and_output_flags(p):
@@ -105,24 +119,6 @@ def add_model_and_output_flags(p):
     g.add_argument("--num-samples", type=int, metavar="N",
                    help=f"number of volumes; default: {DEFAULT_COUNT}, or one per row of "
                    "--conditions TABLE, or per value of --sweep")
-
-
-def add_sampling_flags(p):
-    g = p.add_argument_group("sampling")
-    g.add_argument("--seed", type=whole_number, default=0,
-                   help="random seed; the same seed gives the same volumes")
-    g.add_argument("--sampler", choices=samplers.SAMPLERS, default="ddpm",
-                   help="sampling method. " + samplers.describe_samplers())
-    g.add_argument("--num-sampling-steps", type=int, metavar="N",
-                   help="denoising steps; default: " + samplers.describe_default_steps())
-    g.add_argument("--cfg-scale", type=float, default=1.0,
-                   help="scale of classifier-free guidance; 1: none, at half the cost")
-    g.add_argument("--cfg-channels", type=int, metavar="N",
-                   help="number of latent channels that are guided; 3: as in the published DiT "
-                   "code; default: all")
-    g.add_argument("--class-label", default="0", metavar=f"INDEX|NAME|{COHORT}",
-                   help="class to sample, by its index or name in the manifest; cohort: each "
-                   "sample's class is drawn, as frequent as among the training volumes")
 
 
 def add_speed_flags(p):
@@ -193,7 +189,8 @@ def sample_batch(args, model, plan, batch, device):
     with bar, autocast(device, plan.precision):
         latents = samplers.sample(
             with_covariates(model, asked, device), shape, y, config["num_classes"], generators,
-            args.sampler, plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update)
+            args.sampler, plan.num_steps, args.cfg_scale, args.cfg_channels, device, bar.update,
+            args.cfg_interval)
     if plan.foreground:
         latents = plan.foreground.fill(latents, model.kept_latents)
     if not latents.isfinite().all():
@@ -239,6 +236,15 @@ def worker_name(args):
     return name
 
 
+def guidance_notes(args, num_steps):
+    """A line on the steps that are guided, if not all of them are."""
+    if args.cfg_interval == list(samplers.EVERYWHERE):
+        return []
+    low, high = args.cfg_interval
+    count = samplers.guided_steps(args.sampler, num_steps, args.cfg_interval)
+    return [f"--cfg-interval {low} {high}: {count} of {num_steps} steps are guided"]
+
+
 def announce(who, chosen, metadata, plan, weights):
     """Prints which checkpoint is sampled, and warnings about it."""
     run, classes = checkpoint_choice.run_of(chosen.path), plan.header["classes"]
@@ -276,7 +282,7 @@ def main():
                   precision=plan.precision, refiner_sha256=refiner and refiner.sha256,
                   conditions=plan.conditions.recipe(),
                   **{name: getattr(args, name) for name in RECIPE_FLAGS})
-    for note in refiner_notes(refiner, ckpt, recipe):
+    for note in (*refiner_notes(refiner, ckpt, recipe), *guidance_notes(args, plan.num_steps)):
         print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
     samples_folder.planned_count(args.output, plan.num_samples, recipe, RECIPE_DEFAULTS)
     batches = missing_batches(args, plan.num_samples)

@@ -12,7 +12,6 @@ end the step, save, and exit with code 75; a second signal exits at once.
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
 # isort: split
-import argparse
 import math
 import time
 from pathlib import Path
@@ -24,11 +23,13 @@ from diffusion import vae as vae_module
 from diffusion.foreground import foreground_tokens
 from mri import manifest
 from mri.augmentation import Augmentation
+from reporting import loss_curve
 from training import (
     acceleration,
     bookkeeping,
     dry_run,
     finetuning,
+    held_out,
     latent_cache,
     loop,
     lora,
@@ -36,18 +37,22 @@ from training import (
     step,
 )
 from training.conditions import choose_conditions, describe_conditions, encode_entries
-from training.flags import add_lora_flags
+from training.flags import (
+    add_logging_flags,
+    add_lora_flags,
+    add_memory_flags,
+    add_optimization_flags,
+)
 from training.latent_cache import Variants
+from training.log_lines import read_entries
 from training.loss_scaling import LossScaler
 from training.resume import open_run
 from training.state import TrainingState
 from training.stopping import StopWatch
+from training.trackers import check_wandb
 from utils import distributed
 from utils.flags import (
     add_augmentation_flags,
-    add_compile_flag,
-    add_device_flag,
-    add_precision_flag,
     make_parser,
     positive,
     whole_number,
@@ -61,9 +66,10 @@ def parse_args():
     """The command line, checked as far as possible without the data."""
     p = make_parser(__doc__)
     add_data_and_model_flags(p)
-    add_optimization_flags(p)
-    add_memory_flags(p)
-    add_logging_flags(p)
+    add_optimization_flags(p.add_argument_group("optimization"))
+    add_memory_flags(p.add_argument_group("speed and memory"))
+    add_logging_flags(p.add_argument_group("logging and checkpoints"))
+    add_resuming_flags(p)
     args = p.parse_args()
     check_flags(args)
     return args
@@ -117,68 +123,7 @@ def add_data_and_model_flags(p):
     add_lora_flags(g)
 
 
-def add_optimization_flags(p):
-    g = p.add_argument_group("optimization")
-    g.add_argument("--lr", type=positive, default=5e-4, help="learning rate of AdamW")
-    g.add_argument("--lr-schedule", choices=step.LR_SCHEDULES, default="constant",
-                   help="learning rate over time; cosine falls to zero at --max-steps")
-    g.add_argument("--weight-decay", type=float, default=0.0, help="weight decay of AdamW")
-    g.add_argument("--label-dropout", type=float, default=0.1,
-                   help="probability of training a volume without its class, for guidance")
-    g.add_argument("--condition-dropout", type=float, default=0.1,
-                   help="probability of training a volume without one of its covariates, of each "
-                   "on its own, so that any subset of them can be asked for")
-    g.add_argument("--max-steps", type=int, default=66000, help="number of optimizer steps")
-    g.add_argument("--epochs", type=positive,
-                   help="passes over the data, instead of --max-steps; default: --max-steps")
-    g.add_argument("--global-batch-size", type=int, default=4,
-                   help="volumes per step, over all processes")
-    g.add_argument("--ema-decay", type=float, default=0.9999,
-                   help="decay per step of the moving average (EMA) of the trainable parameters")
-    g.add_argument("--ema-warmup", action=argparse.BooleanOptionalAction, default=True,
-                   help="limit the decay at step s to (1 + s) / (10 + s), so that early averages "
-                   "are not the base model's weights; default: yes")
-    g.add_argument("--global-seed", type=whole_number, default=0,
-                   help="random seed; the same seed trains the same model")
-    g.add_argument("--skip-nonfinite", action="store_true",
-                   help="skip steps whose loss or gradient is not finite and count them in the "
-                   "log; default: stop")
-
-
-def add_memory_flags(p):
-    g = p.add_argument_group("speed and memory")
-    add_precision_flag(g, "the transformer; trainable parameters stay fp32", default=None)
-    g.add_argument("--accum", type=int, default=1, metavar="N",
-                   help="gradient accumulation: compute the batch in N smaller ones, to save "
-                   "memory")
-    g.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K",
-                   help="recompute every K-th block in the backward pass, to save memory; without "
-                   "a number every block; 0: none")
-    g.add_argument("--keep-activations", action="store_true",
-                   help="keep gates, norms and the attention's output projection for the backward "
-                   "pass: more memory, 2%% faster; default: recompute them")
-    add_compile_flag(g)
-    g.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True,
-                   help="prepare the next batch while one is computed; default: yes")
-    add_device_flag(g)
-
-
-def add_logging_flags(p):
-    g = p.add_argument_group("logging and checkpoints")
-    g.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR",
-                   help="folder in which each run gets a folder NNN-MODEL")
-    g.add_argument("--log-every", type=int, default=100, metavar="N", help="log every N steps")
-    g.add_argument("--ckpt-every", type=int, default=5000, metavar="N",
-                   help="write a checkpoint and a state to resume from every N steps")
-    g.add_argument("--ckpt-minutes", type=positive, default=30.0, metavar="MIN",
-                   help="also write a state every MIN minutes; the last two are kept")
-    g.add_argument("--keep", type=int, metavar="N",
-                   help="keep only the last N checkpoints, and as many states, at least 2; "
-                   "default: keep all checkpoints")
-    g.add_argument("--keep-every", type=int, metavar="N",
-                   help="with --keep: also keep the checkpoints of every N-th step; default: none")
-    g.add_argument("--sample-every", type=int, default=0, metavar="N",
-                   help="sample a mosaic into the run folder every N steps; 0: never")
+def add_resuming_flags(p):
     g = p.add_argument_group("resuming")
     g.add_argument("--resume", default="auto", metavar="auto|PATH|none",
                    help="auto: resume the newest run of the same flags and data, wherever the data "
@@ -212,6 +157,7 @@ def check_flags(args):
                         "least 1")
     if args.sample_every < 0:
         raise UserError(f"--sample-every {args.sample_every}: must be 0 or more")
+    check_wandb(args.wandb)
     if args.keep is not None and args.keep < 1:
         raise UserError(f"--keep {args.keep}: must be at least 1")
     if args.keep_every is not None and (args.keep_every < 1 or not args.keep):
@@ -257,13 +203,6 @@ def loop_options(args, max_steps, precision, device):
         sample_every=args.sample_every, vae=args.vae, seed=args.global_seed)
 
 
-def count_steps(args, volumes):
-    """The number of optimizer steps: --max-steps, or those of --epochs."""
-    if args.epochs:
-        return math.ceil(args.epochs * volumes / args.global_batch_size)
-    return args.max_steps
-
-
 def batch_options(args):
     """The options of step.Batches that are flags."""
     return dict(seed=args.global_seed, global_batch_size=args.global_batch_size,
@@ -296,6 +235,42 @@ def build(args, side, channels, conditions, foreground, precision, device):
     start.model.save_memory(not args.keep_activations, args.grad_checkpoint)
     message = acceleration.compile_blocks(start.model, device, args.compile, precision)
     return start, trained, message
+
+
+def encode_held_out(args, vae, conditions):
+    """The volumes of --val-split, encoded; None without --val-every."""
+    if not args.val_every:
+        return None
+    return held_out.encode_held_out(args.data_path, args.val_split, vae, latent_cache_name(args),
+                                    args.num_classes, conditions)
+
+
+def held_out_loss(args, volumes, batches, precision, device):
+    """What --val-every measures: those volumes, and as many that are trained on; or None."""
+    if volumes is None:
+        return None
+    training = held_out.some_training_volumes(batches.moments, batches.labels, batches.covariates,
+                                              batches.variants, len(volumes))
+    return held_out.HeldOutLoss(volumes, training, batches.vae_config, split=args.val_split,
+                                every=args.val_every, precision=precision, device=device)
+
+
+def last_step(args, volumes):
+    if args.epochs:
+        return math.ceil(args.epochs * volumes / args.global_batch_size)
+    return args.max_steps
+
+
+def latent_cache_name(args):
+    """The VAE's name, for the files of the latent cache."""
+    return Path(args.vae).name or Path.cwd().name
+
+
+def say_that_it_is_done(run, step):
+    if run:
+        print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
+              "a higher --max-steps to continue this one")
+    return 0
 
 
 def resolved_flags(args, max_steps, device, precision):
@@ -345,10 +320,11 @@ def main():
     conditions = choose_conditions(args.condition_on, header, entries, args.data_path)
     if args.dry_run:
         return print_dry_run(args, side, vae, header, entries, conditions, precision, device)
-    max_steps = count_steps(args, len(entries))
+    max_steps = last_step(args, len(entries))
     with distributed.process_group(device):
+        held_out_volumes = encode_held_out(args, vae, conditions)
         latents = latent_cache.cached_latents(args.data_path, header, entries, vae,
-                                              Path(args.vae).name or Path.cwd().name,
+                                              latent_cache_name(args),
                                               Variants(args.augment, augmentation_of(args)))
         vae_config = setup.describe_vae(args.vae, vae)
         del vae
@@ -371,17 +347,14 @@ def main():
                           resume=args.resume, flags=flags)
         run = opened.run
         if state.step >= max_steps:
-            if run:
-                print(f"{run.folder} has its {state.step} steps already; give --resume none for "
-                      "another run, or a higher --max-steps to continue this one")
-            return 0
+            return say_that_it_is_done(run, state.step)
         if run:
             bookkeeping.announce(
                 run, start.model, state, name=args.model,
                 method=finetuning.describe(args.tune, adapters_of(args)), volumes=len(entries),
                 precision=precision, device=device,
                 notes=(*start.notes, *describe_conditions(conditions, args.condition_dropout),
-                       *opened.notes, compile_message))
+                       *opened.notes, compile_message), wandb_project=args.wandb)
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, last_step=max_steps,
             device=device, covariates=encode_entries(conditions, entries, args.data_path),
@@ -389,8 +362,12 @@ def main():
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         options = loop_options(args, max_steps, precision, device)
-        return loop.train(start.model, state, batches, options, run=run,
-                          entries=entries, metadata=metadata, stop_watch=watch)
+        measured = held_out_loss(args, held_out_volumes, batches, precision, device)
+        exit_code = loop.train(start.model, state, batches, options, run=run, entries=entries,
+                               metadata=metadata, stop_watch=watch, held_out=measured)
+        if run and exit_code == 0:
+            loss_curve.draw_or_warn(run.folder / "loss.png", read_entries(run.log_path))
+        return exit_code
 
 
 if __name__ == "__main__":

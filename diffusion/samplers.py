@@ -13,6 +13,8 @@ import torch
 
 from diffusion.gaussian_diffusion import ALPHAS_BAR, BETAS, NUM_TIMESTEPS, add_noise, guided
 
+EVERYWHERE = (0, NUM_TIMESTEPS)     # the timesteps at which guidance acts, unless told otherwise
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -106,9 +108,22 @@ def describe_default_steps():
     return ", ".join(f"{name} {sampler.default_steps}" for name, sampler in SAMPLERS.items())
 
 
+def guided_steps(sampler, num_steps, interval):
+    """How many of a sampler's steps start at a timestep of an interval.
+
+    :param sampler, num_steps, interval: see `sample`
+    """
+    scheduler, full_timesteps, _ = _prepare(sampler, num_steps)
+    return sum(_is_within(full_timesteps[int(step)], interval) for step in scheduler.timesteps)
+
+
+def _is_within(timestep, interval):
+    return interval[0] <= timestep < interval[1]
+
+
 @torch.no_grad()
 def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=None, cfg_scale=1.0,
-           guided_channels=None, device="cpu", callback=None):
+           guided_channels=None, device="cpu", callback=None, cfg_interval=EVERYWHERE):
     """Draws latents from noise.
 
     :param model: called model(x, t, y), returns (N, 2C, H, W)
@@ -121,6 +136,8 @@ def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=No
         the sampler's default_steps
     :param cfg_scale, guided_channels: see `gaussian_diffusion.guided`
     :param callback: called after each step
+    :param cfg_interval: (low, high): guidance acts at timesteps low <= t < high alone, as in
+        Kynkaanniemi et al. 2024; elsewhere there is one forward pass of the batch
     :return: (N, C, H, W) float32, in the DiT's scale
     :raises ValueError: no such sampler
     """
@@ -129,7 +146,7 @@ def sample(model, shape, y, null_class, generators, sampler="ddpm", num_steps=No
     return _denoise(model, x, y.to(device), scheduler, scheduler.timesteps, full_timesteps,
                     learned_variance, generators,
                     dict(null_class=null_class, scale=cfg_scale, guided_channels=guided_channels),
-                    callback)
+                    cfg_interval, callback)
 
 
 @torch.no_grad()
@@ -163,12 +180,16 @@ def _prepare(sampler, num_steps):
 
 
 def _denoise(model, x, y, scheduler, steps, full_timesteps, learned_variance, generators, guidance,
-             callback=None):
+             cfg_interval=EVERYWHERE, callback=None):
     """Takes steps of a scheduler, from noisy latents x on."""
     channels = x.shape[1]
     for step in steps:
-        t = torch.full((len(x),), int(full_timesteps[int(step)]), device=x.device)
-        out = guided(model, x, t, y, **guidance).float()
+        timestep = int(full_timesteps[int(step)])
+        t = torch.full((len(x),), timestep, device=x.device)
+        if _is_within(timestep, cfg_interval):
+            out = guided(model, x, t, y, **guidance).float()
+        else:
+            out = model(x, t, y).float()
         if learned_variance:
             x = scheduler.step(out, step, x, generator=generators).prev_sample
         else:

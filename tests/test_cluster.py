@@ -525,6 +525,17 @@ def test_accumulation_and_an_interruption_under_two_processes(server, flags, who
     assert_close_losses(ours, whole)
 
 
+def test_processes_measure_the_same_held_out_loss(server, flags, tmp_path):
+    """Of equal weights, after one step: the losses are bitwise the same however they are shared."""
+    measured = (*flags, "--lr", 1e-30, "--max-steps", 2, "--val-every", 1)
+    for n in (1, 2):
+        together(server, n, "train", *measured, "--results-dir", tmp_path / f"{n}",
+                 output=tmp_path / f"out{n}-")
+    lines = [[entry for entry in log_of(tmp_path / f"{n}" / "000-DiT-T-4")
+              if "held_out_loss" in entry] for n in (1, 2)]
+    assert lines[0] == lines[1] and [entry["step"] for entry in lines[0]] == [1, 2]
+
+
 def torchrun(n, name, *argv):
     """Starts a script under torchrun, as n processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone",

@@ -62,8 +62,8 @@ TESTED_ELSEWHERE = {
     "mri/nifti_header.py": "tests/mri/test_nifti.py",
     "training/acceleration.py": "tests/test_models.py",
     "training/bookkeeping.py": "tests/test_cluster.py",
+    "training/flags.py": "tests/test_train.py",
     "training/dry_run.py": "tests/test_train.py",
-    "training/flags.py": "tests/test_tuning_methods.py",
     "training/loop.py": "tests/test_train.py",
     "training/resume.py": "tests/test_cluster.py",
     "training/run_folder.py": "tests/test_cluster.py",
@@ -76,7 +76,7 @@ TESTED_ELSEWHERE = {
 # Flags of other programs that the documents mention.
 FOREIGN_FLAGS = {
     "--account", "--array", "--constraint", "--cpus-per-task", "--gpus-per-node", "--gres", "--mem",
-    "--nodes", "--nproc-per-node", "--partition", "--qos", "--signal", "--time"}
+    "--logdir", "--nodes", "--nproc-per-node", "--partition", "--qos", "--signal", "--time"}
 
 
 # ------------------------------------------------------------------------------ reading the source

@@ -130,6 +130,7 @@ def test_flags_change_the_samples(samples, ckpt, tmp_path):
         [
             SAMPLER,
             (*guided, "--cfg-channels", 3),
+            (*guided, "--cfg-interval", 0, 600),
             (*guided, "--weights", "raw"),
             (*guided, "--seed", 1),
             (*guided, "--class-label", 1),
@@ -143,6 +144,24 @@ def test_flags_change_the_samples(samples, ckpt, tmp_path):
         assert not np.array_equal(first, other), flags
 
 
+def test_guidance_in_an_interval_is_recorded(ckpt, samples, tmp_path):
+    """Folders of earlier versions, which did not record it, were guided everywhere."""
+    args = ("--ckpt", ckpt, "--num-samples", 1, "--cfg-scale", 8, *SAMPLER)
+    part = ("--output", tmp_path / "s", "--cfg-interval", 0, 600)
+    done = script("sample.py", *args, *part)
+    assert "--cfg-interval 0 600: 2 of 3 steps are guided" in done.stderr
+    recipe = json.loads((tmp_path / "s" / "samples.json").read_text())["recipe"]
+    assert recipe["cfg_interval"] == [0, 600]
+    other = script("sample.py", *args, "--output", tmp_path / "s", expect=2)
+    assert "holds samples of cfg_interval [0, 600], not [0, 1000]" in error_line(other)
+    older = tmp_path / "older"
+    shutil.copytree(samples, older)
+    content = json.loads((older / "samples.json").read_text())
+    assert content["recipe"].pop("cfg_interval") == [0, 1000]
+    (older / "samples.json").write_text(json.dumps(content))
+    assert "already has" in script("sample.py", *args, "--output", older).stdout
+
+
 def test_sample_refusals(ckpt, vae_folder, pretrained, data, tmp_path):
     def refused(*args, ckpt=ckpt):
         return error_line(
@@ -153,6 +172,9 @@ def test_sample_refusals(ckpt, vae_folder, pretrained, data, tmp_path):
     assert "not a complete safetensors file" in refused(ckpt=data / "manifest.json")
     assert "trained on 0 (AD), 1 (CN)" in refused("--class-label", 2)
     assert "the latents have 5" in refused("--cfg-channels", 6)
+    assert "the lower first" in refused("--cfg-scale", 2, "--cfg-interval", 600, 300)
+    assert "of 0 to 1000" in refused("--cfg-scale", 2, "--cfg-interval", 0, 1001)
+    assert "--cfg-scale 1 guides nowhere" in refused("--cfg-interval", 0, 600)
     assert "at least 1" in refused("--num-samples", 0)
     assert "ddpm takes 2 to 1000" in refused("--num-sampling-steps", 1)
     assert "dpm++ takes 2 to 999" in refused("--sampler", "dpm++", "--num-sampling-steps", 1000)

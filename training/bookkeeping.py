@@ -5,8 +5,11 @@ import torch
 
 from diffusion import samplers
 from diffusion import vae as vae_module
+from mri.mosaic import untile
 from mri.mosaic_files import write_mosaic
+from mri.view_images import view_images
 from training.checkpoint import save_checkpoint
+from training.log_lines import read_entries
 from utils import distributed
 from utils.errors import UserError
 from utils.precision import autocast
@@ -16,15 +19,17 @@ MAX_SKIPPED_IN_A_ROW = 20  # after that the weights are to blame, not a batch
 PREVIEW_SAMPLER, PREVIEW_STEPS = "dpm++", 25
 
 
-def announce(run, model, state, *, name, method, volumes, precision, device, notes):
+def announce(run, model, state, *, name, method, volumes, precision, device, notes,
+             wandb_project=None):
     """Opens the logs and says what is about to happen.
 
     :param name: of the model
     :param method: the tuning method in words
     :param volumes: number of volumes to train on
     :param notes: lines for the log; those that are None are left out
+    :param wandb_project: see `Run.open_logs`
     """
-    run.open_logs(state.step)
+    run.open_logs(state.step, wandb_project)
     values = sum(p.numel() for p in state.trained.values())
     tokens = f"{model.grid ** 2:,}"
     if model.kept_tokens is not None:
@@ -38,6 +43,60 @@ def announce(run, model, state, *, name, method, volumes, precision, device, not
         message += f"; resumes at step {state.step}"
     for line in (message, *filter(None, notes)):
         run.say(line)
+
+
+def log_held_out(run, held_out, step, measured, seconds):
+    """Writes a held-out loss to the logs, and says which step had the lowest so far.
+
+    :param held_out: HeldOutLoss
+    :param measured: its Measured
+    :param seconds: that it took
+    """
+    run.record(held_out.entry(step, measured), "held_out")
+    best = best_entry(run, held_out)
+    if best is None:
+        run.say(f"step {step}: the held-out loss is not finite")
+        return
+    which = "the lowest so far"
+    if best["step"] != step:
+        which = f"lowest so far {best['held_out_loss']:.5f} at step {best['step']}"
+    run.say(f"step {step}: held-out loss {measured.held_out:.5f} ({held_out.split}), training "
+            f"volumes measured alike {measured.training:.5f}, {seconds:.1f} s; {which}")
+
+
+def best_entry(run, held_out):
+    """The line of log.jsonl with the lowest held-out loss of these volumes; None if none has one.
+
+    The log knows it, which a resumed run continues: it needs no place in the states.
+    """
+    entries = [entry for entry in read_entries(run.log_path) if entry.get("key") == held_out.key
+               and isinstance(entry.get("held_out_loss"), float)]
+    return min(entries, key=lambda entry: entry["held_out_loss"], default=None)
+
+
+def lacks_held_out(run, held_out, step):
+    """Whether the job that saved this step ended before it had measured the held-out loss."""
+    return step > 0 and step % held_out.every == 0 and not any(
+        entry["step"] == step and entry.get("key") == held_out.key
+        for entry in read_entries(run.log_path))
+
+
+def say_best_step(run, held_out):
+    """Says which step had the lowest held-out loss, and whether there is a checkpoint of it."""
+    best = best_entry(run, held_out)
+    if best is None:
+        return
+    step = best["step"]
+    path = run.checkpoints / f"{step:07d}.safetensors"
+    kept = str(path)
+    if not path.is_file():
+        kept = "its checkpoint was not kept"
+        steps = [int(other.stem) for other in run.checkpoint_files()]
+        if steps:
+            nearest = min(steps, key=lambda other: abs(other - step))
+            kept += (f", the nearest is of step {nearest}; see --ckpt-every, --keep and "
+                     "--keep-every")
+    run.say(f"lowest held-out loss {best['held_out_loss']:.5f} at step {step}: {kept}")
 
 
 def say_how_it_ended(run, last_step, max_steps, stop_watch):
@@ -57,7 +116,7 @@ def log_means(run, state, *, max_steps, lr, steps_per_second, batch_size):
         loss, mse, vb = (state.log_sums / state.log_count).tolist()
         figures = f"loss {loss:.4f} (mse {mse:.4f}, vb {vb:.5f})"
     entry = dict(step=state.step, loss=loss, mse=mse, vb=vb, lr=lr, skipped=state.skipped)
-    run.record(entry, round(steps_per_second * batch_size, 4))
+    run.record(entry, "train", {"images_per_s": round(steps_per_second * batch_size, 4)})
     skipped = f", {state.skipped} steps skipped" if state.skipped else ""
     hours = (max_steps - state.step) / steps_per_second / 3600
     run.say(f"step {state.step}/{max_steps}: {figures}, {steps_per_second:.3g} steps/s, "
@@ -110,6 +169,18 @@ def save(run, state, metadata, *, with_checkpoint, keep, keep_every, lr):
     run.save_state(state.step, metadata | state.metadata(), state.groups(), keep, keep_every)
 
 
+def show_preview(run, step, mosaic, header):
+    """Shows a sampled mosaic, and the three views of its volume.
+
+    :param mosaic: (H, W, 3) uint8
+    :param header: of the data folder, for layout and proportions
+    """
+    volume = untile(mosaic, header["size"], header["layout"])
+    views = view_images(volume, header["affine"])
+    run.show(step, {"samples/mosaic": mosaic,
+                    **{f"samples/{view}": image for view, image in views.items()}})
+
+
 def sample_preview(path, model, state, config, *, vae, seed, precision, device):
     """Writes one mosaic sampled from the EMA weights, to look at while training continues.
 
@@ -117,23 +188,18 @@ def sample_preview(path, model, state, config, *, vae, seed, precision, device):
 
     :param config: constructor arguments of the model
     :param vae: name or folder of the VAE
+    :return: the mosaic, (H, W, 3) uint8
     """
-    raw = {name: p.detach().clone() for name, p in state.trained.items()}
-    _copy_parameters(state.trained, state.ema)
     shape = (config["in_channels"], config["input_size"], config["input_size"])
-    with autocast(device, precision):
+    with state.averaged_weights(), autocast(device, precision):
         latents = samplers.sample(
             model, shape, torch.zeros(1, dtype=torch.long), model.num_classes,
             [seeded_generator(seed, 0)], PREVIEW_SAMPLER, PREVIEW_STEPS, device=device)
     if state.foreground:
         latents = state.foreground.fill(latents, model.kept_latents)
-    _copy_parameters(state.trained, raw)
     path.parent.mkdir(exist_ok=True)
-    write_mosaic(path, vae_module.decode(vae_module.load_vae(vae, device), latents)[0])
+    mosaic = vae_module.decode(vae_module.load_vae(vae, device), latents)[0]
+    write_mosaic(path, mosaic)
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()  # the VAE's memory, for other processes on this GPU
-
-
-def _copy_parameters(target, source):
-    for name, p in target.items():
-        p.data.copy_(source[name])
+    return mosaic

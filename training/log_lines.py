@@ -1,5 +1,6 @@
 """log.jsonl of a run: a line of JSON with its step for each log line."""
 import json
+import math
 import os
 import sys
 
@@ -31,6 +32,14 @@ def lines_until(step, path):
               f"line {damaged[0]}", file=sys.stderr, flush=True)
     return [line + b"\n" for line, found in zip(lines, steps)
             if found is not None and found <= step]
+
+
+def read_entries(path):
+    """The entries of a log.jsonl, dicts with their step; damaged lines are left out.
+
+    :raises UserError: see `lines_until`
+    """
+    return [json.loads(line) for line in lines_until(math.inf, path)]
 
 
 def _step_of(line):

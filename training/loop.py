@@ -43,7 +43,8 @@ class LoopOptions:
     seed: int
 
 
-def train(model, state, batches, options, *, run, entries, metadata, stop_watch):
+def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
+          held_out=None):
     """Trains from `state.step` up to `options.max_steps`, or until asked to stop.
 
     :param state: TrainingState
@@ -53,14 +54,15 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch)
     :param entries: of the manifest, for the names of the volumes
     :param metadata: of the run's checkpoints
     :param stop_watch: StopWatch
+    :param held_out: HeldOutLoss; None: it is not measured
     :return: exit code
     """
     parameters = list(state.trained.values())
-    show_bar = run is not None and sys.stderr.isatty()
-    bar = tqdm(total=options.max_steps, initial=state.step, desc="steps", disable=not show_bar,
-               dynamic_ncols=True)
+    bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
     clock, clock_step = time.monotonic(), state.step
     stop = end = False
+    if held_out:
+        begin_held_out(model, state, held_out, run)
     while not (stop or end):
         state.step += 1
         lr = take_step(model, state, batches, parameters, options)
@@ -69,7 +71,9 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch)
         end = state.step == options.max_steps
         stop, overdue = stop_watch.decide()
         checkpoint_due = end or state.step % options.ckpt_every == 0
-        save_due = checkpoint_due or stop or overdue
+        measure_due = held_out is not None and held_out.is_due(state.step, end)
+        # also before the held-out loss, which takes long: a job killed meanwhile loses nothing
+        save_due = checkpoint_due or stop or overdue or measure_due
         log_due = end or state.step % options.log_every == 0
         if log_due or save_due:
             bookkeeping.report_skipped_steps(run, state, batches, entries, lr=options.lr,
@@ -87,16 +91,23 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch)
                              keep=options.keep, keep_every=options.keep_every)
             stop_watch.saved()
         if run and options.sample_every and state.step % options.sample_every == 0:
-            path = run.folder / "samples" / f"{state.step:07d}.png"
-            bookkeeping.sample_preview(
-                path, model, state, metadata["config"], vae=options.vae, device=options.device,
-                seed=options.seed, precision=options.precision)
+            sample_preview(model, state, options, run, metadata)
+        if measure_due and (end or not stop):  # a run that is stopped measures when it resumes
+            clock += measure_held_out(model, state, held_out, run)
     bar.close()
     if run:
+        if held_out and end:
+            bookkeeping.say_best_step(run, held_out)
         bookkeeping.say_how_it_ended(run, state.step, options.max_steps, stop_watch)
+        run.close_trackers()
     # until process 0 has saved: torchrun ends the others as soon as one has ended
     distributed.barrier()
     return 0 if end else EXIT_STOPPED
+
+
+def progress_bar(first_step, last_step, is_shown):
+    return tqdm(total=last_step, initial=first_step, desc="steps", disable=not is_shown,
+                dynamic_ncols=True)
 
 
 def take_step(model, state, batches, parameters, options):
@@ -110,3 +121,30 @@ def take_step(model, state, batches, parameters, options):
     state.update(losses, is_bad, lr)
     state.optimizer.zero_grad(set_to_none=True)
     return lr
+
+
+def sample_preview(model, state, options, run, metadata):
+    """Samples a mosaic into the run folder, and shows it and its three views."""
+    mosaic = bookkeeping.sample_preview(
+        run.folder / "samples" / f"{state.step:07d}.png", model, state, metadata["config"],
+        vae=options.vae, device=options.device, seed=options.seed, precision=options.precision)
+    bookkeeping.show_preview(run, state.step, mosaic, metadata["header"])
+
+
+def begin_held_out(model, state, held_out, run):
+    """Says what is measured, and measures what the job before this one had no time for."""
+    if run:
+        run.say(held_out.describe())
+    is_lacking = run and bookkeeping.lacks_held_out(run, held_out, state.step)
+    if distributed.broadcast_json(is_lacking):
+        measure_held_out(model, state, held_out, run)
+
+
+def measure_held_out(model, state, held_out, run):
+    """Measures the held-out loss, in all processes, and logs it. Returns the seconds it took."""
+    began = time.monotonic()
+    measured = held_out.measure(model, state)
+    seconds = time.monotonic() - began
+    if run:
+        bookkeeping.log_held_out(run, held_out, state.step, measured, seconds)
+    return seconds

@@ -6,19 +6,18 @@
 """
 import json
 import os
-import secrets
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from training import checkpoint
 from training.log_lines import lines_until
 from training.run_lock import lock_file, lock_patience
+from training.trackers import TensorBoard, WeightsAndBiases
 from utils import leftovers
 from utils.errors import UserError, shorten
 from utils.escaping import printable
@@ -33,7 +32,7 @@ FREE_FLAGS = (
     *PATH_FLAGS, "image_size", "accum", "results_dir", "resume", "max_steps", "epochs",
     "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every", "sample_every",
     "skip_nonfinite", "device", "compile", "grad_checkpoint", "keep_activations", "prefetch",
-    "dry_run")
+    "dry_run", "val_every", "val_split", "wandb")
 # flags that earlier versions lacked, and what their runs did; the EMA's state knows it better
 LATER_FLAGS = {
     "ema_warmup": True, "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0,
@@ -239,7 +238,16 @@ class Run:
                 continue
         return None
 
+    @property
+    def log_path(self):
+        """The log of numbers, a line of JSON each."""
+        return self.folder / "log.jsonl"
+
     # --------------------------------------------------------------------------------- states
+
+    def checkpoint_files(self):
+        """Checkpoints to sample from, oldest first."""
+        return sorted(self.checkpoints.glob(CHECKPOINT_PATTERN))
 
     def states(self):
         """Files to resume from, newest first."""
@@ -296,7 +304,7 @@ class Run:
         self._intact.add(path.name)
         self._remove_old_states(max(keep or 0, MIN_STATES))
         if keep:
-            for old in sorted(self.checkpoints.glob(CHECKPOINT_PATTERN))[:-keep]:
+            for old in self.checkpoint_files()[:-keep]:
                 if not keep_every or int(old.stem) % keep_every:
                     old.unlink()
 
@@ -312,15 +320,18 @@ class Run:
 
     # ----------------------------------------------------------------------------------- logs
 
-    def open_logs(self, step):
-        """Opens the logs after `step`; what an interrupted run wrote beyond it is dropped."""
-        path = self.folder / "log.jsonl"
-        write_bytes(path, b"".join(lines_until(step, path)))
+    def open_logs(self, step, wandb_project=None):
+        """Opens the logs after `step`; what an interrupted run wrote beyond it is dropped.
+
+        :param wandb_project: project of Weights & Biases that mirrors TensorBoard; None: none
+        """
+        write_bytes(self.log_path, b"".join(lines_until(step, self.log_path)))
         self._text_log = open_own(self.folder / "log.txt")
-        self._json_log = open_own(path)
-        # TensorBoard opens its file without such checks: nobody can put a link at a random name
-        self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None,
-                                    filename_suffix=f".{secrets.token_hex(8)}")
+        self._json_log = open_own(self.log_path)
+        self._trackers = [TensorBoard(self.folder, step)]
+        if wandb_project:
+            flags = read_flags(self.folder)
+            self._trackers.append(WeightsAndBiases(wandb_project, self.folder, flags))
 
     def say(self, message):
         """Prints a message with the time, and appends it to log.txt."""
@@ -329,17 +340,35 @@ class Run:
         sys.stdout.flush()
         print(line, file=self._text_log, flush=True)
 
-    def record(self, entry, images_per_second):
+    def record(self, entry, topic, unlogged=None):
         """Appends a line to log.jsonl and points to TensorBoard.
 
-        log.jsonl has the same bytes whenever and wherever a run is computed; the speed goes to
-        TensorBoard alone.
+        log.jsonl has the same bytes whenever and wherever a run is computed.
+
+        :param entry: {name: value}, its step among them
+        :param topic: heading of the numbers in TensorBoard
+        :param unlogged: {name: number} for TensorBoard, but not for the log, such as a speed
         """
         print(json.dumps(entry), file=self._json_log, flush=True)
-        for key, value in {**entry, "images_per_s": images_per_second}.items():
-            if key != "step" and value is not None:
-                self._board.add_scalar(f"train/{key}", value, entry["step"])
-        self._board.flush()
+        values = {f"{topic}/{key}": value for key, value in {**entry, **(unlogged or {})}.items()
+                  if key != "step" and isinstance(value, int | float)}
+        for tracker in self._trackers:
+            tracker.scalars(entry["step"], values)
+            tracker.flush()
+
+    def show(self, step, images):
+        """Shows images in TensorBoard, and wherever else the run is shown.
+
+        :param images: {name: (H, W) or (H, W, 3) uint8}
+        """
+        for tracker in self._trackers:
+            tracker.images(step, images)
+            tracker.flush()
+
+    def close_trackers(self):
+        """Ends what shows the run, such as a mirror that has not sent everything yet."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def _folder_name(model):

@@ -1,4 +1,5 @@
 """What a training run is between two steps: parameters, their average, optimizer, log sums."""
+import contextlib
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,16 @@ class TrainingState:
         self.log_count += len(steps) - len(skipped)
         return skipped
 
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """Within this context the model has the EMA weights; after it, its own again, bitwise."""
+        raw = {name: p.detach().clone() for name, p in self.trained.items()}
+        try:
+            _copy_into(self.trained, self.ema)
+            yield
+        finally:
+            _copy_into(self.trained, raw)
+
     def start_log_line(self):
         """Resets the sums of the log."""
         self.log_sums.zero_()
@@ -124,3 +135,8 @@ class TrainingState:
             self.loss_scaler.load(metadata["loss_scaling"])
         for p in self.trained.values():
             self.optimizer.state[p]["step"].fill_(self.step - self.skipped)
+
+
+def _copy_into(parameters, values):
+    for name, p in parameters.items():
+        p.data.copy_(values[name])

@@ -31,7 +31,8 @@ from metrics import flags as metric_flags
 from metrics.options import MetricOptions
 from mri import axis_orders, manifest
 from mri.mosaic import SLICES_PER_TILE
-from reporting import evaluation_figures, report
+from reporting import evaluation_figures, latex, report, viewer
+from reporting import flags as report_flags
 from utils.escaping import printable
 from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
@@ -48,6 +49,7 @@ def parse_args():
     p = make_parser(__doc__)
     add_volume_flags(p.add_argument_group("volumes"))
     metric_flags.add_metric_flags(p.add_argument_group("metrics"))
+    report_flags.add_report_flags(p.add_argument_group("report"))
     g = p.add_argument_group("ceiling")
     g.add_argument("--vae", metavar="ema|mse|DIR",
                    help="VAE that real volumes are encoded and decoded with, for the ceiling of "
@@ -282,7 +284,10 @@ def main():
             "versions": versions("torch", "torchmetrics", "numpy", "nibabel")}
         write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
-        report.write_report(folder, content)
+        shown = viewer.make_viewer(pool, args.viewer_volumes)
+        report.write_report(folder, content, shown)
+        if args.latex:
+            write_text(folder / "table.tex", latex.tables(content))
     for line in report.terminal_lines(content):
         print(printable(line))
     print(f"{args.output}: metrics.json, report.md, report.html, figures/", flush=True)

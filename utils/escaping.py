@@ -89,6 +89,16 @@ def code(text):
     return markup(text) if not shown or NOT_IN_CODE.search(shown) else f"`{shown}`"
 
 
+def sentence(text):
+    """A sentence that quotes commands as `code`, and perhaps names from files, in Markdown.
+
+    What is between backticks stays code; the rest is as `markup` makes it.
+    """
+    pieces = re.split(r"`([^`]+)`", printable(text))
+    # re.split puts what was between backticks at the odd places
+    return "".join(code(piece) if k % 2 else markup(piece) for k, piece in enumerate(pieces))
+
+
 def html_text(text):
     """A text in HTML that means itself; what `markup` made entities stays as it is."""
     return re.sub(r"&amp;(#\d+;)", r"&\1", html.escape(text, quote=False))

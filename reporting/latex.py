@@ -1,0 +1,108 @@
+"""The numbers of an evaluation as LaTeX tables, as a paper prints them (package booktabs)."""
+import re
+import unicodedata
+
+from reporting.rounding import number, with_range, with_span
+
+SIGNS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\"": "''",
+    "−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}", "×": r"$\times$", "±": r"$\pm$",
+    "∞": r"$\infty$", "‖": r"$\|$", "≤": r"$\leq$", "≥": r"$\geq$", "·": r"$\cdot$", "√": r"$\surd$",
+    "²": "$^2$", "³": "$^3$", "α": r"$\alpha$", "σ": r"$\sigma$", "Δ": r"$\Delta$",
+    "“": "``", "”": "''", "’": "'", "°": r"$^\circ$",
+}
+
+
+def escaped(text):
+    """A text as LaTeX that prints it.
+
+    Letters with accents stay; other signs that LaTeX's default fonts lack become [U+XXXX].
+    """
+    return "".join(map(_escaped_sign, " ".join(str(text).split())))
+
+
+def tables(content):
+    """All numbers, and those of each class if there are any, as tables.
+
+    :param content: what metrics.json holds
+    :return: text of a .tex file that a paper can \\input
+    """
+    parts = [HEAD, _table(*_numbers(content), _caption(content), "tab:evaluation")]
+    if "by_class" in content:
+        parts.append(_table(*_numbers_by_class(content),
+                            "The same numbers for each class.", "tab:evaluation-classes"))
+    return "\n".join(parts)
+
+
+HEAD = "% Needs \\usepackage{booktabs}. Made from metrics.json.\n"
+
+
+def _escaped_sign(sign):
+    if sign in SIGNS:
+        return SIGNS[sign]
+    if sign.isascii() and sign.isprintable():
+        return sign
+    if unicodedata.category(sign).startswith("L") and ord(sign) < 0x180:   # Latin with accents
+        return sign
+    return f"[U+{ord(sign):04X}]"
+
+
+def _caption(content):
+    sets = content["sets"]
+    return escaped(
+        f"{sets['synthetic']['n']} synthetic against {sets['real']['n']} real volumes of "
+        f"{content['size']}³ voxels. Synthetic: value [95% interval]. Floor: the same number "
+        "between two random halves of the real set, mean (lowest … highest).")
+
+
+def _numbers(content):
+    """Heading and rows of the table of all numbers."""
+    entries = content["metrics"].values()
+    tested = any("p" in entry for entry in entries)
+    rows = []
+    for entry in entries:
+        value, span = with_span(entry["value"], entry.get("interval"))
+        target = entry["aim"]
+        if "target" in entry:
+            target = "".join(with_span(entry["target"]["value"], entry["target"].get("interval")))
+        p = [number(entry.get("p"), 2)] if tested else []
+        floor = entry.get("floor")
+        spread = with_range(floor["mean"], floor["low"], floor["high"]) if floor else "–"
+        rows.append([entry["name"], value + span, target, *p, spread])
+    return ["metric", "synthetic", "real or target", *(["p"] * tested), "floor"], rows
+
+
+def _numbers_by_class(content):
+    """Heading and rows of the table with a column per class."""
+    classes = content["by_class"]
+    keys = dict.fromkeys(key for found in classes.values() for key in found["metrics"])
+    rows = []
+    for key in keys:
+        entries = [found["metrics"].get(key, {}) for found in classes.values()]
+        name = next(entry["name"] for entry in entries if entry)
+        rows.append([name, *("".join(with_span(entry.get("value"), entry.get("interval")))
+                             for entry in entries)])
+    return ["metric", *classes], rows
+
+
+def _table(head, rows, caption, label):
+    """A table environment with the rules of booktabs.
+
+    :param caption: LaTeX; the cells are plain texts
+    """
+    lines = [_row(head), r"\midrule", *map(_row, rows)]
+    return "\n".join((
+        r"\begin{table}", r"\centering", f"\\caption{{{caption}}}", f"\\label{{{label}}}",
+        f"\\begin{{tabular}}{{{'l' * len(head)}}}", r"\toprule", *lines, r"\bottomrule",
+        r"\end{tabular}", r"\end{table}", ""))
+
+
+def _row(cells):
+    return " & ".join(map(_cell, cells)) + r" \\"
+
+
+def _cell(text):
+    """A cell; brackets at its beginning would be an option of the command before it."""
+    return re.sub(r"^\[", "{[}", escaped(text))

@@ -1,9 +1,17 @@
 """The flags of evaluate.py that concern the report and reader studies."""
 from pathlib import Path
 
-from utils.flags import whole_number
+from utils.errors import UserError
+from utils.flags import flag_of, whole_number
 
 VIEWER_VOLUMES = 8
+SETS = ("real", "synthetic", "real_split", "synthetic_split", "real_range", "synthetic_range",
+        "synthetic_axes")   # flags that choose volumes, and say how they are read
+USEFUL = {                  # the flags that a purpose other than an evaluation takes
+    "score": ("score", "key", "output", "bootstrap", "permutations", "seed"),
+    "reader_study": ("reader_study", "output", "seed", *SETS),
+}
+NEEDED = {"score": ("key",), "reader_study": ("real", "synthetic", "output")}
 
 
 def add_report_flags(g):
@@ -27,3 +35,23 @@ def add_reader_study_flags(g):
                    "the page saved; needs --key; default: an evaluation")
     g.add_argument("--key", type=Path, metavar="FILE",
                    help="key.json of the reader study that --score belongs to")
+
+
+def check_purpose(parser, args):
+    """Whether the flags fit to an evaluation, a reader study, or the scores of one.
+
+    :raises UserError: a flag is missing, or of no use for what was asked
+    """
+    purpose = next((name for name in USEFUL if getattr(args, name) is not None), None)
+    for name in NEEDED.get(purpose, ("real", "synthetic", "output")):
+        if getattr(args, name) is None:
+            instead = "" if purpose else ", unless --score scores a reader study"
+            raise UserError(f"{flag_of(name)} is missing{instead}")
+    for name, value in vars(args).items():
+        if purpose is None:
+            is_useless = name == "key" and value is not None
+        else:
+            is_useless = name not in USEFUL[purpose] and value != parser.get_default(name)
+        if is_useless:
+            raise UserError(f"{flag_of(name)} is of no use "
+                            + (f"with {flag_of(purpose)}" if purpose else "without --score"))

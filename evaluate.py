@@ -30,7 +30,7 @@ from metrics import (
 )
 from metrics import flags as metric_flags
 from metrics.options import MetricOptions
-from mri import axis_orders, manifest
+from mri import axis_orders
 from mri.mosaic import SLICES_PER_TILE
 from reporting import (
     evaluation_figures,
@@ -47,7 +47,6 @@ from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_n
 from utils.provenance import git_commit, now, versions
 from utils.version import __version__
 
-SPLITS = (*manifest.SPLITS, "all")
 DEFAULTS = MetricOptions()
 
 
@@ -55,7 +54,7 @@ DEFAULTS = MetricOptions()
 
 def parse_args():
     p = make_parser(__doc__)
-    add_volume_flags(p.add_argument_group("volumes"))
+    metric_flags.add_set_flags(p.add_argument_group("volumes"))
     metric_flags.add_metric_flags(p.add_argument_group("metrics"))
     report_flags.add_report_flags(p.add_argument_group("report"))
     report_flags.add_reader_study_flags(p.add_argument_group("reader study"))
@@ -84,41 +83,11 @@ def parse_args():
                    "temporary file next to --output")
     add_device_flag(g)
     args = p.parse_args()
-    report_flags.check_purpose(p, args)
+    report_flags.check_purpose(p, vars(args))
     check_resampling(args)
     if not args.score:
         check_flags(args)
     return args
-
-
-def add_volume_flags(g):
-    g.add_argument("--real", metavar="DIR",
-                   help="folder of real volumes that the model was not trained on")
-    g.add_argument("--synthetic", metavar="DIR", help="folder of synthetic volumes")
-    g.add_argument("--train", metavar="DIR",
-                   help="folder of the volumes that the model was trained on (the train split of a "
-                   "data folder), to search for copies; default: no search")
-    g.add_argument("--real-split", choices=SPLITS,
-                   help="split of the data folder --real to use; default: test, or all volumes if "
-                   "it has no test split")
-    g.add_argument("--synthetic-split", choices=SPLITS,
-                   help="split of --synthetic to use if it is a data folder; default: all volumes")
-    g.add_argument("--real-range", nargs=2, type=float, metavar=("LO", "HI"),
-                   help="intensities that mean black and white in --real and --train, if these are "
-                   "NIfTI cubes; default: 0 1")
-    g.add_argument("--synthetic-range", nargs=2, type=float, metavar=("LO", "HI"),
-                   help="intensities that mean black and white in --synthetic, if these are NIfTI "
-                   "cubes, such as -1 1 or 0 255; default: 0 1")
-    g.add_argument("--synthetic-axes", metavar="ORDER",
-                   help="where the axes of the arrays in --synthetic run, whatever their affines "
-                   "say: zyx for (z, y, x), or letters of R L A P S I; default: as the affines say")
-    g.add_argument("--by-class", action="store_true",
-                   help="give every number for each class, too; by default for the whole sets only")
-    g.add_argument("--output", type=Path, metavar="DIR",
-                   help="new folder for metrics.json, report.md, report.html and figures/")
-    g.add_argument("--update", action="store_true",
-                   help="keep an evaluation in --output if it is of the same volumes, recipe and "
-                   "settings, and replace it otherwise; by default --output must be new")
 
 
 def check_flags(args):
@@ -303,7 +272,7 @@ def main():
     args = parse_args()
     if args.score:
         return score_readers(args)
-    if args.reader_study:
+    if args.reader_study is not None:
         return make_reader_study(args)
     real, synthetic, train = sets = find_sets(args)
     if args.by_class:

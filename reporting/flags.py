@@ -37,21 +37,20 @@ def add_reader_study_flags(g):
                    help="key.json of the reader study that --score belongs to")
 
 
-def check_purpose(parser, args):
+def check_purpose(parser, values):
     """Whether the flags fit to an evaluation, a reader study, or the scores of one.
 
+    :param parser: that read them
+    :param values: {name: value} of all flags
     :raises UserError: a flag is missing, or of no use for what was asked
     """
-    purpose = next((name for name in USEFUL if getattr(args, name) is not None), None)
+    purpose = next((name for name in USEFUL if values[name] is not None), None)
     for name in NEEDED.get(purpose, ("real", "synthetic", "output")):
-        if getattr(args, name) is None:
+        if values[name] is None:
             instead = "" if purpose else ", unless --score scores a reader study"
             raise UserError(f"{flag_of(name)} is missing{instead}")
-    for name, value in vars(args).items():
-        if purpose is None:
-            is_useless = name == "key" and value is not None
-        else:
-            is_useless = name not in USEFUL[purpose] and value != parser.get_default(name)
-        if is_useless:
-            raise UserError(f"{flag_of(name)} is of no use "
-                            + (f"with {flag_of(purpose)}" if purpose else "without --score"))
+    if purpose is None and values["key"] is not None:
+        raise UserError("--key is of no use without --score")
+    for name, value in values.items():
+        if purpose and name not in USEFUL[purpose] and value != parser.get_default(name):
+            raise UserError(f"{flag_of(name)} is of no use with {flag_of(purpose)}")

@@ -8,9 +8,9 @@ HOW = (
     "tell. 95% interval from bootstrap replicates of the volumes, readers as they are; none where "
     "replicates do not vary, as when all synthetic volumes are rated higher than all real ones. "
     "*p*: of AUC = 0.5, from permutations.",
-    "*Called synthetic*: rated 4 or 5. *Sensitivity*: share of synthetic volumes that are called "
-    "so. *Specificity*: share of real ones that are not. Exact 95% intervals. A 3, \"cannot tell\", "
-    "counts as not called synthetic.",
+    "*Called synthetic*: rated 4 or 5. *Sensitivity*: share of synthetic volumes called so. "
+    "*Specificity*: share of real ones that are not. Exact 95% intervals. A 3, \"cannot tell\", "
+    "counts as not called so.",
     "*Agreement*: kappa, 0 as by chance, 1 full. Of what volumes are called: Cohen's for two "
     "readers, Fleiss' for more. Of the ratings: Cohen's with quadratic weights, the mean over "
     "pairs of readers.")

@@ -2,6 +2,7 @@
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,7 @@ class Browser:
     """One page of a headless Chromium. Errors of the page are in `errors`."""
 
     def __init__(self, width=1280, height=1000, dark=False):
+        self.path = find_chromium()
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         self.errors = []
         self._count = 0
@@ -48,13 +50,19 @@ class Browser:
         self.answers, answers = os.pipe()
         line = 'exec 3<&"$1" 4>&"$2"; shift 2; exec "$@"'
         self.process = subprocess.Popen(
-            ["bash", "-c", line, "bash", str(commands), str(answers), find_chromium(), *SWITCHES,
+            ["bash", "-c", line, "bash", str(commands), str(answers), self.path, *SWITCHES,
              f"--user-data-dir={self.profile}"],
             pass_fds=(commands, answers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         os.close(commands)
         os.close(answers)
         self.buffer = b""
         self.session = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         """Ends Chromium and removes its profile."""
@@ -81,6 +89,8 @@ class Browser:
 
     def _read(self):
         while b"\0" not in self.buffer:
+            ready, _, _ = select.select([self.answers], [], [], PATIENCE)
+            assert ready, f"Chromium did not answer in {PATIENCE} s"
             block = os.read(self.answers, 2 ** 20)
             assert block, "Chromium ended"
             self.buffer += block
@@ -139,7 +149,8 @@ class Browser:
 
     def press(self, key, code=0):
         """Presses a key, as `KeyboardEvent.key` names it."""
-        text = {"text": key} if len(key) == 1 else {}
+        typed = "\r" if key == "Enter" else key
+        text = {"text": typed} if len(typed) == 1 else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code,
                   **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)

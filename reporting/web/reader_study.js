@@ -157,8 +157,8 @@ class Study {
   save() {
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([this.table()], {type: "text/csv"}));
-    const reader = this.answers.reader.trim().replace(/[^\p{L}\p{N}]+/gu, "-") || "reader";
-    link.download = `answers-${this.about.study}-${reader}.csv`;
+    const words = this.answers.reader.match(/[\p{L}\p{N}]+/gu) || ["reader"];
+    link.download = `answers-${this.about.study}-${words.join("-")}.csv`;
     link.click();
     URL.revokeObjectURL(link.href);
   }

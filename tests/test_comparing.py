@@ -58,6 +58,8 @@ def run_section(name, folder):
         for line in commands.splitlines():
             if line.startswith("python "):
                 _, name, *args = shlex.split(line.replace("--size 128", f"--size {SIZE}"))
+                if name == "preprocess.py":
+                    args += ["--workers", "1"]
                 if name == "evaluate.py":
                     outputs.append(folder / args[args.index("--output") + 1])
                     args += ["--metrics", "mmd", "--bootstrap", "0", "--permutations", "0"]

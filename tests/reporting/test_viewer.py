@@ -197,22 +197,18 @@ def test_the_policy_stops_other_scripts(browser, page, tmp_path):
     assert "https://" not in page.read_text() and "http://" not in page.read_text()
 
 
-def test_dark_light_and_print(page, tmp_path):
-    backgrounds = {}
-    for dark in (False, True):
-        with Browser(dark=dark) as one:
-            one.open(page)
-            one.wait_for("document.querySelector('.intensity').textContent !== ''")
-            backgrounds[dark] = one.run("getComputedStyle(document.body).backgroundColor")
-            one.print_to(tmp_path / "page.pdf")
-            assert one.errors == []
-            one.call("Emulation.setEmulatedMedia", media="print")
-            assert one.run("getComputedStyle(document.body).backgroundColor") == (
-                "rgb(255, 255, 255)")       # paper is white, also in the dark
-            assert one.run("getComputedStyle(document.querySelector('.controls')).display") == (
-                "none")
-            assert one.run("document.querySelector('canvas').getBoundingClientRect().width") > 50
-    assert backgrounds == {False: "rgb(255, 255, 255)", True: "rgb(22, 24, 27)"}
+def test_dark_light_and_print(opened, tmp_path):
+    background = "getComputedStyle(document.body).backgroundColor"
+    for scheme, color in (("dark", "rgb(22, 24, 27)"), ("light", "rgb(255, 255, 255)")):
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        opened.call("Emulation.setEmulatedMedia", features=features)
+        assert opened.run(background) == color
+        opened.call("Emulation.setEmulatedMedia", media="print", features=features)
+        assert opened.run(background) == "rgb(255, 255, 255)"   # paper is white, also in the dark
+        assert opened.run("getComputedStyle(document.querySelector('.controls')).display") == "none"
+        assert opened.run("document.querySelector('canvas').getBoundingClientRect().width") > 50
+    opened.call("Emulation.setEmulatedMedia", media="")
+    opened.print_to(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 

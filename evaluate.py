@@ -250,6 +250,8 @@ def make_reader_study(args):
     with atomic_folder(args.output) as folder:
         write_text(folder / reader_study.PAGE_FILE, page)
         write_text(folder / reader_study.KEY_FILE, json.dumps(key, indent=1) + "\n")
+    for line in (*real.warnings, *synthetic.warnings, *real.notes(), *synthetic.notes()):
+        print(f"warning: {printable(line)}", flush=True)
     print(reader_study.summary(args.output, key, page), flush=True)
 
 
@@ -305,7 +307,10 @@ def main():
             write_text(folder / "table.tex", latex.tables(content))
     for line in report.terminal_lines(content):
         print(printable(line))
-    print(f"{args.output}: metrics.json, report.md, report.html, figures/", flush=True)
+    if shown and shown.note():
+        print(shown.note())
+    print(f"{args.output}: metrics.json, report.md, report.html, figures/"
+          f"{', table.tex' if args.latex else ''}", flush=True)
     evaluation.require_named(args.metrics, content["skipped"], args.output)
 
 

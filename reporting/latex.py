@@ -54,7 +54,7 @@ def _caption(content):
     return escaped(
         f"{sets['synthetic']['n']} synthetic against {sets['real']['n']} real volumes of "
         f"{content['size']}³ voxels. Synthetic: value [95% interval]. Floor: the same number "
-        "between two random halves of the real set, mean (lowest … highest).")
+        "between two random halves of the real set, mean over splits.")
 
 
 def _numbers(content):
@@ -68,10 +68,15 @@ def _numbers(content):
         if "target" in entry:
             target = "".join(with_span(entry["target"]["value"], entry["target"].get("interval")))
         p = [number(entry.get("p"), 2)] if tested else []
-        floor = entry.get("floor")
-        spread = with_range(floor["mean"], floor["low"], floor["high"]) if floor else "–"
-        rows.append([entry["name"], value + span, target, *p, spread])
+        rows.append([entry["name"], value + span, target, *p, _floor(entry.get("floor"))])
     return ["metric", "synthetic", "real or target", *(["p"] * tested), "floor"], rows
+
+
+def _floor(found):
+    """The mean of the floor, rounded by its range."""
+    if not found:
+        return number(None)
+    return with_range(found["mean"], found["low"], found["high"]).split(" ")[0]
 
 
 def _numbers_by_class(content):
@@ -95,7 +100,9 @@ def _table(head, rows, caption, label):
     lines = [_row(head), r"\midrule", *map(_row, rows)]
     return "\n".join((
         r"\begin{table}", r"\centering", f"\\caption{{{caption}}}", f"\\label{{{label}}}",
-        f"\\begin{{tabular}}{{{'l' * len(head)}}}", r"\toprule", *lines, r"\bottomrule",
+        r"\scriptsize", r"\setlength{\tabcolsep}{3pt}",
+        f"\\begin{{tabular}}{{p{{0.28\\linewidth}}{'l' * (len(head) - 1)}}}", r"\toprule",
+        *lines, r"\bottomrule",
         r"\end{tabular}", r"\end{table}", ""))
 
 

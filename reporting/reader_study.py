@@ -96,13 +96,22 @@ def make(sets, per_set, seed):
     :raises UserError: a set has too few subjects, or volumes of another size
     """
     drawn = draw_cases(sets, per_set, seed)
-    volumes = (sets[name].read(i) for name, i in progress(drawn, "volumes of the study"))
+    volumes = (_read_checked(sets[name], i) for name, i in progress(drawn, "volumes of the study"))
     text, study = study_page(volumes, sets["real"].voxel_sizes, seed)
     cases = [{"case": case_name(k), "set": name, "id": sets[name].ids[i],
               "subject": sets[name].subjects[i]} for k, (name, i) in enumerate(drawn)]
     key = {"format": KEY_FORMAT, "version": KEY_VERSION, "study": study, "seed": seed,
            "sets": {name: sets[name].path for name in SETS}, "cases": cases}
     return text, key
+
+
+def _read_checked(found, i):
+    """One volume of a VolumeSet, of the size that the set's first has."""
+    volume = found.read(i)
+    if volume.shape != (found.side,) * 3:
+        raise UserError(f"{found.flag} {found.path}: {found.ids[i]} is {volume.shape}, others have "
+                        f"{found.side} voxels a side; preprocess them to one --size")
+    return volume
 
 
 def summary(folder, key, text):
@@ -133,9 +142,13 @@ def read_key(path):
         if content["format"] != KEY_FORMAT or content["version"] != KEY_VERSION:
             raise KeyError
         truth = {case["case"]: SETS.index(case["set"]) == 1 for case in content["cases"]}
-        return truth, content["study"]
+        study = content["study"]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"--key {path}: not the key of a reader study, {KEY_FILE}") from None
+    if len(set(truth.values())) < 2:
+        raise UserError(f"--key {path}: lists no real or no synthetic case; it must be as it was "
+                        "written")
+    return truth, study
 
 
 def read_answers(path, truth, study):

@@ -30,8 +30,9 @@ def sides(root):
 def test_the_report_holds_volumes_and_the_table_is_written(folders, tmp_path):
     root, volumes = folders
     output = tmp_path / "e"
-    script("evaluate.py", *sides(root), "--output", output, "--metrics", "histogram",
-           "--bootstrap", 0, "--permutations", 0, "--viewer-volumes", 2, "--latex")
+    done = script("evaluate.py", *sides(root), "--output", output, "--metrics", "histogram",
+                  "--bootstrap", 0, "--permutations", 0, "--viewer-volumes", 2, "--latex")
+    assert "report.html, figures/, table.tex" in done.stdout
     page, text = (output / "report.html").read_text(), (output / "report.md").read_text()
     assert "shows 2 of 6 real and 2 of 6 synthetic volumes" in text
     found = dict(re.findall(r'id="(volume-\w+-\d)">([^<]+)<', page))

@@ -33,9 +33,9 @@ def sets():
     made = [f"made-{k}" for k in range(8)]
     return {
         "real": Set(flag="--real", path="secret/real", ids=[f"anna-{k}" for k in range(8)],
-                    subjects=subjects, voxel_sizes=[1.0, 1.5, 1.0], volumes=volumes[:8]),
+                    subjects=subjects, side=SIDE, voxel_sizes=[1.0, 1.5, 1.0], volumes=volumes[:8]),
         "synthetic": Set(flag="--synthetic", path="secret/fake", ids=made, subjects=made,
-                         voxel_sizes=[9.0, 9.0, 9.0], volumes=volumes[8:])}
+                         side=SIDE, voxel_sizes=[9.0, 9.0, 9.0], volumes=volumes[8:])}
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,12 @@ def test_the_page_shows_the_volumes_of_the_key(made, sets):
         source = sets[case["set"]]
         volume = source.volumes[source.ids.index(case["id"])]
         assert np.array_equal(packed_volumes.unpacked(packed[case["case"]], SIDE), volume)
+
+
+def test_a_volume_of_another_size_is_refused(sets):
+    small = Set(**{**vars(sets["synthetic"]), "volumes": np.zeros((8, 4, 4, 4), np.uint8)})
+    with pytest.raises(UserError, match=r"--synthetic secret/fake: made-\d is \(4, 4, 4\), others"):
+        reader_study.make({**sets, "synthetic": small}, 3, seed=0)
 
 
 def test_the_page_does_not_tell_what_is_what(made):
@@ -201,3 +207,10 @@ def test_other_files_are_no_key(tmp_path, text):
         reader_study.read_key(tmp_path / "key.json")
     with pytest.raises(UserError, match="no such file"):
         reader_study.read_key(tmp_path / "none.json")
+
+
+def test_a_key_without_one_kind_is_refused(made, tmp_path):
+    key = {**made[2], "cases": [case for case in made[2]["cases"] if case["set"] == "real"]}
+    (tmp_path / "key.json").write_text(json.dumps(key))
+    with pytest.raises(UserError, match="lists no real or no synthetic case"):
+        reader_study.read_key(tmp_path / "key.json")

@@ -1,26 +1,10 @@
 """The numbers of an evaluation as LaTeX tables, as a paper prints them (package booktabs)."""
 import re
-import unicodedata
 
 from reporting.rounding import number, with_range, with_span
+from utils.escaping import latex_text
 
-SIGNS = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
-    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\"": "''",
-    "−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}", "×": r"$\times$", "±": r"$\pm$",
-    "∞": r"$\infty$", "‖": r"$\|$", "≤": r"$\leq$", "≥": r"$\geq$", "·": r"$\cdot$",
-    "√": r"$\surd$", "²": "$^2$", "³": "$^3$", "α": r"$\alpha$", "σ": r"$\sigma$", "Δ": r"$\Delta$",
-    "“": "``", "”": "''", "’": "'", "°": r"$^\circ$",
-}
-
-
-def escaped(text):
-    """A text as LaTeX that prints it.
-
-    Letters with accents stay; other signs that LaTeX's default fonts lack become [U+XXXX].
-    """
-    return "".join(map(_escaped_sign, " ".join(str(text).split())))
+HEAD = "% Needs \\usepackage{booktabs}. Made from metrics.json.\n"
 
 
 def tables(content):
@@ -36,22 +20,9 @@ def tables(content):
     return "\n".join(parts)
 
 
-HEAD = "% Needs \\usepackage{booktabs}. Made from metrics.json.\n"
-
-
-def _escaped_sign(sign):
-    if sign in SIGNS:
-        return SIGNS[sign]
-    if sign.isascii() and sign.isprintable():
-        return sign
-    if unicodedata.category(sign).startswith("L") and ord(sign) < 0x180:   # Latin with accents
-        return sign
-    return f"[U+{ord(sign):04X}]"
-
-
 def _caption(content):
     sets = content["sets"]
-    return escaped(
+    return latex_text(
         f"{sets['synthetic']['n']} synthetic against {sets['real']['n']} real volumes of "
         f"{content['size']}³ voxels. Synthetic: value [95% interval]. Floor: the same number "
         "between two random halves of the real set, mean over splits.")
@@ -112,4 +83,4 @@ def _row(cells):
 
 def _cell(text):
     """A cell; brackets at its beginning would be an option of the command before it."""
-    return re.sub(r"^\[", "{[}", escaped(text))
+    return re.sub(r"^\[", "{[}", latex_text(text))

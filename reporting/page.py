@@ -4,9 +4,10 @@ Its content security policy lets the browser run and apply nothing but what is e
 """
 import base64
 import hashlib
-import html
 import json
 from pathlib import Path
+
+from utils.escaping import html_text
 
 WEB = Path(__file__).resolve().parent / "web"   # styles, scripts and pieces of pages
 
@@ -32,7 +33,7 @@ def page(body, title, styles, scripts):
         '<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width">',
-        f"<title>{html.escape(title)}</title>",
+        f"<title>{html_text(title)}</title>",
         *(f"<style>{style}</style>" for style in styles)))
     last = "".join(f"<script>{script}</script>\n" for script in scripts)
     return (f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n{last}'

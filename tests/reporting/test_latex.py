@@ -5,6 +5,7 @@ import subprocess
 import pytest
 
 from reporting import latex
+from utils.escaping import latex_text
 
 NAME = r"50% of A_B & {x} \input{y} $z$ #1 ^~ <|> é 脳"
 CONTENT = {
@@ -33,10 +34,11 @@ def test_the_table():
 
 
 def test_names_are_escaped():
-    assert latex.escaped(NAME) == (
+    assert latex_text(NAME) == (
         r"50\% of A\_B \& \{x\} \textbackslash{}input\{y\} \$z\$ \#1 "
         r"\textasciicircum{}\textasciitilde{} \textless{}\textbar{}\textgreater{} é [U+8133]")
-    assert latex.escaped("a\n% b") == r"a \% b"
+    assert latex_text("ßŁř ąđ \u202e") == "ßŁř [U+0105][U+0111] [U+202E]"
+    assert latex_text("a\n% b") == r"a \% b"
     head = next(line for line in latex.tables(CONTENT).splitlines() if "A\\_B" in line)
     assert head.endswith(r" & {[}CN] \\")     # a bracket after \\ would be its argument
 

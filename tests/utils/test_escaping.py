@@ -99,4 +99,4 @@ def test_commands_in_a_sentence_stay_code_and_names_do_not_become_markup():
         "no weights; `python download.py inception` fetches them")
     assert escaping.sentence("*a* <b> `x <y>` `") == (
         "&#42;a&#42; &#60;b&#62; x &#60;y&#62; &#96;")
-    assert escaping.sentence("a\nb") == "a\\nb"
+    assert escaping.sentence("a\nb") == "a&#92;nb"     # shown as a\\nb

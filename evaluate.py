@@ -23,22 +23,30 @@ from metrics import (
     ceiling,
     evaluation,
     nifti_cubes,
+    reader_scores,
     registry,
     statistic,
     volume_sets,
 )
 from metrics import flags as metric_flags
 from metrics.options import MetricOptions
-from mri import axis_orders, manifest
+from mri import axis_orders
 from mri.mosaic import SLICES_PER_TILE
-from reporting import evaluation_figures, report
+from reporting import (
+    evaluation_figures,
+    latex,
+    reader_report,
+    reader_study,
+    report,
+    viewer,
+)
+from reporting import flags as report_flags
 from utils.escaping import printable
 from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
 from utils.provenance import git_commit, now, versions
 from utils.version import __version__
 
-SPLITS = (*manifest.SPLITS, "all")
 DEFAULTS = MetricOptions()
 
 
@@ -46,8 +54,10 @@ DEFAULTS = MetricOptions()
 
 def parse_args():
     p = make_parser(__doc__)
-    add_volume_flags(p.add_argument_group("volumes"))
+    metric_flags.add_set_flags(p.add_argument_group("volumes"))
     metric_flags.add_metric_flags(p.add_argument_group("metrics"))
+    report_flags.add_report_flags(p.add_argument_group("report"))
+    report_flags.add_reader_study_flags(p.add_argument_group("reader study"))
     g = p.add_argument_group("ceiling")
     g.add_argument("--vae", metavar="ema|mse|DIR",
                    help="VAE that real volumes are encoded and decoded with, for the ceiling of "
@@ -73,38 +83,11 @@ def parse_args():
                    "temporary file next to --output")
     add_device_flag(g)
     args = p.parse_args()
-    check_flags(args)
+    report_flags.check_purpose(p, vars(args))
+    check_resampling(args)
+    if not args.score:
+        check_flags(args)
     return args
-
-
-def add_volume_flags(g):
-    g.add_argument("--real", required=True, metavar="DIR",
-                   help="folder of real volumes that the model was not trained on")
-    g.add_argument("--synthetic", required=True, metavar="DIR", help="folder of synthetic volumes")
-    g.add_argument("--train", metavar="DIR",
-                   help="folder of the volumes that the model was trained on (the train split of a "
-                   "data folder), to search for copies; default: no search")
-    g.add_argument("--real-split", choices=SPLITS,
-                   help="split of the data folder --real to use; default: test, or all volumes if "
-                   "it has no test split")
-    g.add_argument("--synthetic-split", choices=SPLITS,
-                   help="split of --synthetic to use if it is a data folder; default: all volumes")
-    g.add_argument("--real-range", nargs=2, type=float, metavar=("LO", "HI"),
-                   help="intensities that mean black and white in --real and --train, if these are "
-                   "NIfTI cubes; default: 0 1")
-    g.add_argument("--synthetic-range", nargs=2, type=float, metavar=("LO", "HI"),
-                   help="intensities that mean black and white in --synthetic, if these are NIfTI "
-                   "cubes, such as -1 1 or 0 255; default: 0 1")
-    g.add_argument("--synthetic-axes", metavar="ORDER",
-                   help="where the axes of the arrays in --synthetic run, whatever their affines "
-                   "say: zyx for (z, y, x), or letters of R L A P S I; default: as the affines say")
-    g.add_argument("--by-class", action="store_true",
-                   help="give every number for each class, too; by default for the whole sets only")
-    g.add_argument("--output", type=Path, required=True, metavar="DIR",
-                   help="new folder for metrics.json, report.md, report.html and figures/")
-    g.add_argument("--update", action="store_true",
-                   help="keep an evaluation in --output if it is of the same volumes, recipe and "
-                   "settings, and replace it otherwise; by default --output must be new")
 
 
 def check_flags(args):
@@ -123,11 +106,6 @@ def check_flags(args):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"{flag_of(name)} {value}: must be at least 1")
-    if args.bootstrap < 0 or args.bootstrap == 1:
-        raise UserError(f"--bootstrap {args.bootstrap}: must be 0, or at least 2")
-    if args.permutations < 0 or 0 < args.permutations < 19:
-        raise UserError(f"--permutations {args.permutations}: must be 0, or at least 19, with "
-                        "which p can be as small as 0.05")
     if args.mmd_range and not -np.inf < args.mmd_range[0] < args.mmd_range[1] < np.inf:
         raise UserError(f"--mmd-range {args.mmd_range[0]:g} {args.mmd_range[1]:g}: the first must "
                         "be smaller than the second")
@@ -142,6 +120,15 @@ def check_flags(args):
     if args.inception_weights and not args.inception_weights.is_file():
         raise UserError(f"--inception-weights {args.inception_weights}: no such file; "
                         "`python download.py inception` fetches it")
+
+
+def check_resampling(args):
+    """:raises UserError: too few replicates or permutations"""
+    if args.bootstrap < 0 or args.bootstrap == 1:
+        raise UserError(f"--bootstrap {args.bootstrap}: must be 0, or at least 2")
+    if args.permutations < 0 or 0 < args.permutations < 19:
+        raise UserError(f"--permutations {args.permutations}: must be 0, or at least 19, with "
+                        "which p can be as small as 0.05")
 
 
 # --------------------------------------------------------------------------------------- volumes
@@ -255,8 +242,40 @@ def evaluate(args, pool, metrics, best, folder):
     return content, found
 
 
+def make_reader_study(args):
+    """Writes the page of a reader study, and its key."""
+    real, synthetic, _ = find_sets(args)
+    page, key = reader_study.make({"real": real, "synthetic": synthetic}, args.reader_study,
+                                  args.seed)
+    with atomic_folder(args.output) as folder:
+        write_text(folder / reader_study.PAGE_FILE, page)
+        write_text(folder / reader_study.KEY_FILE, json.dumps(key, indent=1) + "\n")
+    for line in (*real.warnings, *synthetic.warnings, *real.notes(), *synthetic.notes()):
+        print(f"warning: {printable(line)}", flush=True)
+    print(reader_study.summary(args.output, key, page), flush=True)
+
+
+def score_readers(args):
+    """Scores the answers of readers; writes scores.json and scores.md to --output, if given."""
+    truth, study = reader_study.read_key(args.key)
+    answers = reader_study.read_all_answers(args.score, truth, study)
+    scores = {"study": study, **reader_scores.score(
+        truth, {found.reader: found.ratings for found in answers}, args.bootstrap,
+        args.permutations, args.seed)}
+    for line in reader_report.terminal_lines(scores):
+        print(printable(line), flush=True)
+    if args.output:
+        with atomic_folder(args.output) as folder:
+            write_text(folder / "scores.json", json.dumps(scores, indent=1) + "\n")
+            write_text(folder / "scores.md", reader_report.markdown(scores))
+
+
 def main():
     args = parse_args()
+    if args.score:
+        return score_readers(args)
+    if args.reader_study is not None:
+        return make_reader_study(args)
     real, synthetic, train = sets = find_sets(args)
     if args.by_class:
         by_class.class_names(real, synthetic)
@@ -282,10 +301,16 @@ def main():
             "versions": versions("torch", "torchmetrics", "numpy", "nibabel")}
         write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
-        report.write_report(folder, content)
+        shown = viewer.make_viewer(pool, args.viewer_volumes)
+        report.write_report(folder, content, shown)
+        if args.latex:
+            write_text(folder / "table.tex", latex.tables(content))
     for line in report.terminal_lines(content):
         print(printable(line))
-    print(f"{args.output}: metrics.json, report.md, report.html, figures/", flush=True)
+    if shown and shown.note():
+        print(shown.note())
+    print(f"{args.output}: metrics.json, report.md, report.html, figures/"
+          f"{', table.tex' if args.latex else ''}", flush=True)
     evaluation.require_named(args.metrics, content["skipped"], args.output)
 
 

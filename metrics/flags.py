@@ -1,11 +1,44 @@
-"""The flags of evaluate.py that concern single metrics."""
+"""The flags of evaluate.py that concern the volumes and single metrics."""
 from pathlib import Path
 
 from metrics import inception, ms_ssim, registry
 from metrics.options import MetricOptions
+from mri import manifest
 from utils.files import WEIGHTS_DIR
 
 DEFAULTS = MetricOptions()
+SPLITS = (*manifest.SPLITS, "all")
+
+
+def add_set_flags(g):
+    """Adds --real, --synthetic, how they are read, and --output to a group of flags."""
+    g.add_argument("--real", metavar="DIR",
+                   help="folder of real volumes that the model was not trained on")
+    g.add_argument("--synthetic", metavar="DIR", help="folder of synthetic volumes")
+    g.add_argument("--train", metavar="DIR",
+                   help="folder of the volumes that the model was trained on (the train split of a "
+                   "data folder), to search for copies; default: no search")
+    g.add_argument("--real-split", choices=SPLITS,
+                   help="split of the data folder --real to use; default: test, or all volumes if "
+                   "it has no test split")
+    g.add_argument("--synthetic-split", choices=SPLITS,
+                   help="split of --synthetic to use if it is a data folder; default: all volumes")
+    g.add_argument("--real-range", nargs=2, type=float, metavar=("LO", "HI"),
+                   help="intensities that mean black and white in --real and --train, if these are "
+                   "NIfTI cubes; default: 0 1")
+    g.add_argument("--synthetic-range", nargs=2, type=float, metavar=("LO", "HI"),
+                   help="intensities that mean black and white in --synthetic, if these are NIfTI "
+                   "cubes, such as -1 1 or 0 255; default: 0 1")
+    g.add_argument("--synthetic-axes", metavar="ORDER",
+                   help="where the axes of the arrays in --synthetic run, whatever their affines "
+                   "say: zyx for (z, y, x), or letters of R L A P S I; default: as the affines say")
+    g.add_argument("--by-class", action="store_true",
+                   help="give every number for each class, too; by default for the whole sets only")
+    g.add_argument("--output", type=Path, metavar="DIR",
+                   help="new folder for metrics.json, report.md, report.html and figures/")
+    g.add_argument("--update", action="store_true",
+                   help="keep an evaluation in --output if it is of the same volumes, recipe and "
+                   "settings, and replace it otherwise; by default --output must be new")
 
 
 def add_metric_flags(g):

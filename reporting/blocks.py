@@ -9,18 +9,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from reporting.page import page
 from utils import escaping
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:13px;margin:1rem 0;display:block;overflow-x:auto}
-th,td{border-bottom:1px solid #ddd;padding:.3rem .6rem;text-align:left;vertical-align:top}
-th{border-bottom:2px solid #888}
-figure{margin:1.5rem 0}
-figcaption{font-size:13px;color:#555}
-img{max-width:100%}
-code{background:#f3f3f3;padding:0 .2em}
-""".strip()
+STYLES = ("page.css",)       # of every report, in reporting/web/
+SCRIPTS = ("tables.js",)
 
 
 @dataclass(frozen=True)
@@ -67,9 +60,10 @@ class Table:
         return "\n".join([lines[0], "|" + "---|" * len(self.head), *lines[1:]])
 
     def html(self, figures):
-        head = self._html_row(self.head, "th")
+        head = self._html_row(self.head, 'th scope="col"')
         body = "".join(self._html_row(row, "td") for row in self.rows)
-        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        return ('<div class="table" role="region" aria-label="table" tabindex="0">'
+                f"<table><thead>{head}</thead><tbody>{body}</tbody></table></div>")
 
     @staticmethod
     def _markdown_row(row):
@@ -77,7 +71,8 @@ class Table:
 
     @staticmethod
     def _html_row(row, tag):
-        return "<tr>" + "".join(f"<{tag}>{_inline_html(cell)}</{tag}>" for cell in row) + "</tr>"
+        end = tag.split()[0]
+        return "<tr>" + "".join(f"<{tag}>{_inline_html(cell)}</{end}>" for cell in row) + "</tr>"
 
 
 @dataclass(frozen=True)
@@ -106,10 +101,11 @@ def html_page(blocks, figures, title):
     :param figures: folder of the pictures
     """
     body = "\n".join(block.html(figures) for block in blocks)
-    return ('<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width">'
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>\n"
-            f"{body}\n</body></html>\n")
+    styles, scripts = list(STYLES), list(SCRIPTS)
+    for block in blocks:
+        styles += getattr(block, "styles", ())
+        scripts += getattr(block, "scripts", ())
+    return page(body, title, styles, scripts)
 
 
 def _inline_html(text):

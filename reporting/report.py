@@ -13,7 +13,7 @@ from reporting.blocks import (
 )
 from reporting.published import published_blocks
 from reporting.rounding import number, with_range, with_span
-from utils.escaping import code, markup
+from utils.escaping import code, markup, sentence
 from utils.files import write_text
 
 CAPTIONS = {
@@ -46,29 +46,31 @@ CAPTIONS = {
 }
 
 
-def write_report(folder, content):
+def write_report(folder, content, viewer=None):
     """Writes report.md and report.html.
 
     :param folder: folder of the evaluation, whose figures/ are written already
     :param content: what metrics.json holds
+    :param viewer: viewer.Viewer, or None
     """
     folder = Path(folder)
-    blocks = report_blocks(content, folder / "figures")
+    blocks = report_blocks(content, folder / "figures", viewer)
     write_text(folder / "report.md", markdown_page(blocks))
     write_text(folder / "report.html",
                html_page(blocks, folder / "figures", "MosaicDiT evaluation"))
 
 
-def report_blocks(content, figures):
+def report_blocks(content, figures, viewer=None):
     """The report of an evaluation as a list of blocks.
 
     :param content: what metrics.json holds
     :param figures: folder of its figures, already written
+    :param viewer: viewer.Viewer, or None
     """
     entries = content["metrics"]
     layouts = sorted({layout for entry in entries.values() for layout in entry.get("vae", {})})
     blocks = [Heading(1, "Evaluation"), _table_of_sets(content)]
-    blocks += [Paragraph(f"**Warning:** {markup(warning)}.") for warning in content["warnings"]]
+    blocks += [Paragraph(f"**Warning:** {sentence(warning)}.") for warning in content["warnings"]]
     blocks.append(Heading(2, "Numbers"))
     if entries:
         blocks.append(_table_of_numbers(entries, layouts))
@@ -80,6 +82,8 @@ def report_blocks(content, figures):
                    Bullets(_definitions(entries))]
     if "by_class" in content:
         blocks += by_class_blocks(content)
+    if viewer:
+        blocks += [Heading(2, "Volumes"), viewer]
     blocks.append(Heading(2, "Pictures"))
     n = {name: found["n"] for name, found in content["sets"].items()}
     blocks += [Picture(file, caption.format(**{"train": 0, **n}))
@@ -125,7 +129,7 @@ def _table_of_numbers(entries, layouts):
 
 
 def _not_computed(title, reason):
-    return Paragraph(f"**{markup(title)}** was not computed: {markup(reason)}.")
+    return Paragraph(f"**{markup(title)}** was not computed: {sentence(reason)}.")
 
 
 def _own(target):
@@ -138,7 +142,7 @@ def _copies(entry, sets):
     power = (f"The same search found {entry['planted_found']} of {entry['planted']} copies that "
              "were made of training volumes, mirrored, shifted by up to 3 voxels, with 0.8 times "
              "the contrast and 5% noise.")
-    warnings = [Paragraph(f"**Warning:** {markup(warning)}.")
+    warnings = [Paragraph(f"**Warning:** {sentence(warning)}.")
                 for warning in entry.get("warnings", ())]
     if not entry["flagged"]:
         return [*warnings, Paragraph(

@@ -60,6 +60,7 @@ TESTED_ELSEWHERE = {
     "benchmarks/sampling_cost.py": "tests/test_bench.py",
     "metrics/flags.py": "tests/test_evaluate.py",
     "mri/nifti_header.py": "tests/mri/test_nifti.py",
+    "reporting/flags.py": "tests/test_evaluate_report.py",
     "training/acceleration.py": "tests/test_models.py",
     "training/bookkeeping.py": "tests/test_cluster.py",
     "training/flags.py": "tests/test_train.py",

@@ -14,6 +14,18 @@ import unicodedata
 MARKUP = re.compile(r"[\\`*<>&\[\]|~$#]|(?<!\w)_|_(?!\w)")   # an _ within a word is no markup
 NOT_IN_CODE = re.compile(r"[`<>&]")
 FORMULA_BEGINNINGS = ("=", "+", "-", "@", "\t", "\r")        # of a cell, for a spreadsheet
+LATEX_SIGNS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\"": "''",
+    "−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}", "×": r"$\times$", "±": r"$\pm$",
+    "∞": r"$\infty$", "‖": r"$\|$", "≤": r"$\leq$", "≥": r"$\geq$", "·": r"$\cdot$",
+    "√": r"$\surd$", "²": "$^2$", "³": "$^3$", "α": r"$\alpha$", "σ": r"$\sigma$", "Δ": r"$\Delta$",
+    "“": "``", "”": "''", "’": "'", "°": r"$^\circ$",
+}
+LATEX_LETTERS = "ßæøœłÆØŒŁ"       # that its default fonts have, beside letters with accents
+OGONEK = "\u0328"                 # the accent that they lack
+END_OF_LATIN = 0x180              # code points of letters with accents that they have lie below
 CURSOR_UP = "\x1b[A"                                         # what progress bars need
 MAX_SHOWN_NAMES = 20
 
@@ -89,9 +101,39 @@ def code(text):
     return markup(text) if not shown or NOT_IN_CODE.search(shown) else f"`{shown}`"
 
 
+def sentence(text):
+    """A sentence that quotes commands as `code`, and perhaps names from files, in Markdown.
+
+    What is between backticks stays code; the rest is as `markup` makes it.
+    """
+    pieces = re.split(r"`([^`]+)`", printable(text))
+    # re.split puts what was between backticks at the odd places
+    return "".join(code(piece) if k % 2 else markup(piece) for k, piece in enumerate(pieces))
+
+
 def html_text(text):
     """A text in HTML that means itself; what `markup` made entities stays as it is."""
     return re.sub(r"&amp;(#\d+;)", r"&\1", html.escape(text, quote=False))
+
+
+# ---------------------------------------------------------------------------------------- a paper
+
+def latex_text(text):
+    """A text in LaTeX that prints itself.
+
+    Letters with accents stay; other signs that LaTeX's default fonts lack become [U+XXXX].
+    """
+    return "".join(map(_latex_sign, " ".join(str(text).split())))
+
+
+def _latex_sign(sign):
+    if sign in LATEX_SIGNS:
+        return LATEX_SIGNS[sign]
+    if sign in LATEX_LETTERS:
+        return sign
+    letter, *accents = unicodedata.normalize("NFD", sign)
+    is_latin = letter.isascii() and sign.isprintable() and ord(sign) < END_OF_LATIN
+    return sign if is_latin and OGONEK not in accents else f"[U+{ord(sign):04X}]"
 
 
 # ---------------------------------------------------------------------------------------- a table

@@ -92,3 +92,11 @@ def test_no_module_escapes_by_itself():
              if word in path.read_text()}
     assert found == {("escaping.py", "html.escape"), ("blocks.py", "html.escape"),
                      ("streams.py", "backslashreplace")}
+
+
+def test_commands_in_a_sentence_stay_code_and_names_do_not_become_markup():
+    assert escaping.sentence("no weights; `python download.py inception` fetches them") == (
+        "no weights; `python download.py inception` fetches them")
+    assert escaping.sentence("*a* <b> `x <y>` `") == (
+        "&#42;a&#42; &#60;b&#62; x &#60;y&#62; &#96;")
+    assert escaping.sentence("a\nb") == "a&#92;nb"     # shown as a\\nb

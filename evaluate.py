@@ -194,8 +194,10 @@ def options_of(args):
         names=tuple(chosen_metrics(args)), protocol=args.protocol, pairs=args.pairs,
         shortlist=args.shortlist, mmd_batch=args.mmd_batch,
         mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
-        inception_weights=args.inception_weights, seed=args.seed, memory_gb=args.memory_gb,
-        device=args.device)
+        inception_weights=args.inception_weights, meshnet=args.meshnet,
+        anatomy_real=tuple(args.anatomy_real or ()),
+        anatomy_synthetic=tuple(args.anatomy_synthetic or ()), seed=args.seed,
+        memory_gb=args.memory_gb, device=args.device)
 
 
 def computable_metrics(args, sets, options):
@@ -280,6 +282,8 @@ def main():
             "settings": settings_of(args), **computed,
             "skipped": {**computed["skipped"], **skipped, **skipped_layouts},
             "versions": versions("torch", "torchmetrics", "numpy", "nibabel")}
+        for name, text in evaluation.files_of(metrics, pool, options_of(args), numbers).items():
+            write_text(folder / name, text)
         write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
         report.write_report(folder, content)

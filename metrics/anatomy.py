@@ -11,7 +11,7 @@ import numpy as np
 from metrics import anatomy_tables, structure_statistics, structure_volumes, tissue_volumes
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
-from mri import structures, tables
+from mri import geometry, structures, tables
 from utils.errors import UserError
 from utils.escaping import printable
 
@@ -22,7 +22,8 @@ MIN_SCORE = 0.65            # of SynthSeg's QC (Billot et al. 2023, PNAS 120: e2
 MIN_VOLUME_ML = 0.001       # one voxel of 1 mm, for logarithms
 VENTRICLES = ("lateral_ventricle", "inferior_lateral_ventricle", "3rd_ventricle", "4th_ventricle",
               "csf")
-RESULT = "anatomy"          # key of Pool.results
+RESULT = "anatomy"          # keys of Pool.results
+OUTLINES = "outlines"
 FAMILIES = ("volume", "share", "conditional")       # of the report's table of structures
 MAX_ENTROPY = np.log2(1 + len(structures.STRUCTURES))   # bits
 
@@ -100,6 +101,7 @@ def _from_network(pool, options):
     for name, found in pool.sets.items():
         affines = [found.grid_of(i) for i in range(len(found))]
         parts.append(segmenter.measure_all(pool.part(name), affines, found.ids, found.path, name))
+    pool.results[OUTLINES] = _outlines(pool, segmenter)
     values = np.concatenate(parts)
     count = len(structures.STRUCTURES)
     ml, quality = values[:, :count], dict(zip(structure_volumes.QUALITIES, values.T[count:]))
@@ -116,9 +118,21 @@ def _from_network(pool, options):
         asymmetry=np.nan_to_num(quality["asymmetry"], nan=1.0))
 
 
+def _outlines(pool, segmenter):
+    """(heading, volume, labels) of one volume of each set, for the figure."""
+    out = []
+    for name in ("real", "synthetic"):
+        found = pool.sets[name]
+        i = len(found) // 2
+        volume = pool.part(name)[i]
+        labels = segmenter.segment(volume, found.grid_of(i)).labels
+        out.append((f"{name} ({printable(found.ids[i])})", volume, labels))
+    return out
+
+
 def _from_intensities(pool):
     ml = np.concatenate([
-        [tissue_volumes.tissue_volumes(volume, found.grid_sizes(i))
+        [tissue_volumes.tissue_volumes(volume, geometry.voxel_sizes(found.grid_of(i)))
          for i, volume in enumerate(pool.part(name))] for name, found in pool.sets.items()])
     return Anatomy(
         tissue_volumes.TISSUES, ml, "three tissues by intensity, of a skull-stripped T1 (Otsu)",
@@ -200,12 +214,13 @@ def anatomy_statistics(pool, options):
         together.statistic(
             "anatomy_wasserstein", "anatomy, Wasserstein-2",
             "of Gaussians with the means and covariances of the sets' volumes of structures "
-            "(Fréchet), in real standard deviations, over the root of the number of structures",
+            "(Fréchet), in standard deviations within the sets, over the root of the number "
+            "of structures",
             "low", lambda a, b: structure_statistics.wasserstein(a, b, ml), test="upper"),
         together.statistic(
             "anatomy_covariance", "anatomy, agreement of covariances",
-            "RV coefficient of the covariance matrices of the volumes, in real standard "
-            "deviations; 1: proportional", "1",
+            "RV coefficient of the covariance matrices of the volumes, in standard deviations "
+            "within the sets; 1: proportional", "1",
             lambda a, b: structure_statistics.covariance_agreement(a, b, ml))]
     return out + _soundness(found, pool, logarithms) + _rows(found, pool, ml, logarithms)
 

@@ -66,9 +66,9 @@ def d_given_the_others(a, b, x):
 def wasserstein(a, b, x):
     """Wasserstein-2 distance of the Gaussians with the sets' means and covariances.
 
-    Fréchet's distance (Dowson and Landau 1982) of the structures in units of the first set's
-    standard deviations, over the square root of their number: the root of the mean square shift of
-    a structure.
+    Fréchet's distance (Dowson and Landau 1982) of the structures in units of their standard
+    deviations within the sets, over the square root of their number: the root of the mean square
+    shift of a structure.
 
     :return: (R,)
     """
@@ -86,7 +86,7 @@ def wasserstein(a, b, x):
 def covariance_agreement(a, b, x):
     """RV coefficient of the covariances: tr(AB) / sqrt(tr(AA) tr(BB)), 1 if proportional.
 
-    Robert and Escoufier 1976, of structures in units of the first set's standard deviations.
+    Robert and Escoufier 1976, of structures in units of their standard deviations within the sets.
 
     :return: (R,)
     """
@@ -97,10 +97,12 @@ def covariance_agreement(a, b, x):
 
 
 def _scaled_covariances(a, b, x):
-    """Covariances of both sets in units of the first's standard deviations; those, (R, K)."""
+    """Covariances of both sets in units of the standard deviations within them; those, (R, K)."""
     x = x - x.mean(0)
     first, second = _covariances(a, x), _covariances(b, x)
-    scale = np.sqrt(np.diagonal(first, axis1=1, axis2=2))
+    sizes = [weights.sum(1)[:, None, None] for weights in (a, b)]
+    within = (sizes[0] * first + sizes[1] * second) / (sizes[0] + sizes[1])
+    scale = np.sqrt(np.diagonal(within, axis1=1, axis2=2))
     scale = np.where(scale > 0, scale, 1)
     both = scale[:, :, None] * scale[:, None, :]
     return first / both, second / both, scale

@@ -86,7 +86,7 @@ def _with_outlines(image, labels):
     out = np.repeat(image[..., None], 3, axis=2)
     border = np.zeros(labels.shape, bool)
     for axis in (0, 1):
-        border |= labels != np.roll(labels, 1, axis)
+        border |= (labels != np.roll(labels, 1, axis)) | (labels != np.roll(labels, -1, axis))
     colors = np.array([(0, 0, 0), *map(to_rgb, OUTLINE_COLORS)])
     drawn = border & (labels > 0)
     out[drawn] = colors[labels[drawn]]

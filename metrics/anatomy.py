@@ -198,7 +198,7 @@ def anatomy_statistics(pool, options):
     ml = np.nan_to_num(found.ml)
     both = np.concatenate([ml, np.nan_to_num(found.shares())], axis=1)
     logarithms = np.log(np.maximum(ml, MIN_VOLUME_ML))
-    together = _Comparison(found, "distance of the volumes of structures")
+    together = _Comparison(found)
     out = [
         together.statistic(
             "anatomy_small_effects", f"anatomy, share of |d| < {structure_statistics.SMALL_EFFECT}",
@@ -228,15 +228,19 @@ def anatomy_statistics(pool, options):
 class _Comparison:
     """Makes statistics whose weights leave out volumes without known structures."""
 
-    def __init__(self, found, what):
+    def __init__(self, found):
         self.found = found
-        self.what = what
 
     def statistic(self, key, name, definition, target, compute, **more):
         counted = self.found.counted
 
         def of_known(a, b):
-            return compute(a * counted, b * counted)
+            a, b = a * counted, b * counted
+            enough = np.minimum((a > 0).sum(1), (b > 0).sum(1)) >= 2
+            out = np.full(len(a), np.nan)
+            if enough.any():
+                out[enough] = compute(a[enough], b[enough])
+            return out
 
         more = {"has_interval": False, "has_ceiling": self.found.has_ceiling, **more}
         return Statistic(key=key, name=name, definition=definition, target=target,
@@ -255,7 +259,7 @@ def _largest(d):
 
 def _soundness(found, pool, logarithms):
     """Share of reliable segmentations, and symmetry, where they are known."""
-    out, together = [], _Comparison(found, "")
+    out, together = [], _Comparison(found)
 
     def reliable(a, b):
         inside = structure_statistics.within_range(a, logarithms, found.doubtful)
@@ -295,7 +299,7 @@ def _unreliable(found, pool, reliable):
 
 def _rows(found, pool, ml, logarithms):
     """Cohen's d of each structure: of its volume, of its share of the brain, given the others."""
-    together, shares = _Comparison(found, ""), np.nan_to_num(found.shares())
+    together, shares = _Comparison(found), np.nan_to_num(found.shares())
     what = {
         "volume": ("volume, ml", ml, structure_statistics.cohens_d, True),
         "share": ("share of the brain", shares, structure_statistics.cohens_d, True),

@@ -18,8 +18,8 @@ def cubes(tmp_path_factory):
     for name, seed in (("real", 0), ("synthetic", 1)):
         rng = np.random.default_rng(seed)
         for i in range(6):
-            save_nifti(folder / name / f"sub-{i:02d}_T1w.nii.gz", cube(rng), np.diag([4, 4, 4, 1.0]),
-                       np.uint8)
+            save_nifti(folder / name / f"sub-{i:02d}_T1w.nii.gz", cube(rng),
+                       np.diag([4, 4, 4, 1.0]), np.uint8)
     return folder
 
 

@@ -4,9 +4,16 @@ import types
 
 import numpy as np
 import pytest
-from helpers import SHARED
+from helpers import GOLDEN, SHARED, script
 
-from metrics import anatomy, statistic, structure_statistics, structure_volumes
+from metrics import (
+    anatomy,
+    permutation,
+    statistic,
+    structure_statistics,
+    structure_volumes,
+    volume_sets,
+)
 from metrics.options import MetricOptions, NotComputed
 from metrics.volume_sets import VolumeSet
 from mri import structures
@@ -207,3 +214,98 @@ def test_segmented_volumes_and_what_is_reliable(monkeypatch, tmp_path):
     expected = structure_statistics.cohens_d(pool.weights("real"), pool.weights("vae rgb"),
                                              rows[:, k:k + 1])[0, 0]
     assert ceiling == pytest.approx(expected) and reliable.family == "volume"
+
+
+# ------------------------------------------------------------------------------- what is found
+
+def grown_volumes():
+    """(112, 17) ml: 14 brains of the shared cohort, segmented at 128³ and deformed eight times."""
+    with open(GOLDEN / "grown_volumes.tsv") as f:
+        rows = list(csv.reader(f, delimiter="\t"))
+    assert rows[0][1:] == list(STRUCTURES)
+    return np.array([row[1:] for row in rows[1:]], float)
+
+
+def p_of_structures(ml, permutations, seed):
+    """p of each structure of two halves, {family: (17,)}, and of the numbers of all structures."""
+    n = len(ml) // 2
+    a, b = permutation.permuted_sets(np.arange(n), n + np.arange(n), 2 * n, permutations, seed)
+    effects = {"volume": structure_statistics.cohens_d(a, b, ml),
+               "conditional": structure_statistics.d_given_the_others(a, b, np.log(ml))}
+    found = {family: np.array([permutation.p_value(d[:, k], "both") for k in range(d.shape[1])])
+             for family, d in effects.items()}
+    found["largest"] = permutation.p_value(np.abs(effects["volume"]).max(1), "upper")
+    found["wasserstein"] = permutation.p_value(structure_statistics.wasserstein(a, b, ml), "upper")
+    found["covariance"] = permutation.p_value(
+        structure_statistics.covariance_agreement(a, b, ml), "both")
+    return found
+
+
+def halves_of_64(volumes, draw, gain=1.0):
+    """64 of the volumes in random order; in the last 32 the lateral ventricles are enlarged."""
+    ml = volumes[np.random.default_rng([1, draw]).permutation(len(volumes))[:64]].copy()
+    ml[32:, VENTRICLE] *= gain
+    return ml
+
+
+def test_a_planted_enlargement_is_the_one_that_is_shown():
+    volumes = grown_volumes()
+    a, b = np.zeros((2, 1, 2 * len(volumes)))
+    a[0, :len(volumes)] = b[0, len(volumes):] = 1
+    larger = volumes.copy()
+    larger[:, VENTRICLE] *= 1.1
+    both = np.concatenate([volumes, larger])
+    d = structure_statistics.cohens_d(a, b, both)[0]
+    given = structure_statistics.d_given_the_others(a, b, np.log(both))[0]
+    assert np.abs(given).argmax() == VENTRICLE and given[VENTRICLE] > 2 * d[VENTRICLE] > 0.3
+    assert np.count_nonzero(d) == 1
+
+
+@pytest.mark.slow
+def test_false_alarms_and_power_at_32_against_32():
+    """Prints the numbers of docs/anatomy.md."""
+    volumes = grown_volumes()
+    alike = [p_of_structures(halves_of_64(volumes, r), 199, r) for r in range(200)]
+    for key in ("largest", "wasserstein", "covariance"):
+        share = np.mean([found[key] <= 0.05 for found in alike])
+        print(f"{key}: p <= 0.05 in {share:.3f} of 200 random halves")
+        assert share <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+    for family in ("volume", "conditional"):
+        share = np.mean([found[family] <= 0.05 for found in alike])
+        print(f"{family}: p <= 0.05 of {share:.3f} of the structures")
+        assert share <= 0.065
+    power = {}
+    for gain in (1.1, 1.2):
+        found = [p_of_structures(halves_of_64(volumes, r, gain), 199, r) for r in range(50)]
+        for family in ("volume", "conditional"):
+            power[family, gain] = np.mean([p[family][VENTRICLE] <= 0.05 for p in found])
+            print(f"ventricles x {gain}, {family}: found in {power[family, gain]:.2f}")
+    assert power["conditional", 1.2] >= 0.7 > 0.5 >= power["volume", 1.2]
+    assert power["conditional", 1.1] >= 0.2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (NETWORK.is_dir() and (SHARED / "cohort").is_dir()),
+                    reason=f"needs {NETWORK} and the cohort beside it")
+def test_volumes_follow_the_true_ones_over_subjects(tmp_path):
+    """Through preprocess.py, so the 8-bit grid of 128³: 14 brains, about a minute each."""
+    script("preprocess.py", "--input", SHARED / "cohort", "--output", tmp_path / "data",
+           "--size", 128, "--split", "14:0", "--workers", 1)
+    found = volume_sets.find_set(tmp_path / "data", None, "--real", default_split="all")
+    segmenter = structure_volumes.Segmenter(NETWORK, "cpu")
+    volumes = [found.read(i) for i in range(len(found))]
+    ml = segmenter.measure_all(volumes, [found.grid_of(i) for i in range(len(found))], found.ids,
+                               tmp_path, "cohort")[:, :17]
+    with open(SHARED / "cohort" / "volumes_ml.tsv") as f:
+        true = {row["id"]: row for row in csv.DictReader(f, delimiter="\t")}
+    truth = np.array([[float(true[name][key]) for key in STRUCTURES] for name in found.ids])
+    r = {key: np.corrcoef(ml[:, k], truth[:, k])[0, 1] for k, key in enumerate(STRUCTURES)}
+    ratio = dict(zip(STRUCTURES, ml.mean(0) / truth.mean(0)))
+    print({key: (round(r[key], 2), round(ratio[key], 2)) for key in STRUCTURES})
+    least = {"lateral_ventricle": 0.99, "brain_stem": 0.94, "thalamus": 0.94,
+             "cerebellum_white_matter": 0.93, "cerebral_white_matter": 0.92,
+             "cerebral_cortex": 0.90, "putamen": 0.90, "amygdala": 0.87,
+             "inferior_lateral_ventricle": 0.75, "cerebellum_cortex": 0.83, "caudate": 0.83,
+             "hippocampus": 0.82, "accumbens_area": 0.72}
+    assert {key for key, lowest in least.items() if r[key] < lowest} == set()
+    assert 0.9 <= min(ratio.values()) and max(ratio.values()) <= 1.5

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from metrics import (
+    anatomy_tables,
     by_class,
     ceiling,
     evaluation,
@@ -229,7 +230,9 @@ def is_there_already(args, sets, skipped):
 def settings_of(args):
     """The flags as metrics.json holds them, with the layouts that were chosen."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args)}
+    tables = [*(args.anatomy_real or ()), *(args.anatomy_synthetic or ())]
+    return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args),
+            "anatomy_tables": anatomy_tables.checksum(tables) if tables else None}
 
 
 # ------------------------------------------------------------------------------------------ main

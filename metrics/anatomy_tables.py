@@ -4,6 +4,7 @@ SynthSeg: the CSV of `--vol`, and that of `--qc`. FreeSurfer and FastSurfer: wha
 writes, aseg.stats files, or a folder that is searched for them (a SUBJECTS_DIR). Hemispheres are
 summed, mm³ become ml.
 """
+import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from mri import tables
 from mri.structures import STRUCTURES
 from utils.errors import UserError
+from utils.files import sha256_of_file
 from utils.shared_folders import open_regular
 
 STATS_NAME = "aseg.stats"
@@ -46,7 +48,7 @@ def read_anatomy_tables(paths, flag):
     """
     out = AnatomyTable(flag)
     for path in map(Path, paths):
-        found = sorted(path.rglob(STATS_NAME)) if path.is_dir() else [path]
+        found = _files(path)
         if not found:
             raise UserError(f"{flag} {path}: a folder without {STATS_NAME} files; name the table "
                             "itself, or a SUBJECTS_DIR")
@@ -60,6 +62,23 @@ def read_anatomy_tables(paths, flag):
         raise UserError(f"{flag} {' '.join(map(str, paths))}: holds scores but no volumes; give "
                         "the file of SynthSeg's volumes, too")
     return out
+
+
+def checksum(paths):
+    """SHA-256 of all files that `read_anatomy_tables` would read, in hex.
+
+    :raises UserError: one is no regular file
+    """
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        for file in _files(path):
+            digest.update(sha256_of_file(file).encode() if file.exists() else b"absent")
+    return digest.hexdigest()
+
+
+def _files(path):
+    """The tables that a path stands for: itself, or what a folder holds."""
+    return sorted(path.rglob(STATS_NAME)) if path.is_dir() else [path]
 
 
 def _read_table(path, out):

@@ -68,6 +68,11 @@ def test_tables_of_another_program(cubes, tmp_path):
     flags = ("--anatomy-real", real, "--anatomy-synthetic", synthetic)
     evaluate(cubes, tmp_path / "e", *flags)
     content = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    again = evaluate(cubes, tmp_path / "e", *flags, "--update")
+    assert "is there already" in again.stdout
+    table(synthetic, IDS, 3)
+    again = evaluate(cubes, tmp_path / "e", *flags, "--update")
+    assert "is replaced, as it is of other volumes or settings: --anatomy-tables" in again.stdout
     found = content["metrics"]["anatomy_share_hippocampus"]
     assert found["structure"] == "hippocampus" and found["p"] <= 1
     assert found["mean_ml"]["real"] == pytest.approx(9, abs=1.5)

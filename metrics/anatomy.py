@@ -198,53 +198,48 @@ def anatomy_statistics(pool, options):
     ml = np.nan_to_num(found.ml)
     both = np.concatenate([ml, np.nan_to_num(found.shares())], axis=1)
     logarithms = np.log(np.maximum(ml, MIN_VOLUME_ML))
-    together = _Comparison(found)
     out = [
-        together.statistic(
-            "anatomy_small_effects", f"anatomy, share of |d| < {structure_statistics.SMALL_EFFECT}",
+        _statistic(
+            found, "anatomy_small_effects",
+            f"anatomy, share of |d| < {structure_statistics.SMALL_EFFECT}",
             f"Cohen's d of {both.shape[1]} numbers, the volumes of structures and their shares of "
             f"the brain; {found.source}", "1",
             lambda a, b: _small_effects(structure_statistics.cohens_d(a, b, both)),
             details={"warnings": found.warnings, "source": found.source,
                      "structures": list(found.names)}),
-        together.statistic(
-            "anatomy_largest_effect", "anatomy, largest |d|",
+        _statistic(
+            found, "anatomy_largest_effect", "anatomy, largest |d|",
             "the largest of these, so that its p is one for all structures", "low",
             lambda a, b: _largest(structure_statistics.cohens_d(a, b, both)), test="upper"),
-        together.statistic(
-            "anatomy_wasserstein", "anatomy, Wasserstein-2",
+        _statistic(
+            found, "anatomy_wasserstein", "anatomy, Wasserstein-2",
             "of Gaussians with the means and covariances of the sets' volumes of structures "
             "(Fréchet), in standard deviations within the sets, over the root of the number "
             "of structures",
             "low", lambda a, b: structure_statistics.wasserstein(a, b, ml), test="upper"),
-        together.statistic(
-            "anatomy_covariance", "anatomy, agreement of covariances",
+        _statistic(
+            found, "anatomy_covariance", "anatomy, agreement of covariances",
             "RV coefficient of the covariance matrices of the volumes, in standard deviations "
             "within the sets; 1: proportional", "1",
             lambda a, b: structure_statistics.covariance_agreement(a, b, ml))]
     return out + _soundness(found, pool, logarithms) + _rows(found, pool, ml, logarithms)
 
 
-class _Comparison:
-    """Makes statistics whose weights leave out volumes without known structures."""
+def _statistic(found, key, name, definition, target, compute, **more):
+    """A Statistic whose weights leave out volumes without known structures."""
+    counted = found.counted
 
-    def __init__(self, found):
-        self.found = found
+    def of_known(a, b):
+        a, b = a * counted, b * counted
+        enough = np.minimum((a > 0).sum(1), (b > 0).sum(1)) >= 2
+        out = np.full(len(a), np.nan)
+        if enough.any():
+            out[enough] = compute(a[enough], b[enough])
+        return out
 
-    def statistic(self, key, name, definition, target, compute, **more):
-        counted = self.found.counted
-
-        def of_known(a, b):
-            a, b = a * counted, b * counted
-            enough = np.minimum((a > 0).sum(1), (b > 0).sum(1)) >= 2
-            out = np.full(len(a), np.nan)
-            if enough.any():
-                out[enough] = compute(a[enough], b[enough])
-            return out
-
-        more = {"has_interval": False, "has_ceiling": self.found.has_ceiling, **more}
-        return Statistic(key=key, name=name, definition=definition, target=target,
-                         compute=of_known, **more)
+    more = {"has_interval": False, "has_ceiling": found.has_ceiling, **more}
+    return Statistic(key=key, name=name, definition=definition, target=target, compute=of_known,
+                     **more)
 
 
 def _small_effects(d):
@@ -259,7 +254,7 @@ def _largest(d):
 
 def _soundness(found, pool, logarithms):
     """Share of reliable segmentations, and symmetry, where they are known."""
-    out, together = [], _Comparison(found)
+    out = []
 
     def reliable(a, b):
         inside = structure_statistics.within_range(a, logarithms, found.doubtful)
@@ -267,16 +262,16 @@ def _soundness(found, pool, logarithms):
 
     if found.is_sound is not None:
         limits = f"{found.limits}; " if found.limits else ""
-        out.append(together.statistic(
-            "anatomy_reliable", "anatomy, share of reliable segmentations",
+        out.append(_statistic(
+            found, "anatomy_reliable", "anatomy, share of reliable segmentations",
             f"{limits}volumes are in the range of the real set: in the prediction intervals of "
             "their logarithms, which a real volume leaves with a chance of "
             f"{structure_statistics.CHANCE_OUTSIDE:.0%}", "real", reliable,
             details={"unreliable": _unreliable(found, pool, reliable)}))
     if found.asymmetry is not None:
         asymmetry = found.asymmetry
-        out.append(together.statistic(
-            "anatomy_asymmetry", "anatomy, asymmetry",
+        out.append(_statistic(
+            found, "anatomy_asymmetry", "anatomy, asymmetry",
             "|left − right| / (left + right) of a structure's volume, mean over "
             f"{len(structure_volumes.SYMMETRIC)} structures and over volumes", "real",
             lambda a, b: b @ asymmetry / b.sum(1), has_interval=True))
@@ -299,7 +294,7 @@ def _unreliable(found, pool, reliable):
 
 def _rows(found, pool, ml, logarithms):
     """Cohen's d of each structure: of its volume, of its share of the brain, given the others."""
-    together, shares = _Comparison(found), np.nan_to_num(found.shares())
+    shares = np.nan_to_num(found.shares())
     what = {
         "volume": ("volume, ml", ml, structure_statistics.cohens_d, True),
         "share": ("share of the brain", shares, structure_statistics.cohens_d, True),
@@ -310,8 +305,8 @@ def _rows(found, pool, ml, logarithms):
     for family in FAMILIES:
         label, values, effect, has_interval = what[family]
         for k, name in enumerate(found.names):
-            out.append(together.statistic(
-                f"anatomy_{family}_{name}", f"{name.replace('_', ' ')}, {label}, d",
+            out.append(_statistic(
+                found, f"anatomy_{family}_{name}", f"{name.replace('_', ' ')}, {label}, d",
                 f"Cohen's d, synthetic − real, of {label}", "0",
                 _effect_of_one(effect, values, k), has_interval=has_interval, family=family,
                 details={"structure": name,

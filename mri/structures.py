@@ -66,7 +66,7 @@ def compute_dtype(device):
 def segment(volume, affine, network, device="cpu"):
     """Finds the structures of a volume.
 
-    :param volume: (X, Y, Z), RAS, any intensities that are not constant
+    :param volume: (X, Y, Z), RAS, any intensities; a constant one has no brain
     :param affine: of the volume, (4, 4); its voxel sizes count
     :param network: MeshNet that `find_network` accepts, on the device
     :return: Segmentation
@@ -76,6 +76,8 @@ def segment(volume, affine, network, device="cpu"):
     shape = tuple(int(n) for n in np.maximum(1, np.rint(extent / VOXEL_MM)))
     conformed = geometry.resample(volume, shape)
     low, high = conformed.min(), conformed.max()
+    if low == high:
+        return Segmentation(np.zeros(shape, np.uint8), extent / np.array(shape), float("nan"))
     scaled = (conformed - low) / (high - low)
     box = _foreground_box(scaled)
     seen = torch.from_numpy(np.ascontiguousarray(meshnet.to_lia(scaled[box]))).to(device)

@@ -67,6 +67,8 @@ def test_without_a_brain_entropy_is_unknown(tmp_path, plain_dtype):
     volume = np.arange(64, dtype=np.uint8).reshape(4, 4, 4)
     found = structures.segment(volume, np.eye(4), meshnet.load(tmp_path))
     assert not found.labels.any() and np.isnan(found.entropy)
+    constant = structures.segment(np.full((4, 4, 4), 9, np.uint8), np.eye(4), network=None)
+    assert constant.labels.shape == (4, 4, 4) and not constant.labels.any()
 
 
 def test_other_networks_are_refused(tmp_path):

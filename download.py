@@ -301,7 +301,7 @@ def main():
     parser.add_argument("weights", choices=[*PUBLIC_WEIGHTS, "all"],
                         help="dit-xl-2-512: the model to finetune, 2.7 GB; sd-vae-ft-*: its "
                         "autoencoder, 0.3 GB each; inception: for FID and KID, 0.1 GB; meshnet: "
-                        "for preprocess.py --skull-strip, 1 MB")
+                        "for preprocess.py --skull-strip and anatomy in evaluate.py, 1 MB")
     parser.add_argument("--output", type=Path, default=WEIGHTS_DIR, help="folder of the weights")
     args = parser.parse_args()
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from metrics import (
+    anatomy_tables,
     by_class,
     ceiling,
     evaluation,
@@ -181,8 +182,10 @@ def options_of(args):
         names=tuple(chosen_metrics(args)), protocol=args.protocol, pairs=args.pairs,
         shortlist=args.shortlist, mmd_batch=args.mmd_batch,
         mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
-        inception_weights=args.inception_weights, seed=args.seed, memory_gb=args.memory_gb,
-        device=args.device)
+        inception_weights=args.inception_weights, meshnet=args.meshnet,
+        anatomy_real=tuple(args.anatomy_real or ()),
+        anatomy_synthetic=tuple(args.anatomy_synthetic or ()), seed=args.seed,
+        memory_gb=args.memory_gb, device=args.device)
 
 
 def computable_metrics(args, sets, options):
@@ -214,7 +217,9 @@ def is_there_already(args, sets, skipped):
 def settings_of(args):
     """The flags as metrics.json holds them, with the layouts that were chosen."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args)}
+    tables = [*(args.anatomy_real or ()), *(args.anatomy_synthetic or ())]
+    return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args),
+            "anatomy_tables": anatomy_tables.checksum(tables) if tables else None}
 
 
 # ------------------------------------------------------------------------------------------ main
@@ -299,6 +304,8 @@ def main():
             "settings": settings_of(args), **computed,
             "skipped": {**computed["skipped"], **skipped, **skipped_layouts},
             "versions": versions("torch", "torchmetrics", "numpy", "nibabel")}
+        for name, text in evaluation.files_of(metrics, pool, options_of(args), numbers).items():
+            write_text(folder / name, text)
         write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
         shown = viewer.make_viewer(pool, args.viewer_volumes)

@@ -54,7 +54,8 @@ def class_pool(pool, name, memory_gb, folder):
         sets[key] = dataclasses.replace(
             volume_set, read=None, classes=[name] * len(kept[key]),
             ids=[volume_set.ids[i] for i in kept[key]],
-            subjects=[volume_set.subjects[i] for i in kept[key]])
+            subjects=[volume_set.subjects[i] for i in kept[key]],
+            affine_of=[volume_set.grid_of(i) for i in kept[key]].__getitem__)
     out = Pool(sets["real"], sets["synthetic"], pool.train, pool.layouts)
     count = out.size + (len(pool.train) if pool.train else 0)
     out.volumes = volume_sets.allocate(count, pool.side, memory_gb, folder)

@@ -47,6 +47,19 @@ def measure(metrics, pool, options, replicates, permutations):
     return Numbers(entries, skipped, nearest)
 
 
+def files_of(metrics, pool, options, numbers):
+    """{file name: text} that metrics add to the output folder.
+
+    :param metrics, pool, options: as `measure` took them
+    :param numbers: what it returned
+    """
+    files = {}
+    for metric in metrics:
+        if metric.files and not set(metric.titles.values()) & set(numbers.skipped):
+            files |= metric.files(pool, options)
+    return files
+
+
 def measure_classes(names, metrics, pool, options, replicates, permutations, folder):
     """The same for each class alone.
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 from metrics import inception, ms_ssim, registry
 from metrics.options import MetricOptions
-from mri import manifest
+from mri import manifest, structures
 from utils.files import WEIGHTS_DIR
 
 DEFAULTS = MetricOptions()
@@ -66,3 +66,12 @@ def add_metric_flags(g):
     g.add_argument("--inception-weights", type=Path, metavar="FILE",
                    help="weights of the Inception net for FID and KID; default: "
                    f"{WEIGHTS_DIR}/{inception.WEIGHTS_FILE}, or torch-fidelity's cache")
+    g.add_argument("--meshnet", type=Path, metavar="DIR",
+                   help="folder of the network for anatomy, model18cls; default: "
+                   f"{WEIGHTS_DIR}/{structures.NETWORK_FOLDER}, from download.py meshnet")
+    g.add_argument("--anatomy-real", nargs="+", metavar="TABLE",
+                   help="volumes of structures of the real set, for anatomy: tables of SynthSeg "
+                   "(volumes, and QC scores), of asegstats2table, aseg.stats files, or a "
+                   "SUBJECTS_DIR; default: volumes are segmented by the network")
+    g.add_argument("--anatomy-synthetic", nargs="+", metavar="TABLE",
+                   help="the same of the synthetic set; both are given, or neither")

@@ -21,6 +21,9 @@ class MetricOptions:
     mmd_range: tuple = (0.0, 1.0)           # intensities of voxels for MMD: lowest, highest
     slices: int = 1                         # middle slices of each view, for FID and KID
     inception_weights: Path | None = None   # None: looked for, see inception.find_weights
+    meshnet: Path | None = None             # folder of the network for anatomy; None: in weights/
+    anatomy_real: tuple = ()                # tables of structures' volumes; (): the network
+    anatomy_synthetic: tuple = ()
     seed: int = 0                           # of random pairs, batches and subsets
     memory_gb: float = 4.0                  # RAM to use; at most half of it for blocks of volumes
     device: str = "cpu"

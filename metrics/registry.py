@@ -6,7 +6,7 @@ one entry here. The choices of --metrics, their help, the checks and the report 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from metrics import inception, intensity, memorization, mmd, ms_ssim, smoothness
+from metrics import anatomy, inception, intensity, memorization, mmd, ms_ssim, smoothness
 from metrics.options import NotComputed
 
 
@@ -19,6 +19,8 @@ class Metric:
     check: Callable | None = None   # (Pool, MetricOptions), before any volume is read:
                                     #   raises NotComputed or UserError
     flags: tuple = ()               # arguments of evaluate.py that have no effect without it
+    files: Callable | None = None   # (Pool, MetricOptions), after the statistics -> {file name:
+                                    #   text} for the output folder
 
     def chosen(self, names):
         """Those of its names that are among `names`."""
@@ -39,6 +41,9 @@ METRICS = (
            intensity.histogram_statistics),
     Metric({"memorization": "memorization"}, "closeness to the training set; needs --train",
            memorization.memorization_statistics, check=memorization.check_training_set),
+    Metric({"anatomy": "anatomy"}, "volumes of brain structures, by a segmentation network or "
+           "from tables", anatomy.anatomy_statistics, check=anatomy.check_anatomy,
+           flags=("meshnet", "anatomy_real", "anatomy_synthetic"), files=anatomy.tables_of),
 )
 NAMES = tuple(name for metric in METRICS for name in metric.titles)
 FORMER_NAMES = {"memorisation": "memorization"}  # still accepted

@@ -31,6 +31,8 @@ class Statistic:
     test: str | None = "both"           # tail of its permutation test: "upper", "both"; "t": of
                                         #   the difference from its target, where a set of real
                                         #   and synthetic volumes has no value; None: no test
+    family: str | None = None           # of numbers that have their own table in the report, and
+                                        #   whose p are adjusted together; None: the main table
     details: dict = field(default_factory=dict)   # further keys of its entry in metrics.json
     nearest: np.ndarray | None = None   # (synthetic volumes,) training volume nearest to each
 
@@ -52,6 +54,7 @@ class Pool:
         self.train = train
         self.side = real.side
         self.volumes = None             # (N + T, D, D, D) uint8, see `load`
+        self.results = {}               # what a metric keeps for its files and figures, by name
 
         everything = {**self.sets, **({"train": train} if train else {})}
         ends = np.cumsum([len(s) for s in everything.values()])
@@ -205,6 +208,8 @@ def summarize(statistic, pool, resampled):
     value = compute(real, synthetic)[0] if statistic.value is None else statistic.value
     entry = {"name": statistic.name, "aim": statistic.target, "how": statistic.definition,
              "value": _finite(value, lowest), **statistic.details}
+    if statistic.family:
+        entry["family"] = statistic.family
     if compute is None or entry["value"] is None:
         return entry
     if resampled.bootstrap is not None and statistic.has_interval:
@@ -225,14 +230,16 @@ def summarize(statistic, pool, resampled):
 
 
 def add_adjusted_p(entries):
-    """Adds p_adjusted (Holm) to every entry of metrics.json that has a p.
+    """Adds p_adjusted (Holm, within each family) to every entry of metrics.json that has a p.
 
     :param entries: {key: entry}
     """
     tested = [entry for entry in entries.values() if entry.get("p") is not None]
-    adjusted = permutation.holm([entry["p"] for entry in tested])
-    for entry, p in zip(tested, adjusted):
-        entry["p_adjusted"] = float(p)
+    for family in {entry.get("family") for entry in tested}:
+        members = [entry for entry in tested if entry.get("family") == family]
+        adjusted = permutation.holm([entry["p"] for entry in members])
+        for entry, p in zip(members, adjusted):
+            entry["p_adjusted"] = float(p)
 
 
 def _finite(x, lowest=None):

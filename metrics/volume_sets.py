@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from metrics import nifti_cubes
-from mri import geometry, manifest, mosaic, mosaic_files, scans
+from mri import geometry, manifest, mosaic, mosaic_files, preparation, scans
 from mri.origin import read_origin
 from utils.errors import UserError
 from utils.progress import progress
@@ -38,9 +38,16 @@ class VolumeSet:
     affine: np.ndarray | None = None    # of the first volume, or typical of the set; None: unknown
     warnings: list = field(default_factory=list)    # what is odd about the folder, as sentences
     notes: Callable = list          # () -> lines about what was read so far, such as clipping
+    affine_of: Callable | None = None   # index -> (4, 4); None: only voxel_sizes are known
 
     def __len__(self):
         return len(self.ids)
+
+    def grid_of(self, i):
+        """Affine of one volume, (4, 4): its own, or one with the set's voxel sizes."""
+        if self.affine_of is None:
+            return np.diag([*self.voxel_sizes, 1.0])
+        return np.asarray(self.affine_of(i), float)
 
 
 def find_set(path, split, flag, default_split="test", value_range=None, axes=None, like=None):
@@ -89,6 +96,7 @@ def _find_mosaics(path, split, flag, default_split):
         flag, str(path), split, ids, [origin.subject_of.get(name, name) for name in ids],
         side=header["size"], voxel_sizes=geometry.voxel_sizes(header["affine"]),
         read=partial(_read_mosaic_volume, path, header, ids), classes=_classes(origin, ids),
+        affine_of=partial(_mosaic_affine, header, chosen if entries else None),
         made_by=origin.made_by, header=header, affine=np.array(header["affine"], float),
         warnings=warnings)
 
@@ -128,6 +136,14 @@ def _read_mosaic_volume(folder, header, ids, i):
     return mosaic.untile(pixels, header["size"], header["layout"])
 
 
+def _mosaic_affine(header, entries, i):
+    """Affine of a volume of a data folder, or of a samples folder, which has no entries."""
+    if entries is None:
+        return header["affine"]
+    return geometry.cube_affine(*preparation.prepared_grid(entries[i]), header["size"],
+                                header["fit"])
+
+
 def _find_nifti_cubes(path, split, flag, reader):
     """The set of a folder of NIfTI cubes."""
     _refuse_split(split, flag, path)
@@ -144,7 +160,8 @@ def _find_nifti_cubes(path, split, flag, reader):
     return VolumeSet(
         flag, str(path), split, ids, subjects, side=first.shape[0],
         voxel_sizes=geometry.voxel_sizes(affine), affine=None if reader.axes else affine,
-        read=lambda i: reader.read(paths[i])[0], classes=_classes(origin, ids),
+        read=lambda i: reader.read(paths[i])[0], affine_of=lambda i: reader.read(paths[i])[1],
+        classes=_classes(origin, ids),
         made_by=origin.made_by, warnings=[*found.warnings, *warnings], notes=reader.notes)
 
 

@@ -3,6 +3,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from reporting.figures import save_figure
+from reporting.structures import main_entries
 
 SYNTHETIC = "synthetic"
 FLOOR = "floor: halves of real"
@@ -18,7 +19,7 @@ def draw_all(folder, entries):
     :param entries: {key: entry} of metrics.json
     """
     with_range = {}
-    for key, entry in entries.items():
+    for key, entry in main_entries(entries).items():
         certain = "interval" in entry or "floor" in entry
         elsewhere = key.startswith("gradient_") or key == "copies"
         if entry["value"] is not None and certain and not elsewhere:

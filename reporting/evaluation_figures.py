@@ -1,7 +1,8 @@
 """The figures of an evaluation."""
 import numpy as np
 
-from reporting import charts, figures
+from reporting import anatomy_figures, charts, figures
+from reporting.structures import effects_by_structure
 
 PAIRS_SHOWN = 4     # synthetic volumes beside a training volume
 
@@ -29,6 +30,10 @@ def draw(folder, pool, entries, nearest):
         groups[f"real after VAE, {layout}, N = {len(real)}"] = pool.part(f"vae {layout}")
     figures.gallery(folder / "gallery.png", groups, real.voxel_sizes, affine=real.affine)
     charts.draw_all(folder, entries)
+    if effects_by_structure(entries):
+        anatomy_figures.effects(folder / "structures.png", entries)
+    if "outlines" in pool.results:
+        anatomy_figures.outlines(folder / "outlines.png", pool.results["outlines"])
     flagged = entries.get("copies", {}).get("flagged")
     if flagged:
         _draw_copies(folder / "copies.png", pool, flagged)

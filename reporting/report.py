@@ -13,6 +13,7 @@ from reporting.blocks import (
 )
 from reporting.published import published_blocks
 from reporting.rounding import number, with_range, with_span
+from reporting.structures import main_entries, structure_blocks
 from utils.escaping import code, markup, sentence
 from utils.files import write_text
 
@@ -28,6 +29,13 @@ CAPTIONS = {
         "random halves of the real set), the same number with as few synthetic subjects as the "
         "floor has (orange), "
         "and, with --vae, its ceiling (blue and green: real volumes after the VAE).",
+    "structures.png":
+        "How much the volumes of structures differ between {synthetic} synthetic and {real} real "
+        "volumes: Cohen's d with its 95% interval.",
+    "outlines.png":
+        "The structures that the network found in one of {real} real and one of {synthetic} "
+        "synthetic volumes. Outlines that miss what they should follow make the numbers of anatomy "
+        "worthless.",
     "smoothness.png":
         "Gradient energy in each direction, relative to the real set. Above 1: rougher than real; "
         "below 1: smoother. Gray: the floor, between two halves of the real set.",
@@ -67,7 +75,7 @@ def report_blocks(content, figures, viewer=None):
     :param figures: folder of its figures, already written
     :param viewer: viewer.Viewer, or None
     """
-    entries = content["metrics"]
+    entries = main_entries(content["metrics"])
     layouts = sorted({layout for entry in entries.values() for layout in entry.get("vae", {})})
     blocks = [Heading(1, "Evaluation"), _table_of_sets(content)]
     blocks += [Paragraph(f"**Warning:** {sentence(warning)}.") for warning in content["warnings"]]
@@ -80,6 +88,7 @@ def report_blocks(content, figures, viewer=None):
     if entries:
         blocks += [Bullets(_notes(content, layouts)), Heading(2, "What each number is"),
                    Bullets(_definitions(entries))]
+    blocks += structure_blocks(content["metrics"], layouts)
     if "by_class" in content:
         blocks += by_class_blocks(content)
     if viewer:
@@ -166,7 +175,8 @@ def by_class_blocks(content):
     """A table with each number for each class and overall."""
     classes = content["by_class"]
     names = list(classes)
-    keys = dict.fromkeys(key for found in (content, *classes.values()) for key in found["metrics"])
+    keys = dict.fromkeys(key for found in (content, *classes.values())
+                         for key in main_entries(found["metrics"]))
     rows = []
     for key in keys:
         entries = [found["metrics"].get(key, {}) for found in (content, *classes.values())]
@@ -185,7 +195,7 @@ def by_class_blocks(content):
 def _notes(content, layouts):
     """How to read the table of numbers."""
     settings, notes = content["settings"], []
-    entries = content["metrics"].values()
+    entries = main_entries(content["metrics"]).values()
     if any("interval" in entry for entry in entries):
         notes.append(
             f"*Interval*: 95%, from {settings['bootstrap']} bootstrap replicates over subjects, or "
@@ -252,7 +262,7 @@ def _provenance(content):
 
 def terminal_lines(content):
     """The numbers, and what was not computed, as lines for the terminal."""
-    entries = content["metrics"].values()
+    entries = main_entries(content["metrics"]).values()
     width = max([len(entry["name"]) for entry in entries], default=0)
     lines = []
     for entry in entries:

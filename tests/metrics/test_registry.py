@@ -16,7 +16,8 @@ def a_pool(side=16, train=None):
 
 def test_names_and_help_follow_from_the_registry():
     assert registry.NAMES == (
-        "ms-ssim", "mmd", "fid", "kid", "smoothness", "histogram", "memorization")
+        "ms-ssim", "mmd", "fid", "kid", "smoothness", "histogram", "memorization",
+        "anatomy")
     text = registry.help_text()
     for metric in registry.METRICS:
         assert metric.help in text and all(name in text for name in metric.titles)
@@ -25,8 +26,9 @@ def test_names_and_help_follow_from_the_registry():
     assert registry.metric_name("fid") == "fid" and registry.metric_name("x") == "x"
 
 
-def test_checks_come_before_any_volume_is_read(monkeypatch):
+def test_checks_come_before_any_volume_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr("metrics.inception.find_weights", lambda folder: None)
+    monkeypatch.setattr("mri.structures.weights_path", lambda name: tmp_path / name)
     names = ("ms-ssim", "kid", "histogram", "memorization")
     found, skipped = registry.checked(names, a_pool(side=8), MetricOptions(names=names))
     assert [list(metric.titles) for metric in found] == [["histogram"]]
@@ -34,7 +36,7 @@ def test_checks_come_before_any_volume_is_read(monkeypatch):
     assert "volumes of 8 voxels a side are too small" in skipped["MS-SSIM"]
     assert "download.py inception" in skipped["KID"] and "--train" in skipped["memorization"]
     found, skipped = registry.checked(registry.NAMES, a_pool(train=True), MetricOptions())
-    assert list(skipped) == ["FID", "KID"]
+    assert list(skipped) == ["FID", "KID", "anatomy"]
     assert [name for metric in found for name in metric.titles] == [
         "ms-ssim", "mmd", "smoothness", "histogram", "memorization"]
 

@@ -194,8 +194,8 @@ def options_of(args):
         names=tuple(chosen_metrics(args)), protocol=args.protocol, pairs=args.pairs,
         shortlist=args.shortlist, mmd_batch=args.mmd_batch,
         mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
-        inception_weights=args.inception_weights, seed=args.seed, memory_gb=args.memory_gb,
-        device=args.device)
+        features=args.features, utility=args.utility, inception_weights=args.inception_weights,
+        seed=args.seed, memory_gb=args.memory_gb, device=args.device)
 
 
 def computable_metrics(args, sets, options):

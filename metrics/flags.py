@@ -33,3 +33,8 @@ def add_metric_flags(g):
     g.add_argument("--inception-weights", type=Path, metavar="FILE",
                    help="weights of the Inception net for FID and KID; default: "
                    f"{WEIGHTS_DIR}/{inception.WEIGHTS_FILE}, or torch-fidelity's cache")
+    g.add_argument("--features", type=Path, metavar="FILE",
+                   help="network of 3D features, TorchScript (.pt) or ONNX (.onnx), that maps "
+                   "(N, 1, D, D, D) in [0, 1] to (N, F); for the Fréchet distance, MMD and "
+                   "coverage beside those of the random network; a TorchScript file is a program: "
+                   "only from those you trust; default: the random network alone")

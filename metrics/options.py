@@ -20,6 +20,8 @@ class MetricOptions:
     mmd_batch: int | None = None            # batch of the linear MMD; None: whole sets at once
     mmd_range: tuple = (0.0, 1.0)           # intensities of voxels for MMD: lowest, highest
     slices: int = 1                         # middle slices of each view, for FID and KID
+    features: Path | None = None            # a user's network of features, see feature_networks
+    utility: str | None = None              # label that classifiers are trained for
     inception_weights: Path | None = None   # None: looked for, see inception.find_weights
     seed: int = 0                           # of random pairs, batches and subsets
     memory_gb: float = 4.0                  # RAM to use; at most half of it for blocks of volumes

@@ -6,7 +6,15 @@ one entry here. The choices of --metrics, their help, the checks and the report 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from metrics import inception, intensity, memorization, mmd, ms_ssim, smoothness
+from metrics import (
+    inception,
+    intensity,
+    memorization,
+    mmd,
+    ms_ssim,
+    smoothness,
+    volume_features,
+)
 from metrics.options import NotComputed
 
 
@@ -37,6 +45,12 @@ METRICS = (
            smoothness.smoothness_statistics),
     Metric({"histogram": "histogram"}, "distance of the intensity histograms",
            intensity.histogram_statistics),
+    Metric({"frechet-3d": "Fréchet distance of 3D features", "mmd-3d": "MMD of 3D features",
+            "coverage": "coverage"},
+           "distances of features of a fixed random 3D network, or of --features, and whether each "
+           "set's volumes lie among the other's: density, coverage, precision, recall",
+           volume_features.feature_statistics, check=volume_features.check_networks,
+           flags=("features",)),
     Metric({"memorization": "memorization"}, "closeness to the training set; needs --train",
            memorization.memorization_statistics, check=memorization.check_training_set),
 )

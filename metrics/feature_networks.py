@@ -18,6 +18,7 @@ from utils.files import sha256_of_file
 
 FLAG = "--features"
 SUFFIXES = (".pt", ".onnx")
+MAX_CODE = 2 ** 26      # bytes of the source in a TorchScript archive
 # in the source that a TorchScript archive holds: operations on files, and operators of libraries
 _REFUSED = re.compile(
     rb"\btorch\.(save|load|from_file)\b|\bops\.(?!prim\.)\w+\.\w+|\b__torch__\.torch\.classes\.\w+")
@@ -83,13 +84,17 @@ def _refuse_access_to_files(path):
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            code = [record for record in archive.namelist() if "/code/" in record]
+            code = [record for record in archive.infolist() if "/code/" in record.filename]
+            claimed = sum(record.file_size for record in code)
+            if claimed > MAX_CODE:
+                raise UserError(f"{FLAG} {path}: its program claims {claimed:,} bytes, more than "
+                                f"the {MAX_CODE:,} that are read")
             if not code:
                 raise UserError(f"{FLAG} {path}: holds weights alone, no network; export it with "
                                 "torch.jit.trace(network, example).save(FILE)")
             for record in code:
                 found = _REFUSED.search(archive.read(record))
-                if found and not record.endswith(".debug_pkl"):
+                if found and not record.filename.endswith(".debug_pkl"):
                     raise UserError(f"{FLAG} {path}: refused, its program calls "
                                     f"{found[0].decode()}, which features do not need")
     except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as e:

@@ -38,3 +38,7 @@ def add_metric_flags(g):
                    "(N, 1, D, D, D) in [0, 1] to (N, F); for the Fréchet distance, MMD and "
                    "coverage beside those of the random network; a TorchScript file is a program: "
                    "only from those you trust; default: the random network alone")
+    g.add_argument("--utility", metavar="LABEL",
+                   help="label that a small network learns from real, synthetic and both, tested "
+                   "on other real subjects: class, or the name of a covariate in manifest.json "
+                   "and samples.json; default: none")

@@ -13,6 +13,7 @@ from metrics import (
     mmd,
     ms_ssim,
     smoothness,
+    utility,
     volume_features,
 )
 from metrics.options import NotComputed
@@ -53,6 +54,9 @@ METRICS = (
            flags=("features",)),
     Metric({"memorization": "memorization"}, "closeness to the training set; needs --train",
            memorization.memorization_statistics, check=memorization.check_training_set),
+    Metric({"utility": "utility"}, "what a classifier learns from each set, tested on real "
+           "subjects; needs --utility", utility.utility_statistics, check=utility.check_label,
+           flags=("utility",)),
 )
 NAMES = tuple(name for metric in METRICS for name in metric.titles)
 FORMER_NAMES = {"memorisation": "memorization"}  # still accepted

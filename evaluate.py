@@ -23,22 +23,23 @@ from metrics import (
     ceiling,
     evaluation,
     nifti_cubes,
+    over_training,
     registry,
     statistic,
     volume_sets,
 )
 from metrics import flags as metric_flags
 from metrics.options import MetricOptions
-from mri import axis_orders, manifest
+from mri import axis_orders
 from mri.mosaic import SLICES_PER_TILE
 from reporting import evaluation_figures, report
+from reporting import over_training as over_training_report
 from utils.escaping import printable
 from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
 from utils.provenance import git_commit, now, versions
 from utils.version import __version__
 
-SPLITS = (*manifest.SPLITS, "all")
 DEFAULTS = MetricOptions()
 
 
@@ -46,21 +47,10 @@ DEFAULTS = MetricOptions()
 
 def parse_args():
     p = make_parser(__doc__)
-    add_volume_flags(p.add_argument_group("volumes"))
+    metric_flags.add_volume_flags(p.add_argument_group("volumes"))
     metric_flags.add_metric_flags(p.add_argument_group("metrics"))
-    g = p.add_argument_group("ceiling")
-    g.add_argument("--vae", metavar="ema|mse|DIR",
-                   help="VAE that real volumes are encoded and decoded with, for the ceiling of "
-                   "every number: ema or mse for a public one, or a folder that train_vae.py "
-                   "wrote; default: no ceiling")
-    g.add_argument("--vae-layouts", nargs="+", choices=tuple(SLICES_PER_TILE), metavar="NAME",
-                   help="layouts of the mosaics that are encoded: rgb (three slices per tile), "
-                   "gray (one slice per tile); default: both")
-    g.add_argument("--refiner", metavar="DIR",
-                   help="refiner of train_refiner.py, with which the ceiling is given once more; "
-                   "default: none")
-    g.add_argument("--precision", choices=("bf16", "fp32"),
-                   help="compute dtype of the VAE; default: fp32")
+    metric_flags.add_ceiling_flags(p.add_argument_group("ceiling"))
+    metric_flags.add_training_flags(p.add_argument_group("checkpoints of a run"))
     g = p.add_argument_group("computation")
     g.add_argument("--bootstrap", type=int, default=1000, metavar="N",
                    help="bootstrap replicates for the 95%% intervals; 0: no intervals")
@@ -77,40 +67,17 @@ def parse_args():
     return args
 
 
-def add_volume_flags(g):
-    g.add_argument("--real", required=True, metavar="DIR",
-                   help="folder of real volumes that the model was not trained on")
-    g.add_argument("--synthetic", required=True, metavar="DIR", help="folder of synthetic volumes")
-    g.add_argument("--train", metavar="DIR",
-                   help="folder of the volumes that the model was trained on (the train split of a "
-                   "data folder), to search for copies; default: no search")
-    g.add_argument("--real-split", choices=SPLITS,
-                   help="split of the data folder --real to use; default: test, or all volumes if "
-                   "it has no test split")
-    g.add_argument("--synthetic-split", choices=SPLITS,
-                   help="split of --synthetic to use if it is a data folder; default: all volumes")
-    g.add_argument("--real-range", nargs=2, type=float, metavar=("LO", "HI"),
-                   help="intensities that mean black and white in --real and --train, if these are "
-                   "NIfTI cubes; default: 0 1")
-    g.add_argument("--synthetic-range", nargs=2, type=float, metavar=("LO", "HI"),
-                   help="intensities that mean black and white in --synthetic, if these are NIfTI "
-                   "cubes, such as -1 1 or 0 255; default: 0 1")
-    g.add_argument("--synthetic-axes", metavar="ORDER",
-                   help="where the axes of the arrays in --synthetic run, whatever their affines "
-                   "say: zyx for (z, y, x), or letters of R L A P S I; default: as the affines say")
-    g.add_argument("--by-class", action="store_true",
-                   help="give every number for each class, too; by default for the whole sets only")
-    g.add_argument("--output", type=Path, required=True, metavar="DIR",
-                   help="new folder for metrics.json, report.md, report.html and figures/")
-    g.add_argument("--update", action="store_true",
-                   help="keep an evaluation in --output if it is of the same volumes, recipe and "
-                   "settings, and replace it otherwise; by default --output must be new")
-
-
 def check_flags(args):
     """:raises UserError: a value out of range, a flag without effect, an --output that exists"""
-    if not (args.update and evaluation.is_evaluation(args.output)):
+    if args.ckpt_folder:
+        check_run_flags(args)
+    elif not args.synthetic:
+        raise UserError("--synthetic DIR is needed, or --ckpt-folder RUN to sample from")
+    elif not (args.update and evaluation.is_evaluation(args.output)):
         require_new_folder(args.output)
+    for name in ("num_samples", "sampler", "num_sampling_steps"):
+        if getattr(args, name) is not None and not args.ckpt_folder:
+            raise UserError(f"{flag_of(name)} is of no use without --ckpt-folder")
     for name in ("vae_layouts", "refiner", "precision"):
         if getattr(args, name) is not None and not args.vae:
             raise UserError(f"{flag_of(name)} is of no use without --vae")
@@ -119,7 +86,7 @@ def check_flags(args):
             if getattr(args, name) is not None and not metric.chosen(chosen_metrics(args)):
                 raise UserError(f"{flag_of(name)} is of no use without "
                                 f"{' or '.join(metric.titles)} among --metrics")
-    for name in ("mmd_batch", "pairs", "shortlist", "slices"):
+    for name in ("mmd_batch", "num_samples", "pairs", "shortlist", "slices"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"{flag_of(name)} {value}: must be at least 1")
@@ -144,9 +111,22 @@ def check_flags(args):
                         "`python download.py inception` fetches it")
 
 
+def check_run_flags(args):
+    """:raises UserError: --ckpt-folder without what it needs, or with what has no effect on it"""
+    for name in ("synthetic", "synthetic_range", "synthetic_axes", "synthetic_split", "metrics",
+                 "vae", "utility", "update", "by_class"):
+        if getattr(args, name):
+            raise UserError(f"{flag_of(name)} is of no use with --ckpt-folder")
+    if not args.train:
+        raise UserError("--ckpt-folder needs --train DIR, which copies are searched for in")
+    if (args.output / over_training.SAMPLES_FOLDER).is_dir():
+        return      # resumed: samples that are there stay
+    require_new_folder(args.output)
+
+
 # --------------------------------------------------------------------------------------- volumes
 
-def find_sets(args):
+def find_sets(args, synthetic_path):
     """The real, synthetic and training sets (None without --train).
 
     :raises UserError: sets of two volume sizes, or too small for --mmd-batch or --slices
@@ -154,7 +134,7 @@ def find_sets(args):
     real = volume_sets.find_set(args.real, args.real_split, "--real",
                                 value_range=args.real_range)
     synthetic = volume_sets.find_set(
-        args.synthetic, args.synthetic_split, "--synthetic", default_split="all",
+        synthetic_path, args.synthetic_split, "--synthetic", default_split="all",
         value_range=args.synthetic_range, axes=args.synthetic_axes, like=real)
     train = None
     if args.train:
@@ -255,9 +235,32 @@ def evaluate(args, pool, metrics, best, folder):
     return content, found
 
 
+def evaluate_run(args):
+    """--ckpt-folder: quality and copying of samples of each checkpoint."""
+    from training import checkpoint_choice, log_lines  # here, as TensorBoard takes seconds
+
+    checkpoints = checkpoint_choice.checkpoints_by_step(args.ckpt_folder)
+    losses = log_lines.values_by_step(args.ckpt_folder / "log.jsonl", "val_loss")
+    flags = {flag_of(name): getattr(args, name)
+             for name in ("sampler", "num_sampling_steps", "seed", "device")}
+    rows = []
+    for step, checkpoint in checkpoints.items():
+        folder = args.output / over_training.SAMPLES_FOLDER / checkpoint.stem
+        over_training.sample(checkpoint, folder, args.num_samples or metric_flags.SAMPLES, flags)
+        pool = statistic.Pool(*find_sets(args, folder))
+        pool.load(args.memory_gb, args.output)
+        rows.append(over_training.numbers(step, pool, options_of(args), losses))
+    over_training_report.write(args.output, rows, over_training.COLUMNS, str(args.ckpt_folder))
+    for line in over_training_report.findings(rows):
+        print(line)
+    print(f"{args.output}: report.md, over-training.tsv, figures/over-training.png, samples/")
+
+
 def main():
     args = parse_args()
-    real, synthetic, train = sets = find_sets(args)
+    if args.ckpt_folder:
+        return evaluate_run(args)
+    real, synthetic, train = sets = find_sets(args, args.synthetic)
     if args.by_class:
         by_class.class_names(real, synthetic)
     by_name = {found.flag[2:]: found for found in sets if found}

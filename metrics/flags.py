@@ -3,9 +3,45 @@ from pathlib import Path
 
 from metrics import inception, ms_ssim, registry
 from metrics.options import MetricOptions
+from mri import manifest
+from mri.mosaic import SLICES_PER_TILE
 from utils.files import WEIGHTS_DIR
 
 DEFAULTS = MetricOptions()
+SPLITS = (*manifest.SPLITS, "all")
+SAMPLES = 16    # of each checkpoint
+
+
+def add_volume_flags(g):
+    """Adds the flags that name the volumes, and --output, to a group of flags."""
+    g.add_argument("--real", required=True, metavar="DIR",
+                   help="folder of real volumes that the model was not trained on")
+    g.add_argument("--synthetic", metavar="DIR",
+                   help="folder of synthetic volumes; needed unless --ckpt-folder is given")
+    g.add_argument("--train", metavar="DIR",
+                   help="folder of the volumes that the model was trained on (the train split of a "
+                   "data folder), to search for copies; default: no search")
+    g.add_argument("--real-split", choices=SPLITS,
+                   help="split of the data folder --real to use; default: test, or all volumes if "
+                   "it has no test split")
+    g.add_argument("--synthetic-split", choices=SPLITS,
+                   help="split of --synthetic to use if it is a data folder; default: all volumes")
+    g.add_argument("--real-range", nargs=2, type=float, metavar=("LO", "HI"),
+                   help="intensities that mean black and white in --real and --train, if these are "
+                   "NIfTI cubes; default: 0 1")
+    g.add_argument("--synthetic-range", nargs=2, type=float, metavar=("LO", "HI"),
+                   help="intensities that mean black and white in --synthetic, if these are NIfTI "
+                   "cubes, such as -1 1 or 0 255; default: 0 1")
+    g.add_argument("--synthetic-axes", metavar="ORDER",
+                   help="where the axes of the arrays in --synthetic run, whatever their affines "
+                   "say: zyx for (z, y, x), or letters of R L A P S I; default: as the affines say")
+    g.add_argument("--by-class", action="store_true",
+                   help="give every number for each class, too; by default for the whole sets only")
+    g.add_argument("--output", type=Path, required=True, metavar="DIR",
+                   help="new folder for metrics.json, report.md, report.html and figures/")
+    g.add_argument("--update", action="store_true",
+                   help="keep an evaluation in --output if it is of the same volumes, recipe and "
+                   "settings, and replace it otherwise; by default --output must be new")
 
 
 def add_metric_flags(g):
@@ -42,3 +78,34 @@ def add_metric_flags(g):
                    help="label that a small network learns from real, synthetic and both, tested "
                    "on other real subjects: class, or the name of a covariate in manifest.json "
                    "and samples.json; default: none")
+
+
+def add_training_flags(g):
+    """Adds --ckpt-folder, and how each checkpoint is sampled, to a group of flags."""
+    g.add_argument("--ckpt-folder", type=Path, metavar="RUN",
+                   help="run folder of train.py whose checkpoints are sampled, to draw quality "
+                   "against copying by step, in place of --synthetic; needs --real, --train and "
+                   "--output, where the samples stay; default: none")
+    g.add_argument("--num-samples", type=int, metavar="N",
+                   help=f"volumes to sample from each checkpoint; default: {SAMPLES}")
+    g.add_argument("--sampler", metavar="NAME",
+                   help="sampling method, as --sampler of sample.py; default: its default")
+    g.add_argument("--num-sampling-steps", type=int, metavar="N",
+                   help="denoising steps, as --num-sampling-steps of sample.py; default: its "
+                   "default")
+
+
+def add_ceiling_flags(g):
+    """Adds --vae and what it goes with to a group of flags."""
+    g.add_argument("--vae", metavar="ema|mse|DIR",
+                   help="VAE that real volumes are encoded and decoded with, for the ceiling of "
+                   "every number: ema or mse for a public one, or a folder that train_vae.py "
+                   "wrote; default: no ceiling")
+    g.add_argument("--vae-layouts", nargs="+", choices=tuple(SLICES_PER_TILE), metavar="NAME",
+                   help="layouts of the mosaics that are encoded: rgb (three slices per tile), "
+                   "gray (one slice per tile); default: both")
+    g.add_argument("--refiner", metavar="DIR",
+                   help="refiner of train_refiner.py, with which the ceiling is given once more; "
+                   "default: none")
+    g.add_argument("--precision", choices=("bf16", "fp32"),
+                   help="compute dtype of the VAE; default: fp32")

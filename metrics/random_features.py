@@ -1,6 +1,6 @@
 """Features of a fixed random 3D network: no download, and the same on every machine.
 
-Five layers of random 3 × 3 × 3 filters, each at half the resolution of the one before, rectified.
+Four layers of random 3 × 3 × 3 filters, each at half the resolution of the one before, rectified.
 What a filter finds is averaged over the eighths of the volume, so features say what there is at
 which scale, and roughly where. Random filters are poor at naming things and good at comparing sets:
 nothing in them was learned from photographs or from other people's brains.
@@ -13,10 +13,10 @@ from torch.nn import functional
 
 SEED = 0
 CHANNELS = (16, 32, 64, 128)    # of the layers, one after another
-OCTANTS = 2                     # parts along each axis over which a filter's findings are averaged
+OCTANTS = 2                     # parts along each axis over which a layer is averaged
 SMALLEST_SIDE = 2 ** len(CHANNELS)      # voxels; the last layer would see less than one voxel
-ARCHITECTURE = (f"{len(CHANNELS)} convolutions of 3³ voxels, stride 2, {', '.join(map(str, CHANNELS))}"
-                f" channels, ReLU; means over {OCTANTS}³ parts of each layer")
+ARCHITECTURE = (f"{len(CHANNELS)} convolutions of 3³ voxels, stride 2, "
+                f"{', '.join(map(str, CHANNELS))} channels, ReLU; means over {OCTANTS}³ parts of each layer")
 
 
 def random_weights(seed=SEED):

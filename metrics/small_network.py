@@ -10,8 +10,8 @@ STEPS = 100
 BATCH = 16
 LEARNING_RATE = 3e-3
 WEIGHT_DECAY = 1e-2
-DESCRIPTION = (f"{len(CHANNELS)} convolutions ({', '.join(map(str, CHANNELS))} channels, stride 2) and a "
-               f"linear layer, {STEPS} steps of AdamW with {BATCH} volumes each")
+DESCRIPTION = (f"{len(CHANNELS)} convolutions ({', '.join(map(str, CHANNELS))} channels, "
+               f"stride 2) and a linear layer, {STEPS} steps of AdamW with {BATCH} volumes each")
 
 
 def network_input(volumes):

@@ -1,9 +1,9 @@
-"""False alarms and power of coverage, Fréchet distance and MMD of 3D features, on the demo's brains.
+"""False alarms and power of coverage, Fréchet distance and MMD of 3D features, on demo brains.
 
-`pytest -s -m slow tests/test_statistics_of_features.py` prints the tables of docs/evaluation.md. One
-draw takes two disjoint sets of subjects from 200. *Two modes*: every other brain has the contrast
-of a second scanner (a gamma of 0.5); a set that dropped a mode has only the first. *Blurred*: with
-a standard deviation of 0.4 voxels.
+`pytest -s -m slow tests/test_statistics_of_features.py` prints the tables of docs/evaluation.md.
+One draw takes two disjoint sets of subjects from 200. *Two modes*: every other brain
+has the contrast of a second scanner (a gamma of 0.5); a set that dropped a mode has only the first.
+*Blurred*: with a standard deviation of 0.4 voxels.
 """
 import brain_cohorts
 import numpy as np

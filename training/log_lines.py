@@ -33,6 +33,16 @@ def lines_until(step, path):
             if found is not None and found <= step]
 
 
+def values_by_step(path, key):
+    """A number that some lines of a log.jsonl hold, {step: value}; other lines are passed over.
+
+    :raises UserError: see `lines_until`
+    """
+    entries = [json.loads(line) for line in lines_until(sys.maxsize, path)]
+    return {entry["step"]: float(entry[key]) for entry in entries
+            if type(entry.get(key)) in (int, float)}
+
+
 def _step_of(line):
     """The step of a line; None for a line that is damaged."""
     try:

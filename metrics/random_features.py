@@ -16,7 +16,8 @@ CHANNELS = (16, 32, 64, 128)    # of the layers, one after another
 OCTANTS = 2                     # parts along each axis over which a layer is averaged
 SMALLEST_SIDE = 2 ** len(CHANNELS)      # voxels; the last layer would see less than one voxel
 ARCHITECTURE = (f"{len(CHANNELS)} convolutions of 3³ voxels, stride 2, "
-                f"{', '.join(map(str, CHANNELS))} channels, ReLU; means over {OCTANTS}³ parts of each layer")
+                f"{', '.join(map(str, CHANNELS))} channels, ReLU; means over "
+                f"{OCTANTS}³ parts of each layer")
 
 
 def random_weights(seed=SEED):

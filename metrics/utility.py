@@ -213,8 +213,9 @@ def _statistics(known, scores, ratio, label, side):
     main, other = ("AUC", "balanced accuracy") if known.classes else ("R²", "MAE")
     pooled = f", volumes averaged down to {small_network.SIDE}³" * (side > small_network.SIDE)
     text = (f"a small 3D network ({small_network.DESCRIPTION}{pooled}) learns {label} and is "
-            f"tested on a third of the real subjects, which it has not seen; mean over {SPLITS} random "
-            "splits by subject; interval: corrected resampled t (Nadeau and Bengio 2003)")
+            "tested on a third of the real subjects, which it has not seen; mean over "
+            f"{SPLITS} random splits by subject; interval: corrected resampled t (Nadeau and "
+            "Bengio 2003)")
 
     def details(values, others):
         return {"label": label, "splits": [float(v) for v in values],

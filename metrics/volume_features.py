@@ -140,8 +140,8 @@ def _frechet_statistic(space, products, details):
     return Statistic(
         key=f"frechet_{space.key}", name=f"Fréchet distance, {space.name}", target="low",
         definition=f"Fréchet distance of Gaussians fitted to {space.definition}; biased upward, "
-                   "the more so the fewer volumes", compute=compute, has_interval=False, test="upper",
-        details=details)
+                   "the more so the fewer volumes",
+        compute=compute, has_interval=False, test="upper", details=details)
 
 
 def _mmd_statistic(space, products, pool, details):

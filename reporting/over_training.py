@@ -87,6 +87,9 @@ def draw(path, rows):
     if losses:
         _line(axes[2], rows, "val_loss", "held-out loss", QUALITY)
         axes[2].set_ylabel("held-out loss", fontsize=9)
+        axes[2].spines[["top", "right"]].set_visible(False)
+    for ax in axes:
+        ax.tick_params(labelsize=8)
     axes[-1].set_xlabel("training step")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     fig.tight_layout()

@@ -47,7 +47,7 @@ DEFAULTS = MetricOptions()
 
 def parse_args():
     p = make_parser(__doc__)
-    metric_flags.add_volume_flags(p.add_argument_group("volumes"))
+    metric_flags.add_set_flags(p.add_argument_group("volumes"))
     metric_flags.add_metric_flags(p.add_argument_group("metrics"))
     metric_flags.add_ceiling_flags(p.add_argument_group("ceiling"))
     metric_flags.add_training_flags(p.add_argument_group("checkpoints of a run"))
@@ -241,8 +241,8 @@ def evaluate_run(args):
 
     checkpoints = checkpoint_choice.checkpoints_by_step(args.ckpt_folder)
     losses = log_lines.values_by_step(args.ckpt_folder / "log.jsonl", "val_loss")
-    flags = {flag_of(name): getattr(args, name)
-             for name in ("sampler", "num_sampling_steps", "seed", "device")}
+    flags = {"--sampler": args.sampler, "--num-sampling-steps": args.num_sampling_steps,
+             "--seed": args.seed, "--device": args.device}
     rows = []
     for step, checkpoint in checkpoints.items():
         folder = args.output / over_training.SAMPLES_FOLDER / checkpoint.stem

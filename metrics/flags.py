@@ -12,7 +12,7 @@ SPLITS = (*manifest.SPLITS, "all")
 SAMPLES = 16    # of each checkpoint
 
 
-def add_volume_flags(g):
+def add_set_flags(g):
     """Adds the flags that name the volumes, and --output, to a group of flags."""
     g.add_argument("--real", required=True, metavar="DIR",
                    help="folder of real volumes that the model was not trained on")

@@ -75,7 +75,7 @@ def check_flags(args):
         raise UserError("--synthetic DIR is needed, or --ckpt-folder RUN to sample from")
     elif not (args.update and evaluation.is_evaluation(args.output)):
         require_new_folder(args.output)
-    for name in ("num_samples", "sampler", "num_sampling_steps"):
+    for name in ("num_samples", "sampler", "num_sampling_steps", "class_label"):
         if getattr(args, name) is not None and not args.ckpt_folder:
             raise UserError(f"{flag_of(name)} is of no use without --ckpt-folder")
     for name in ("vae_layouts", "refiner", "precision"):
@@ -242,7 +242,8 @@ def evaluate_run(args):
     checkpoints = checkpoint_choice.checkpoints_by_step(args.ckpt_folder)
     losses = log_lines.values_by_step(args.ckpt_folder / "log.jsonl", "val_loss")
     flags = {"--sampler": args.sampler, "--num-sampling-steps": args.num_sampling_steps,
-             "--seed": args.seed, "--device": args.device}
+             "--class-label": args.class_label or "cohort", "--seed": args.seed,
+             "--device": args.device}
     rows = []
     for step, checkpoint in checkpoints.items():
         folder = args.output / over_training.SAMPLES_FOLDER / checkpoint.stem

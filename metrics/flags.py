@@ -93,6 +93,9 @@ def add_training_flags(g):
     g.add_argument("--num-sampling-steps", type=int, metavar="N",
                    help="denoising steps, as --num-sampling-steps of sample.py; default: its "
                    "default")
+    g.add_argument("--class-label", metavar="INDEX|NAME|cohort",
+                   help="classes to sample, as --class-label of sample.py; default: cohort, each "
+                   "as frequent as among the training volumes")
 
 
 def add_ceiling_flags(g):

@@ -29,7 +29,8 @@ def test_a_run_by_step(evaluated):
         "figures", "over-training.tsv", "report.md", "samples"]
     for step in ("0000002", "0000004"):
         recorded = json.loads((output / "samples" / step / "samples.json").read_text())
-        assert recorded["recipe"]["sampler"] == "ddim" and len(recorded["samples"]) == 2
+        assert recorded["recipe"]["sampler"] == "ddim"
+        assert recorded["recipe"]["class_label"] == "cohort" and len(recorded["samples"]) == 2
     assert "step 2, " in done.stdout and "report.md" in done.stdout
 
 

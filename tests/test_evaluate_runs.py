@@ -34,6 +34,7 @@ def test_a_run_by_step(evaluated):
     assert "step 2, " in done.stdout and "report.md" in done.stdout
 
 
+@pytest.mark.slow   # starts sample.py twice more
 def test_a_run_is_resumed(evaluated):
     output, flags, _ = evaluated
     before = (output / "over-training.tsv").read_text()

@@ -26,7 +26,8 @@ def test_it_learns_classes_and_numbers():
     assert np.abs(predict(x[20:]) - (60 + 20 * marked[20:])).max() < 5
 
 
-def test_the_seed_alone_decides():
+def test_the_seed_alone_decides(monkeypatch):
+    monkeypatch.setattr(small_network, "STEPS", 5)
     volumes, marked = spotted(8)
     x, y = small_network.network_input(volumes), marked.astype(int)
     before = torch.get_rng_state()

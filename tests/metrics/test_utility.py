@@ -108,6 +108,7 @@ def test_what_synthetic_volumes_teach(monkeypatch):
 def test_numbers_are_predicted(monkeypatch):
     monkeypatch.setattr(utility, "SPLITS", 2)
     monkeypatch.setattr(utility, "TRAINED_ON", ("real", "synthetic"))
+    monkeypatch.setattr(small_network, "STEPS", 60)
     marks = list("ab" * 6)
     volumes = np.concatenate([marked_volumes(marks), marked_volumes(marks, seed=1)])
     pool = a_pool(marks, marks, volumes)

@@ -24,6 +24,7 @@ from metrics import (
     ceiling,
     evaluation,
     nifti_cubes,
+    over_training,
     reader_scores,
     registry,
     statistic,
@@ -42,9 +43,10 @@ from reporting import (
     viewer,
 )
 from reporting import flags as report_flags
+from reporting import over_training as over_training_report
 from utils.escaping import printable
 from utils.files import atomic_folder, require_new_folder, write_text
-from utils.flags import add_device_flag, flag_of, make_parser, positive, whole_number
+from utils.flags import flag_of, make_parser
 from utils.provenance import git_commit, now, versions
 from utils.version import __version__
 
@@ -57,32 +59,11 @@ def parse_args():
     p = make_parser(__doc__)
     metric_flags.add_set_flags(p.add_argument_group("volumes"))
     metric_flags.add_metric_flags(p.add_argument_group("metrics"))
+    metric_flags.add_ceiling_flags(p.add_argument_group("ceiling"))
     report_flags.add_report_flags(p.add_argument_group("report"))
     report_flags.add_reader_study_flags(p.add_argument_group("reader study"))
-    g = p.add_argument_group("ceiling")
-    g.add_argument("--vae", metavar="ema|mse|DIR",
-                   help="VAE that real volumes are encoded and decoded with, for the ceiling of "
-                   "every number: ema or mse for a public one, or a folder that train_vae.py "
-                   "wrote; default: no ceiling")
-    g.add_argument("--vae-layouts", nargs="+", choices=tuple(SLICES_PER_TILE), metavar="NAME",
-                   help="layouts of the mosaics that are encoded: rgb (three slices per tile), "
-                   "gray (one slice per tile); default: both")
-    g.add_argument("--refiner", metavar="DIR",
-                   help="refiner of train_refiner.py, with which the ceiling is given once more; "
-                   "default: none")
-    g.add_argument("--precision", choices=("bf16", "fp32"),
-                   help="compute dtype of the VAE; default: fp32")
-    g = p.add_argument_group("computation")
-    g.add_argument("--bootstrap", type=int, default=1000, metavar="N",
-                   help="bootstrap replicates for the 95%% intervals; 0: no intervals")
-    g.add_argument("--permutations", type=int, default=999, metavar="N",
-                   help="permutations of the subjects for the p of every number; 0: no p")
-    g.add_argument("--seed", type=whole_number, default=DEFAULTS.seed,
-                   help="seed of random pairs, bootstrap replicates, permutations and halves")
-    g.add_argument("--memory-gb", type=positive, default=DEFAULTS.memory_gb, metavar="GB",
-                   help="RAM to use, in GB; sets that need more than half of it are kept in a "
-                   "temporary file next to --output")
-    add_device_flag(g)
+    metric_flags.add_training_flags(p.add_argument_group("checkpoints of a run"))
+    metric_flags.add_computation_flags(p.add_argument_group("computation"))
     args = p.parse_args()
     report_flags.check_purpose(p, vars(args))
     check_resampling(args)
@@ -93,8 +74,7 @@ def parse_args():
 
 def check_flags(args):
     """:raises UserError: a value out of range, a flag without effect, an --output that exists"""
-    if not (args.update and evaluation.is_evaluation(args.output)):
-        require_new_folder(args.output)
+    check_output(args)
     for name in ("vae_layouts", "refiner", "precision"):
         if getattr(args, name) is not None and not args.vae:
             raise UserError(f"{flag_of(name)} is of no use without --vae")
@@ -103,7 +83,7 @@ def check_flags(args):
             if getattr(args, name) is not None and not metric.chosen(chosen_metrics(args)):
                 raise UserError(f"{flag_of(name)} is of no use without "
                                 f"{' or '.join(metric.titles)} among --metrics")
-    for name in ("mmd_batch", "pairs", "shortlist", "slices"):
+    for name in ("mmd_batch", "num_samples", "pairs", "shortlist", "slices"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"{flag_of(name)} {value}: must be at least 1")
@@ -132,9 +112,17 @@ def check_resampling(args):
                         "which p can be as small as 0.05")
 
 
+def check_output(args):
+    """:raises UserError: --output exists, and is not to be replaced or continued"""
+    if args.ckpt_folder and (args.output / over_training.SAMPLES_FOLDER).is_dir():
+        return      # resumed: samples that are there stay
+    if not (args.update and evaluation.is_evaluation(args.output)):
+        require_new_folder(args.output)
+
+
 # --------------------------------------------------------------------------------------- volumes
 
-def find_sets(args):
+def find_sets(args, synthetic_path):
     """The real, synthetic and training sets (None without --train).
 
     :raises UserError: sets of two volume sizes, or too small for --mmd-batch or --slices
@@ -142,7 +130,7 @@ def find_sets(args):
     real = volume_sets.find_set(args.real, args.real_split, "--real",
                                 value_range=args.real_range)
     synthetic = volume_sets.find_set(
-        args.synthetic, args.synthetic_split, "--synthetic", default_split="all",
+        synthetic_path, args.synthetic_split, "--synthetic", default_split="all",
         value_range=args.synthetic_range, axes=args.synthetic_axes, like=real)
     train = None
     if args.train:
@@ -182,6 +170,7 @@ def options_of(args):
         names=tuple(chosen_metrics(args)), protocol=args.protocol, pairs=args.pairs,
         shortlist=args.shortlist, mmd_batch=args.mmd_batch,
         mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
+        features=args.features, utility=args.utility,
         inception_weights=args.inception_weights, meshnet=args.meshnet,
         anatomy_real=tuple(args.anatomy_real or ()),
         anatomy_synthetic=tuple(args.anatomy_synthetic or ()), seed=args.seed,
@@ -249,7 +238,7 @@ def evaluate(args, pool, metrics, best, folder):
 
 def make_reader_study(args):
     """Writes the page of a reader study, and its key."""
-    real, synthetic, _ = find_sets(args)
+    real, synthetic, _ = find_sets(args, args.synthetic)
     page, key = reader_study.make({"real": real, "synthetic": synthetic}, args.reader_study,
                                   args.seed)
     with atomic_folder(args.output) as folder:
@@ -275,13 +264,37 @@ def score_readers(args):
             write_text(folder / "scores.md", reader_report.markdown(scores))
 
 
+def evaluate_run(args):
+    """--ckpt-folder: quality and copying of samples of each checkpoint."""
+    from training import checkpoint_choice, log_lines  # here, as TensorBoard takes seconds
+
+    checkpoints = checkpoint_choice.checkpoints_by_step(args.ckpt_folder)
+    losses = log_lines.values_by_step(args.ckpt_folder / "log.jsonl", "held_out_loss")
+    flags = {"--sampler": args.sampler, "--num-sampling-steps": args.num_sampling_steps,
+             "--class-label": args.class_label or "cohort", "--seed": args.seed,
+             "--device": args.device}
+    rows = []
+    for step, checkpoint in checkpoints.items():
+        folder = args.output / over_training.SAMPLES_FOLDER / checkpoint.stem
+        over_training.sample(checkpoint, folder, args.num_samples or metric_flags.SAMPLES, flags)
+        pool = statistic.Pool(*find_sets(args, folder))
+        pool.load(args.memory_gb, args.output)
+        rows.append(over_training.numbers(step, pool, options_of(args), losses))
+    over_training_report.write(args.output, rows, over_training.COLUMNS, str(args.ckpt_folder))
+    for line in over_training_report.findings(rows):
+        print(line)
+    print(f"{args.output}: report.md, over-training.tsv, figures/over-training.png, samples/")
+
+
 def main():
     args = parse_args()
     if args.score:
         return score_readers(args)
     if args.reader_study is not None:
         return make_reader_study(args)
-    real, synthetic, train = sets = find_sets(args)
+    if args.ckpt_folder:
+        return evaluate_run(args)
+    real, synthetic, train = sets = find_sets(args, args.synthetic)
     if args.by_class:
         by_class.class_names(real, synthetic)
     by_name = {found.flag[2:]: found for found in sets if found}

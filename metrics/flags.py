@@ -4,10 +4,13 @@ from pathlib import Path
 from metrics import inception, ms_ssim, registry
 from metrics.options import MetricOptions
 from mri import manifest, structures
+from mri.mosaic import SLICES_PER_TILE
 from utils.files import WEIGHTS_DIR
+from utils.flags import add_device_flag, positive, whole_number
 
 DEFAULTS = MetricOptions()
 SPLITS = (*manifest.SPLITS, "all")
+SAMPLES = 16    # of each checkpoint
 
 
 def add_set_flags(g):
@@ -75,3 +78,60 @@ def add_metric_flags(g):
                    "SUBJECTS_DIR; default: volumes are segmented by the network")
     g.add_argument("--anatomy-synthetic", nargs="+", metavar="TABLE",
                    help="the same of the synthetic set; both are given, or neither")
+    g.add_argument("--features", type=Path, metavar="FILE",
+                   help="network of 3D features, TorchScript (.pt) or ONNX (.onnx), that maps "
+                   "(N, 1, D, D, D) in [0, 1] to (N, F); for the Fréchet distance, MMD and "
+                   "coverage beside those of the random network; a TorchScript file is a program: "
+                   "only from those you trust; default: the random network alone")
+    g.add_argument("--utility", metavar="LABEL",
+                   help="label that a small network learns from real, synthetic and both, tested "
+                   "on other real subjects: class, or the name of a covariate in manifest.json "
+                   "and samples.json; default: none")
+
+
+def add_training_flags(g):
+    """Adds --ckpt-folder, and how each checkpoint is sampled, to a group of flags."""
+    g.add_argument("--ckpt-folder", type=Path, metavar="RUN",
+                   help="run folder of train.py whose checkpoints are sampled, to draw quality "
+                   "against copying by step, in place of --synthetic; needs --real, --train and "
+                   "--output, where the samples stay; default: none")
+    g.add_argument("--num-samples", type=int, metavar="N",
+                   help=f"volumes to sample from each checkpoint; default: {SAMPLES}")
+    g.add_argument("--sampler", metavar="NAME",
+                   help="sampling method, as --sampler of sample.py; default: its default")
+    g.add_argument("--num-sampling-steps", type=int, metavar="N",
+                   help="denoising steps, as --num-sampling-steps of sample.py; default: its "
+                   "default")
+    g.add_argument("--class-label", metavar="INDEX|NAME|cohort",
+                   help="classes to sample, as --class-label of sample.py; default: cohort, each "
+                   "as frequent as among the training volumes")
+
+
+def add_ceiling_flags(g):
+    """Adds --vae and what it goes with to a group of flags."""
+    g.add_argument("--vae", metavar="ema|mse|DIR",
+                   help="VAE that real volumes are encoded and decoded with, for the ceiling of "
+                   "every number: ema or mse for a public one, or a folder that train_vae.py "
+                   "wrote; default: no ceiling")
+    g.add_argument("--vae-layouts", nargs="+", choices=tuple(SLICES_PER_TILE), metavar="NAME",
+                   help="layouts of the mosaics that are encoded: rgb (three slices per tile), "
+                   "gray (one slice per tile); default: both")
+    g.add_argument("--refiner", metavar="DIR",
+                   help="refiner of train_refiner.py, with which the ceiling is given once more; "
+                   "default: none")
+    g.add_argument("--precision", choices=("bf16", "fp32"),
+                   help="compute dtype of the VAE; default: fp32")
+
+
+def add_computation_flags(g):
+    """Adds the flags of resampling, memory and device to a group of flags."""
+    g.add_argument("--bootstrap", type=int, default=1000, metavar="N",
+                   help="bootstrap replicates for the 95%% intervals; 0: no intervals")
+    g.add_argument("--permutations", type=int, default=999, metavar="N",
+                   help="permutations of the subjects for the p of every number; 0: no p")
+    g.add_argument("--seed", type=whole_number, default=DEFAULTS.seed,
+                   help="seed of random pairs, bootstrap replicates, permutations and halves")
+    g.add_argument("--memory-gb", type=positive, default=DEFAULTS.memory_gb, metavar="GB",
+                   help="RAM to use, in GB; sets that need more than half of it are kept in a "
+                   "temporary file next to --output")
+    add_device_flag(g)

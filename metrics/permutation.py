@@ -47,7 +47,8 @@ def p_value(values, tail):
     (Phipson and Smyth 2010). Values that differ by rounding errors count as equal.
 
     :param values: (1 + R,), the first is that of the sets themselves
-    :param tail: "upper": large values speak against one distribution; "both": small ones, too
+    :param tail: "upper": large values speak against one distribution; "lower": small ones; "both":
+        either
     :return: p, at least 1 / (1 + R); None if a value is missing
     """
     values = np.asarray(values, float)
@@ -58,6 +59,8 @@ def p_value(values, tail):
     if tail == "upper":
         return upper
     lower = float(np.mean(values <= values[0] + rounding))
+    if tail == "lower":
+        return lower
     return min(1.0, 2 * min(upper, lower))
 
 

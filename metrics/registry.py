@@ -6,7 +6,17 @@ one entry here. The choices of --metrics, their help, the checks and the report 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from metrics import anatomy, inception, intensity, memorization, mmd, ms_ssim, smoothness
+from metrics import (
+    anatomy,
+    inception,
+    intensity,
+    memorization,
+    mmd,
+    ms_ssim,
+    smoothness,
+    utility,
+    volume_features,
+)
 from metrics.options import NotComputed
 
 
@@ -39,11 +49,20 @@ METRICS = (
            smoothness.smoothness_statistics),
     Metric({"histogram": "histogram"}, "distance of the intensity histograms",
            intensity.histogram_statistics),
+    Metric({"frechet-3d": "Fréchet distance of 3D features", "mmd-3d": "MMD of 3D features",
+            "coverage": "coverage"},
+           "distances of features of a fixed random 3D network, or of --features, and whether each "
+           "set's volumes lie among the other's: density, coverage, precision, recall",
+           volume_features.feature_statistics, check=volume_features.check_networks,
+           flags=("features",)),
     Metric({"memorization": "memorization"}, "closeness to the training set; needs --train",
            memorization.memorization_statistics, check=memorization.check_training_set),
     Metric({"anatomy": "anatomy"}, "volumes of brain structures, by a segmentation network or "
            "from tables", anatomy.anatomy_statistics, check=anatomy.check_anatomy,
            flags=("meshnet", "anatomy_real", "anatomy_synthetic"), files=anatomy.tables_of),
+    Metric({"utility": "utility"}, "what a classifier learns from each set, tested on real "
+           "subjects; needs --utility", utility.utility_statistics, check=utility.check_label,
+           flags=("utility",)),
 )
 NAMES = tuple(name for metric in METRICS for name in metric.titles)
 FORMER_NAMES = {"memorisation": "memorization"}  # still accepted

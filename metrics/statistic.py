@@ -28,9 +28,11 @@ class Statistic:
     has_ceiling: bool = True            # makes sense for real volumes that went through the VAE
     is_share: bool = False              # share of the other set, by a threshold of the real set
     has_interval: bool = True           # an interval of it would cover what it says
-    test: str | None = "both"           # tail of its permutation test: "upper", "both"; "t": of
-                                        #   the difference from its target, where a set of real
-                                        #   and synthetic volumes has no value; None: no test
+    test: str | None = "both"           # tail of its permutation test: "upper", "lower", "both";
+                                        #   "t": of the difference from its target, where a set of
+                                        #   real and synthetic volumes has no value; None: no test
+    order: Callable | None = None       # as `compute`, with ties broken, for the test; None: no
+                                        #   ties to break
     family: str | None = None           # of numbers that have their own table in the report, and
                                         #   whose p are adjusted together; None: the main table
     details: dict = field(default_factory=dict)   # further keys of its entry in metrics.json
@@ -276,8 +278,9 @@ def _test(statistic, value, pool, resampled):
         p = uncertainty.t_test(difference, _left_out_values(statistic, pool, resampled))
         method = "t, jackknife by subject"
     else:
-        p = permutation.p_value(statistic.compute(*resampled.permuted), statistic.test)
-        tail = "upper tail" if statistic.test == "upper" else "both tails"
+        values = (statistic.order or statistic.compute)(*resampled.permuted)
+        p = permutation.p_value(values, statistic.test)
+        tail = "both tails" if statistic.test == "both" else f"{statistic.test} tail"
         method = f"{len(resampled.permuted[0]) - 1} permutations of subjects, {tail}"
     return {} if p is None else {"p": p, "p_method": method}
 

@@ -7,11 +7,16 @@ from utils.flags import flag_of, whole_number
 VIEWER_VOLUMES = 8
 SETS = ("real", "synthetic", "real_split", "synthetic_split", "real_range", "synthetic_range",
         "synthetic_axes")   # flags that choose volumes, and say how they are read
+SAMPLING = ("num_samples", "sampler", "num_sampling_steps", "class_label")
 USEFUL = {                  # the flags that a purpose other than an evaluation takes
     "score": ("score", "key", "output", "bootstrap", "permutations", "seed"),
     "reader_study": ("reader_study", "output", "seed", *SETS),
+    "ckpt_folder": ("ckpt_folder", *SAMPLING, "real", "real_split", "real_range", "train", "output",
+                    "protocol", "pairs", "shortlist", "mmd_batch", "mmd_range", "features", "seed",
+                    "memory_gb", "device"),
 }
-NEEDED = {"score": ("key",), "reader_study": ("real", "synthetic", "output")}
+NEEDED = {"score": ("key",), "reader_study": ("real", "synthetic", "output"),
+          "ckpt_folder": ("real", "train", "output")}
 
 
 def add_report_flags(g):
@@ -38,7 +43,7 @@ def add_reader_study_flags(g):
 
 
 def check_purpose(parser, values):
-    """Whether the flags fit to an evaluation, a reader study, or the scores of one.
+    """Whether the flags fit to an evaluation, a run's checkpoints, a reader study or its scores.
 
     :param parser: that read them
     :param values: {name: value} of all flags
@@ -47,10 +52,12 @@ def check_purpose(parser, values):
     purpose = next((name for name in USEFUL if values[name] is not None), None)
     for name in NEEDED.get(purpose, ("real", "synthetic", "output")):
         if values[name] is None:
-            instead = "" if purpose else ", unless --score scores a reader study"
-            raise UserError(f"{flag_of(name)} is missing{instead}")
-    if purpose is None and values["key"] is not None:
-        raise UserError("--key is of no use without --score")
+            wanted = f", which {flag_of(purpose)} needs" if purpose else \
+                "; an evaluation needs --real, --synthetic and --output"
+            raise UserError(f"{flag_of(name)} is missing{wanted}")
+    for name, of in {"key": "score", **dict.fromkeys(SAMPLING, "ckpt_folder")}.items():
+        if purpose != of and values[name] is not None:
+            raise UserError(f"{flag_of(name)} is of no use without {flag_of(of)}")
     for name, value in values.items():
         if purpose and name not in USEFUL[purpose] and value != parser.get_default(name):
             raise UserError(f"{flag_of(name)} is of no use with {flag_of(purpose)}")

@@ -257,6 +257,9 @@ def _provenance(content):
                     if "weights" in entry), None)
     if weights:
         lines.append(f"Inception weights {code(weights['file'])}, SHA-256 {weights['sha256']}")
+    networks = [entry["network"] for entry in content["metrics"].values() if "network" in entry]
+    for name, sha256 in dict.fromkeys((found["name"], found["sha256"]) for found in networks):
+        lines.append(f"network of features {code(name)}, SHA-256 {sha256}")
     return lines + ["every number, setting and id: `metrics.json`"]
 
 

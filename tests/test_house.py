@@ -33,8 +33,10 @@ MAX_COLUMNS_MARKDOWN = 140
 MAX_FUNCTION_LINES = 60
 MAX_MODULE_LINES = 400
 MAX_SCRIPT_LINES = 320
-# train.py has the most flags, models.py the whole network, bench.py the flags of ten commands
-LONGER_SCRIPTS = {"train.py": 400, "models.py": 450, "bench.py": 350}
+# train.py has the most flags, evaluate.py four purposes, models.py the whole network, bench.py
+# the flags of ten commands
+LONGER_SCRIPTS = {"train.py": 400, "evaluate.py": 350, "models.py": 450,
+                  "bench.py": 350}
 GENERATED = ("docs/demo-report/", "tests/golden/")  # their lines may be longer
 LONGER_FUNCTIONS = ()  # "file.py:function", each with a reason
 

@@ -47,6 +47,21 @@ def choose_checkpoint(path):
     return ChosenCheckpoint(chosen, (*notes, *_other_runs(chosen, beside)))
 
 
+def checkpoints_by_step(run):
+    """All checkpoints of a run folder, {step: file} in the order of their steps.
+
+    :raises UserError: no such folder, or it holds none
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise UserError(f"--ckpt-folder {run}: no such folder")
+    found = {int(path.stem): path for path in _checkpoints(run / "checkpoints")}
+    if not found:
+        raise UserError(f"--ckpt-folder {run}: holds no checkpoints/STEP.safetensors; name a run "
+                        "folder of train.py that has one")
+    return dict(sorted(found.items()))
+
+
 def run_of(path):
     """Name of the run folder that a checkpoint lies in: "000-DiT-XL-2"; None if in none."""
     folder = Path(path).resolve().parent

@@ -42,6 +42,15 @@ def read_entries(path):
     return [json.loads(line) for line in lines_until(math.inf, path)]
 
 
+def values_by_step(path, key):
+    """A number that some lines of a log.jsonl hold, {step: value}; other lines are passed over.
+
+    :raises UserError: see `lines_until`
+    """
+    return {entry["step"]: float(entry[key]) for entry in read_entries(path)
+            if type(entry.get(key)) in (int, float)}
+
+
 def _step_of(line):
     """The step of a line; None for a line that is damaged."""
     try:

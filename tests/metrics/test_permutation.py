@@ -44,3 +44,9 @@ def test_p_is_small_only_where_the_sets_differ(shift, low, high):
         x[8:] += shift
         found.append(permutation.p_value((b - a) @ x, "both") <= 0.05)
     assert low <= np.mean(found) <= high
+
+
+def test_the_lower_tail_counts_small_values():
+    values = [0.2, 0.1, 0.2, 0.5, 0.9]
+    assert permutation.p_value(values, "lower") == 3 / 5
+    assert permutation.p_value(values, "upper") == 4 / 5

@@ -1,0 +1,88 @@
+"""Quality and copying of samples of each checkpoint of a run: does it improve, or memorize?"""
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+
+from metrics import copy_search, evaluation, registry
+from metrics.options import NotComputed
+from utils.errors import UserError
+from utils.files import SCRIPTS_DIR
+
+SAMPLES_FOLDER = "samples"    # in the output folder, one samples folder per checkpoint
+METRICS = ("ms-ssim", "mmd", "coverage", "memorization")
+COLUMNS = {
+    # column of the table: what it is
+    "step": "training step of the checkpoint",
+    "samples": "volumes that were sampled from it",
+    "mmd": "MMD on voxels, Gaussian kernel, unbiased; 0: as real volumes",
+    "ms_ssim_difference": "MS-SSIM within the samples − within the real set; above 0: less diverse",
+    "coverage": "share of real volumes with a sample in their neighborhood, of random 3D features",
+    "copies": "samples flagged as copies of one training volume",
+    "copied_share": "the same as a share",
+    "ratio": "distance to the nearest training volume over that to the second nearest subject, "
+             "median of the samples; near 0: copies",
+    "ratio_of_held_out": "the same of held-out real volumes",
+    "nearest_correlation": "correlation with the most correlated training volume, mean",
+    "nearest_correlation_of_held_out": "the same of held-out real volumes",
+    "held_out_loss": "held-out loss at the last logged step up to this one",
+}
+
+
+def sample(checkpoint, folder, num_samples, flags):
+    """Samples a checkpoint by sample.py, in a process of its own; what is there already stays.
+
+    :param checkpoint: file
+    :param folder: samples folder
+    :param flags: {flag: value} of sample.py; None: its default
+    :raises UserError: with the line in which sample.py says what is wrong
+    """
+    command = [sys.executable, str(SCRIPTS_DIR / "sample.py"), "--ckpt", str(checkpoint),
+               "--output", str(folder), "--num-samples", str(num_samples)]
+    for flag, value in flags.items():
+        command += [] if value is None else [flag, str(value)]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        reason = lines[-1] if lines else f"exit code {done.returncode}"
+        raise UserError(f"{checkpoint}: cannot be sampled; {reason.split('error: ', 1)[-1]}")
+
+
+def numbers(step, pool, options, losses):
+    """A row of COLUMNS; None where a number cannot be computed.
+
+    :param pool: statistic.Pool, loaded: held-out real volumes, samples, training volumes
+    :param options: MetricOptions
+    :param losses: {step: held-out loss}
+    """
+    options = dataclasses.replace(options, names=METRICS)
+    metrics, skipped = registry.checked(METRICS, pool, options)
+    found = evaluation.measure(metrics, pool, options, replicates=0, permutations=0)
+    for title, reason in {**skipped, **found.skipped}.items():
+        print(f"step {step}, {title}: not computed, {reason}", flush=True)
+
+    def value(key):
+        return found.entries.get(key, {}).get("value")
+
+    if "copies" not in found.entries:
+        raise NotComputed("; ".join(skipped.values()))
+    copies = found.entries["copies"]
+    nearest = found.entries["nearest_correlation"]
+    earlier = [logged for logged in losses if logged <= step]
+    return {
+        "step": step, "samples": len(pool.sets["synthetic"]), "mmd": value("mmd_rbf"),
+        "ms_ssim_difference": value("ms_ssim_difference"), "coverage": value("coverage_random"),
+        "copies": len(copies["flagged"]), "copied_share": copies["value"],
+        "ratio": float(np.median(copies["ratios"]["synthetic"])),
+        "ratio_of_held_out": _median_of_held_out(copies["ratios"]["real"]),
+        "nearest_correlation": nearest["value"],
+        "nearest_correlation_of_held_out": float(np.mean(nearest["of_volumes"]["real"])),
+        "held_out_loss": losses[max(earlier)] if earlier else None}
+
+
+def _median_of_held_out(ratios):
+    """Without real volumes that are themselves in the training set."""
+    ratios = np.array(ratios)
+    held_out = ratios[~copy_search.is_real_copy(ratios)]
+    return float(np.median(held_out)) if len(held_out) else None

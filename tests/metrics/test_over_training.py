@@ -1,0 +1,68 @@
+import dataclasses
+import sys
+
+import numpy as np
+import pytest
+from helpers import related
+
+from metrics import over_training, statistic
+from metrics.options import MetricOptions
+from metrics.volume_sets import VolumeSet
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def volumes():
+    return (related(34, 16, seed=2) * 255).astype(np.uint8)
+
+
+def a_pool(volumes, copies):
+    """Ten real volumes, twelve samples of which so many are copies, twelve training volumes."""
+    real, fake, train = volumes[:10], volumes[10:22].copy(), volumes[22:]
+    fake[:copies] = np.roll(train[:copies, ::-1], 1, axis=2)
+    sets = []
+    for flag, n in (("--real", 10), ("--synthetic", 12), ("--train", 12)):
+        ids = [f"{flag[2:]}{i}" for i in range(n)]
+        sets.append(VolumeSet(flag, flag[2:], None, ids, ids, 16, np.ones(3), read=None))
+    pool = statistic.Pool(*sets)
+    pool.volumes = np.concatenate([real, fake, train])
+    return pool
+
+
+def test_numbers_of_a_checkpoint(volumes):
+    options = MetricOptions(names=("histogram",))
+    losses = {100: 0.5, 200: 0.4, 300: 0.3}
+    honest = over_training.numbers(250, a_pool(volumes, 0), options, losses)
+    copied = over_training.numbers(50, a_pool(volumes, 9), options, losses)
+    assert list(honest) == list(over_training.COLUMNS) == list(copied)
+    assert honest["held_out_loss"] == 0.4 and copied["held_out_loss"] is None
+    assert honest["copies"] == 0 and copied["copies"] == 9 and copied["copied_share"] == 0.75
+    assert copied["ratio"] < 0.01 < 0.7 < honest["ratio"]
+    assert honest["ratio_of_held_out"] == copied["ratio_of_held_out"] > 0.7
+    assert honest["samples"] == 12 and 0 <= honest["coverage"] <= 1
+
+
+def test_held_out_volumes_that_were_trained_on_do_not_count():
+    assert over_training._median_of_held_out([0.0, 0.9, 0.8]) == pytest.approx(0.85)
+    assert over_training._median_of_held_out([0.0, 0.1]) is None
+
+
+def test_what_sample_py_says_is_passed_on(tmp_path):
+    with pytest.raises(UserError) as e:
+        over_training.sample(tmp_path / "0000001.safetensors", tmp_path / "s", 2,
+                             {"--sampler": "ddim", "--num-sampling-steps": None})
+    assert "cannot be sampled" in str(e.value) and "\n" not in str(e.value)
+    assert not (tmp_path / "s").exists()
+
+
+def test_the_command_of_a_checkpoint(tmp_path, monkeypatch):
+    ran = []
+
+    def run(command, **options):
+        ran.extend(command)
+        return dataclasses.make_dataclass("Done", ["returncode", "stderr"])(0, "")
+
+    monkeypatch.setattr("subprocess.run", run)
+    over_training.sample("c.safetensors", "out", 4, {"--sampler": None, "--seed": 3})
+    assert ran[0] == sys.executable and ran[2:] == [
+        "--ckpt", "c.safetensors", "--output", "out", "--num-samples", "4", "--seed", "3"]

@@ -20,7 +20,7 @@ import sys
 import threading
 from pathlib import Path
 
-from utils import escaping, leftovers, streams
+from utils import bus_errors, escaping, leftovers, streams
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75        # EX_TEMPFAIL
@@ -45,6 +45,7 @@ def run_script(main):
     ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
     """
     escaping.protect_terminal()
+    bus_errors.end_with(_exit_on_bus_error)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _exit_on_signal)
@@ -95,6 +96,13 @@ def _exit_on_signal(number, _):
     """Turns a signal into an exception, so that temporary files are removed on the way out."""
     say_at_once(f"ended by {signal.Signals(number).name}")
     raise SystemExit(128 + number)
+
+
+def _exit_on_bus_error(message):
+    """Ends the process at once: the instruction that failed cannot be left in any other way."""
+    say_at_once(f"error: {message}")
+    leftovers.remove_own()
+    os._exit(EXIT_USER_ERROR)
 
 
 def say_at_once(message):

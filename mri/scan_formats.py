@@ -72,13 +72,14 @@ def _read_volume_of_npy(path, mapped, volume):
     """
     array = np.empty(mapped.shape[:3], np.float32)
     first_is_slowest = mapped.flags.c_contiguous
+    volumes = math.prod(mapped.shape[3:])
     planes = array if first_is_slowest else array.transpose(2, 0, 1)
     with open(path, "rb") as f:
         f.seek(mapped.offset + (0 if first_is_slowest else volume * array.size * mapped.itemsize))
         for plane in planes:
             if first_is_slowest:
-                read = np.fromfile(f, mapped.dtype, math.prod(mapped.shape[1:]))
-                plane[...] = read.reshape(*plane.shape, -1)[..., volume]
+                read = np.fromfile(f, mapped.dtype, plane.size * volumes)
+                plane[...] = read.reshape(*plane.shape, volumes)[..., volume]
             else:
                 plane[...] = np.fromfile(f, mapped.dtype, plane.size).reshape(plane.shape,
                                                                               order="F")

@@ -68,8 +68,10 @@ def run_script(main):
     except KeyboardInterrupt:
         print(f"{_script_name()}: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # again: at once, without a traceback
+    finally:    # all is done: a signal now ends the process at once, without a traceback
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
     if _is_script_running():
         gc.freeze()     # Python's last search for garbage, through all of PyTorch, takes over 1 s
     sys.exit(code)

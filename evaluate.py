@@ -121,7 +121,7 @@ def check_flags(args):
                                 f"{' or '.join(metric.titles)} among --metrics")
     for name in ("mmd_batch", "pairs", "shortlist", "slices"):
         value = getattr(args, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise UserError(f"{flag_of(name)} {value}: must be at least 1")
     if args.bootstrap < 0 or args.bootstrap == 1:
         raise UserError(f"--bootstrap {args.bootstrap}: must be 0, or at least 2")
@@ -191,8 +191,8 @@ def chosen_layouts(args):
 def options_of(args):
     """The options of the metrics, from the flags."""
     return MetricOptions(
-        names=tuple(chosen_metrics(args)), protocol=args.protocol, pairs=args.pairs,
-        shortlist=args.shortlist, mmd_batch=args.mmd_batch,
+        names=tuple(chosen_metrics(args)), protocol=args.protocol,
+        pairs=metric_flags.pairs_option(args.pairs), shortlist=args.shortlist, mmd_batch=args.mmd_batch,
         mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
         inception_weights=args.inception_weights, seed=args.seed, memory_gb=args.memory_gb,
         device=args.device)
@@ -227,7 +227,8 @@ def is_there_already(args, sets, skipped):
 def settings_of(args):
     """The flags as metrics.json holds them, with the layouts that were chosen."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args)}
+    return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args),
+            "pairs": metric_flags.pairs_option(args.pairs) or metric_flags.ALL_PAIRS}
 
 
 # ------------------------------------------------------------------------------------------ main

@@ -22,7 +22,14 @@ from training.run_lock import lock_file, lock_patience
 from utils import leftovers
 from utils.errors import UserError, shorten
 from utils.escaping import printable
-from utils.files import read_json, remove_leftovers, umask, write_bytes, write_text
+from utils.files import (
+    make_folder,
+    read_json,
+    remove_leftovers,
+    umask,
+    write_bytes,
+    write_text,
+)
 from utils.flags import flag_of
 from utils.shared_folders import open_own
 
@@ -152,7 +159,7 @@ class Run:
         :param model: name of the model, for the folder's name
         :param flags: {name: value} of all flags, for args.json
         """
-        results_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(results_dir, f"--results-dir {results_dir}")
         named = results_dir / _folder_name(model)
         remove_leftovers(results_dir, (results_dir, named))
         hidden = Path(tempfile.mkdtemp(prefix=leftovers.prefix_of(named), dir=results_dir))

@@ -192,7 +192,8 @@ def options_of(args):
     """The options of the metrics, from the flags."""
     return MetricOptions(
         names=tuple(chosen_metrics(args)), protocol=args.protocol,
-        pairs=metric_flags.pairs_option(args.pairs), shortlist=args.shortlist, mmd_batch=args.mmd_batch,
+        pairs=metric_flags.pairs_option(args.pairs), shortlist=args.shortlist,
+        mmd_batch=args.mmd_batch,
         mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
         inception_weights=args.inception_weights, seed=args.seed, memory_gb=args.memory_gb,
         device=args.device)

@@ -67,7 +67,8 @@ class Settings:
     @property
     def subfolders(self):
         """Folders that files of each scan are written into."""
-        return ("mosaics", contact_sheet.VIEWS_FOLDER, *(("bias",) if self.n4 else ()), *(("masks",) if self.meshnet else ()))
+        return ("mosaics", contact_sheet.VIEWS_FOLDER, *(("bias",) if self.n4 else ()),
+                *(("masks",) if self.meshnet else ()))
 
     def template_regions(self):
         """See `template.regions`; () where scans are not registered."""

@@ -5,7 +5,6 @@ is what a single job would have written. A part that exists is not prepared agai
 can be submitted alone.
 """
 import dataclasses
-import fcntl
 import json
 import math
 import shutil
@@ -19,7 +18,7 @@ from mri.quality_control import ScanSummary
 from utils import archives
 from utils.errors import UserError, shorten
 from utils.files import atomic_folder, read_json, require_new_folder
-from utils.shared_folders import open_own
+from utils.shared_folders import lock
 
 
 class JobArray:
@@ -70,8 +69,7 @@ class JobArray:
 
         If so, this process holds a lock until it ends.
         """
-        self._lock = open_own(self._root.with_name(f".{self._root.name}.lock"))
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = lock(self._root.with_name(f".{self._root.name}.lock"))
         if (self.output / "manifest.json").exists():  # another job was faster
             Path(self._lock.name).unlink(missing_ok=True)
             return False

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import requests
 
-from utils.files import WEIGHTS_DIR, sha256_of_file
+from utils.files import WEIGHTS_DIR, make_folder, sha256_of_file
 from utils.flags import make_parser
 from utils.progress import progress
 from utils.shared_folders import open_own
@@ -178,7 +178,7 @@ def fetch(url, target, sha256, advice):
     :param advice: what to do if it cannot be downloaded here
     :raises UserError: it cannot be downloaded or is damaged; then no file has its name
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, f"--output {target.parent}")
     part = target.with_name(target.name + ".part")
     print(f"{url} -> {target}", flush=True)
     with open_own(part, "ab") as f:

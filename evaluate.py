@@ -85,7 +85,7 @@ def check_flags(args):
                                 f"{' or '.join(metric.titles)} among --metrics")
     for name in ("mmd_batch", "num_samples", "pairs", "shortlist", "slices"):
         value = getattr(args, name)
-        if value is not None and value < 1:
+        if isinstance(value, int) and value < 1:
             raise UserError(f"{flag_of(name)} {value}: must be at least 1")
     if args.mmd_range and not -np.inf < args.mmd_range[0] < args.mmd_range[1] < np.inf:
         raise UserError(f"--mmd-range {args.mmd_range[0]:g} {args.mmd_range[1]:g}: the first must "
@@ -167,8 +167,9 @@ def chosen_layouts(args):
 def options_of(args):
     """The options of the metrics, from the flags."""
     return MetricOptions(
-        names=tuple(chosen_metrics(args)), protocol=args.protocol, pairs=args.pairs,
-        shortlist=args.shortlist, mmd_batch=args.mmd_batch,
+        names=tuple(chosen_metrics(args)), protocol=args.protocol,
+        pairs=metric_flags.pairs_option(args.pairs), shortlist=args.shortlist,
+        mmd_batch=args.mmd_batch,
         mmd_range=tuple(args.mmd_range or DEFAULTS.mmd_range), slices=args.slices,
         features=args.features, utility=args.utility,
         inception_weights=args.inception_weights, meshnet=args.meshnet,
@@ -208,6 +209,7 @@ def settings_of(args):
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
     tables = [*(args.anatomy_real or ()), *(args.anatomy_synthetic or ())]
     return {**settings, "metrics": chosen_metrics(args), "vae_layouts": chosen_layouts(args),
+            "pairs": metric_flags.pairs_option(args.pairs) or metric_flags.ALL_PAIRS,
             "anatomy_tables": anatomy_tables.checksum(tables) if tables else None}
 
 

@@ -11,6 +11,7 @@ from utils.flags import add_device_flag, positive, whole_number
 DEFAULTS = MetricOptions()
 SPLITS = (*manifest.SPLITS, "all")
 SAMPLES = 16    # of each checkpoint
+ALL_PAIRS = "all"       # value of --pairs
 
 
 def add_set_flags(g):
@@ -44,6 +45,18 @@ def add_set_flags(g):
                    "settings, and replace it otherwise; by default --output must be new")
 
 
+def pairs_option(value):
+    """MetricOptions.pairs for a value of --pairs, or for None where it is not given."""
+    if value == ALL_PAIRS:
+        return None
+    return DEFAULTS.pairs if value is None else value
+
+
+def _pairs(text):
+    """The type of --pairs."""
+    return ALL_PAIRS if text == ALL_PAIRS else whole_number(text)
+
+
 def add_metric_flags(g):
     """Adds --metrics and the options of each metric to a group of flags."""
     g.add_argument("--metrics", nargs="+", type=registry.metric_name, choices=registry.NAMES,
@@ -51,9 +64,10 @@ def add_metric_flags(g):
                    help=f"metrics to compute: {registry.help_text()}; default: all")
     g.add_argument("--protocol", choices=tuple(ms_ssim.PROTOCOLS), default=DEFAULTS.protocol,
                    help="published protocol that MS-SSIM follows")
-    g.add_argument("--pairs", type=int, metavar="N",
-                   help="number of random pairs of volumes per set for MS-SSIM; default: all pairs "
-                   "(500 volumes have 124,750)")
+    g.add_argument("--pairs", type=_pairs, metavar=f"N|{ALL_PAIRS}",
+                   help="largest number of pairs of volumes per set for MS-SSIM: of a set that has "
+                   f"more, so many random ones; {ALL_PAIRS}: every pair (500 volumes have 124,750, "
+                   f"29 minutes of two cores at 128 voxels); default: {DEFAULTS.pairs}")
     g.add_argument("--shortlist", type=int, default=DEFAULTS.shortlist, metavar="K",
                    help="training volumes per synthetic volume, the most correlated ones, that are "
                    "compared by MS-SSIM")

@@ -4,6 +4,7 @@ Wang et al. 2003, "Multiscale structural similarity for image quality assessment
 """
 import sys
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -270,10 +271,9 @@ def check_size(pool, options):
 
 def similarity_statistics(pool, options):
     """Mean MS-SSIM of the pairs within each set: how diverse the set is."""
-    pairs = _pairs_within_sets(pool, options)
+    pairs, available = _pairs_within_sets(pool, options)
     every_pair = np.concatenate(list(pairs.values()))
-    print(f"MS-SSIM: {len(every_pair)} pairs of volumes; --pairs takes fewer", file=sys.stderr,
-          flush=True)
+    _report_pairs(pairs, available)
     with counter("MS-SSIM pairs", len(every_pair), first=FIRST_ESTIMATE_SECONDS) as update:
         values = ms_ssim_pairs(pool.volumes, options.protocol, every_pair,
                                memory_gb=options.memory_gb / 2, device=options.device,
@@ -289,13 +289,15 @@ def similarity_statistics(pool, options):
         return within(other) - within(real)
 
     protocol = PROTOCOLS[options.protocol]
-    which = f"at most {options.pairs} random pairs" if options.pairs else "all pairs"
+    is_sampled = any(len(pairs[name]) < available[name] for name in pairs)
+    which = (f"at most {options.pairs:,} random pairs (seed {options.seed}; `--pairs all` takes "
+             "all of them)" if is_sampled else "all pairs")
     which += " of two subjects of a set"
     definition = (f"`{options.protocol}` ({protocol.formula}), volumes in [-1, 1], mean over "
                   f"{which}")
     details = {
         "protocol": options.protocol, "range": [-1, 1], "L": protocol.data_range,
-        "pairs": {name: len(p) for name, p in pairs.items()},
+        "pairs": {name: len(p) for name, p in pairs.items()}, "available_pairs": available,
         "std_of_pairs": _std_of_pairs(values, pairs)}
     return [
         Statistic(
@@ -310,21 +312,70 @@ def similarity_statistics(pool, options):
     ]
 
 
+def _report_pairs(pairs, available):
+    """Says how many pairs are computed, and of which set a random selection."""
+    count = sum(map(len, pairs.values()))
+    sampled = [f"{len(pairs[name]):,} of {available[name]:,} in {name}" for name in pairs
+               if len(pairs[name]) < available[name]]
+    how = (f" (random ones: {', '.join(sampled)}; --pairs all takes all)" if sampled
+           else "; --pairs takes fewer")
+    print(f"MS-SSIM: {count} pairs of volumes{how}", file=sys.stderr, flush=True)
+
+
 def _pairs_within_sets(pool, options):
-    """{set: (P, 2) indices into the pool}, all pairs of a set or a random selection.
+    """{set: (P, 2) indices into the pool}, all pairs of a set or a random selection; and how many
+    each set has.
 
     Two volumes of one subject are no pair: they are alike, however diverse the set.
     """
     rng = np.random.default_rng(options.seed)
-    pairs = {}
-    for name, volume_set in pool.sets.items():
-        own = all_pairs(len(volume_set))
-        groups = pool.groups[pool.index(name)]
-        own = own[groups[own[:, 0]] != groups[own[:, 1]]]
-        if options.pairs and options.pairs < len(own):
-            own = own[np.sort(rng.choice(len(own), options.pairs, replace=False))]
-        pairs[name] = pool.index(name)[0] + own
-    return pairs
+    pairs, available = {}, {}
+    for name in pool.sets:
+        index = pool.index(name)
+        partners = _Partners(pool.groups[index])
+        available[name] = partners.count
+        if options.pairs and options.pairs < partners.count:
+            chosen = np.sort(rng.choice(partners.count, options.pairs, replace=False))
+        else:
+            chosen = np.arange(partners.count)
+        pairs[name] = index[0] + partners.pairs(chosen)
+    return pairs, available
+
+
+class _Partners:
+    """The pairs i < j of two groups, in the order of itertools.combinations.
+
+    They are counted, not listed: 10,000 volumes have 50 million.
+
+    :param groups: (N,) of each volume
+    """
+
+    def __init__(self, groups):
+        count = len(groups)
+        self._members = defaultdict(list)       # {group: its volumes, ascending}
+        partners = np.zeros(count, np.int64)    # of each volume, with a higher number
+        for i in reversed(range(count)):
+            same = self._members[groups[i]]
+            partners[i] = count - 1 - i - len(same)
+            same.insert(0, i)
+        self._groups = groups
+        self._has_company = np.array([len(self._members[group]) > 1 for group in groups])
+        self._ends = np.cumsum(partners)
+        self._begins = self._ends - partners
+        self.count = int(partners.sum())
+
+    def pairs(self, numbers):
+        """The pairs of these numbers, 0…count - 1.
+
+        :param numbers: (P,)
+        :return: (P, 2)
+        """
+        first = np.searchsorted(self._ends, numbers, side="right")
+        second = first + 1 + numbers - self._begins[first]
+        for k in np.flatnonzero(self._has_company[first]):
+            for member in self._members[self._groups[first[k]]]:
+                second[k] += first[k] < member <= second[k]
+        return np.stack([first, second], axis=1)
 
 
 def _std_of_pairs(values, pairs):

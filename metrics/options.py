@@ -15,7 +15,7 @@ class MetricOptions:
     """The options of all metrics; each uses those that concern it."""
     names: tuple = ()                       # metrics to compute, as --metrics names them
     protocol: str = "kwon2019"              # of MS-SSIM, see ms_ssim.PROTOCOLS
-    pairs: int | None = None                # random pairs per set for MS-SSIM; None: all pairs
+    pairs: int | None = 20_000              # random pairs per set for MS-SSIM; None: all pairs
     shortlist: int = 100                    # most correlated training volumes to search by MS-SSIM
     mmd_batch: int | None = None            # batch of the linear MMD; None: whole sets at once
     mmd_range: tuple = (0.0, 1.0)           # intensities of voxels for MMD: lowest, highest

@@ -34,6 +34,7 @@ MASK_COLOR = (255, 190, 0)      # of a brain mask's outline
 TEMPLATE_COLOR = (0, 210, 255)  # of a template's edges
 OUTLINED_PERCENTILES = (0.5, 99.5)  # of a scan, that become black and white in its picture
 PNG_LEVEL = 1
+VIEWS_FOLDER = "views"     # of pictures that are on disk until the pages are drawn
 
 _CELL_WIDTH = 3 * (VIEW_PIXELS + VIEW_GAP_PIXELS) + CELL_MARGIN_PIXELS
 _SCANS_PER_PAGE = SCANS_PER_ROW * ROWS_PER_PAGE
@@ -79,10 +80,38 @@ def outlined(array, voxel_sizes, mask):
     lo, hi = np.percentile(array, OUTLINED_PERCENTILES)
     gray = np.clip((array - lo) * (255 / max(hi - lo, 1e-30)), 0, 255).astype(np.uint8)
     depths = (np.array(ndimage.center_of_mass(mask)) + 0.5) / mask.shape
-    images = views(gray, voxel_sizes, (mask,), MASK_COLOR, depths)
+    return _side_by_side(views(gray, voxel_sizes, (mask,), MASK_COLOR, depths))
+
+
+def view_path(folder, scan_id):
+    """Where `write_views` puts a scan's picture until the pages are drawn."""
+    return Path(folder) / VIEWS_FOLDER / f"{scan_id}.png"
+
+
+def write_views(path, cube, voxel_sizes, regions=()):
+    """Writes the picture of a prepared scan for its page: in a file, so that memory stays small.
+
+    :param cube: (D, D, D) uint8, RAS
+    :param voxel_sizes: of the cube, (3,), mm
+    :param regions: arrays of the cube's shape, of a template, whose edges are drawn
+    """
+    _write_png(path, _side_by_side(views(cube, voxel_sizes, regions, TEMPLATE_COLOR)))
+
+
+def _side_by_side(images):
+    """A picture of three views, each in the center of its square."""
     picture = Image.new("RGB", (3 * (VIEW_PIXELS + VIEW_GAP_PIXELS), VIEW_PIXELS), PAGE_COLOR)
-    _paste_views(picture, 0, 0, images)
+    for k, image in enumerate(images):
+        height, width = image.shape[:2]
+        left = k * (VIEW_PIXELS + VIEW_GAP_PIXELS) + (VIEW_PIXELS - width) // 2
+        picture.paste(Image.fromarray(image).convert("RGB"), (left, (VIEW_PIXELS - height) // 2))
     return picture
+
+
+def _write_png(path, image):
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    write_bytes(path, buffer.getvalue())
 
 
 def page_number(index):
@@ -90,10 +119,10 @@ def page_number(index):
     return index // _SCANS_PER_PAGE + 1
 
 
-def write_pages(folder, ids, views_of_scans, warnings_of_scans, pictures=None):
+def write_pages(folder, ids, view_paths, warnings_of_scans, pictures=None):
     """Writes page-001.png and so on.
 
-    :param views_of_scans: of each scan, what `views` gave
+    :param view_paths: of each scan, the path that `write_views` wrote
     :param warnings_of_scans: of each scan, a list of lines
     :param pictures: of each scan, the path of the picture that `outlined` made, or None
     """
@@ -106,14 +135,12 @@ def write_pages(folder, ids, views_of_scans, warnings_of_scans, pictures=None):
         if any(pictures):
             title += (", above the scan as it was, with its brain's outline; below as it is "
                       "now, with edges of the template if it was registered")
-        image = _draw_page(title, ids[part], views_of_scans[part], warnings_of_scans[part],
+        image = _draw_page(title, ids[part], view_paths[part], warnings_of_scans[part],
                            pictures[part])
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG", compress_level=PNG_LEVEL)
-        write_bytes(Path(folder) / f"page-{page + 1:03d}.png", buffer.getvalue())
+        _write_png(Path(folder) / f"page-{page + 1:03d}.png", image)
 
 
-def _draw_page(title, ids, views_of_scans, warnings_of_scans, pictures):
+def _draw_page(title, ids, view_paths, warnings_of_scans, pictures):
     rows = math.ceil(len(ids) / SCANS_PER_ROW)
     above = VIEW_PIXELS + VIEW_GAP_PIXELS if any(pictures) else 0
     cell_height = above + VIEW_PIXELS + TEXT_PIXELS + 8
@@ -123,14 +150,14 @@ def _draw_page(title, ids, views_of_scans, warnings_of_scans, pictures):
     font = ImageFont.load_default(TITLE_FONT_PIXELS)
     small_font = ImageFont.load_default(WARNING_FONT_PIXELS)
     draw.text((8, 5), title, TITLE_COLOR, font)
-    for i, (scan_id, images, lines) in enumerate(zip(ids, views_of_scans, warnings_of_scans)):
+    for i, (scan_id, view_path, lines) in enumerate(zip(ids, view_paths, warnings_of_scans)):
         x = i % SCANS_PER_ROW * _CELL_WIDTH + 4
         top = i // SCANS_PER_ROW * cell_height + TITLE_PIXELS
         y = top + above
-        if pictures[i]:
-            with Image.open(pictures[i]) as picture:
-                page.paste(picture, (x + 4, top + 3))
-        _paste_views(page, x + 4, y + 3, images)
+        for picture, height in ((pictures[i], top), (view_path, y)):
+            if picture:
+                with Image.open(picture) as opened:
+                    page.paste(opened, (x + 4, height + 3))
         text_width = _CELL_WIDTH - 16
         draw.text((x + 5, y + VIEW_PIXELS + 4), _fit(scan_id, text_width, font), ID_COLOR, font)
         wrapped = _wrap("; ".join(lines), text_width, small_font, WARNING_LINES)
@@ -141,15 +168,6 @@ def _draw_page(title, ids, views_of_scans, warnings_of_scans, pictures):
             corners = (x, top, x + _CELL_WIDTH - 5, top + cell_height - 5)
             draw.rectangle(corners, outline=FRAME_COLOR, width=2)
     return page
-
-
-def _paste_views(page, x, y, images):
-    """Each image in the center of its square; x, y is the first square's upper left corner."""
-    for k, image in enumerate(images):
-        height, width = image.shape[:2]
-        left = x + k * (VIEW_PIXELS + VIEW_GAP_PIXELS) + (VIEW_PIXELS - width) // 2
-        top = y + (VIEW_PIXELS - height) // 2
-        page.paste(Image.fromarray(image).convert("RGB"), (left, top))
 
 
 def _fit(text, width, font):

@@ -67,7 +67,8 @@ class Settings:
     @property
     def subfolders(self):
         """Folders that files of each scan are written into."""
-        return ("mosaics", *(("bias",) if self.n4 else ()), *(("masks",) if self.meshnet else ()))
+        return ("mosaics", contact_sheet.VIEWS_FOLDER, *(("bias",) if self.n4 else ()),
+                *(("masks",) if self.meshnet else ()))
 
     def template_regions(self):
         """See `template.regions`; () where scans are not registered."""
@@ -144,9 +145,9 @@ def prepare_scan(scan, folder, settings, threads=1):
             _write_sidecar(scan.sidecar, manifest.sidecar_path(folder, scan.id))
         cube_affine = geometry.cube_affine(*preparation.prepared_grid(entry), settings.size,
                                            settings.fit)
-        summary = quality_control.summarize(cube, geometry.voxel_sizes(cube_affine), masked,
-                                            quality_control.digest_of(pixels),
-                                            settings.template_regions())
+        contact_sheet.write_views(contact_sheet.view_path(folder, scan.id), cube,
+                                  geometry.voxel_sizes(cube_affine), settings.template_regions())
+        summary = quality_control.summarize(cube, masked, quality_control.digest_of(pixels))
     return PreparedScan(entry, summary, watch.seconds)
 
 

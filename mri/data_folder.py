@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mri import (
+    contact_sheet,
     conversion,
     covariates,
     geometry,
@@ -128,7 +129,12 @@ def write(folder, settings, results, labels, choice, existing=None, known=None):
     manifest.write_manifest(folder, header, entries)
     folders = [folder, existing.folder] if existing else [folder]
     pictures = [_picture_of(entry["id"], folders) for entry in entries]
-    odd = quality_control.write(folder / "qc", entries, summaries, results.skipped, pictures)
+    for entry in kept:
+        _write_views(folder, existing, entry, settings.template_regions())
+    view_paths = [contact_sheet.view_path(folder, entry["id"]) for entry in entries]
+    odd = quality_control.write(folder / "qc", entries, summaries, results.skipped, view_paths,
+                                pictures)
+    shutil.rmtree(folder / contact_sheet.VIEWS_FOLDER)
     return DataFolder(header, entries, results.skipped, odd, notes, warnings)
 
 
@@ -277,8 +283,7 @@ def read_existing(folder, settings):
                 "name a new folder")
     masked = _masked_in_table(folder / "qc" / quality_control.TABLE_NAME)
     return Existing(header, entries,
-                    [_summarize(folder, header, entry, masked, settings.template_regions())
-                     for entry in entries], folder)
+                    [_summarize(folder, header, entry, masked) for entry in entries], folder)
 
 
 def _masked_in_table(path):
@@ -289,18 +294,25 @@ def _masked_in_table(path):
         return {}
 
 
-def _summarize(folder, header, entry, masked, regions):
+def _summarize(folder, header, entry, masked):
     """The ScanSummary of a volume that was prepared before."""
-    path = mosaic_files.mosaic_path(folder, entry["id"])
-    pixels = mosaic_files.read_mosaic(path, header)
+    pixels = mosaic_files.read_mosaic(mosaic_files.mosaic_path(folder, entry["id"]), header)
     cube = mosaic.untile(pixels, header["size"], header["layout"])
-    shape, affine = preparation.prepared_grid(entry)
-    affine = geometry.cube_affine(shape, affine, header["size"], header["fit"])
     was_masked = masked.get(entry["id"])
     if was_masked is None:
         was_masked = quality_control.is_masked(cube)
-    return quality_control.summarize(cube, geometry.voxel_sizes(affine), was_masked,
-                                     quality_control.digest_of(pixels), regions)
+    return quality_control.summarize(cube, was_masked, quality_control.digest_of(pixels))
+
+
+def _write_views(folder, existing, entry, regions):
+    """Writes the picture of a volume that was prepared before into a new folder."""
+    header = existing.header
+    path = mosaic_files.mosaic_path(existing.folder, entry["id"])
+    cube = mosaic.untile(mosaic_files.read_mosaic(path, header), header["size"], header["layout"])
+    shape, affine = preparation.prepared_grid(entry)
+    affine = geometry.cube_affine(shape, affine, header["size"], header["fit"])
+    contact_sheet.write_views(contact_sheet.view_path(folder, entry["id"]), cube,
+                              geometry.voxel_sizes(affine), regions)
 
 
 def new_scans(cohort, existing, output):

@@ -5,8 +5,8 @@ is what a single job would have written. A part that exists is not prepared agai
 can be submitted alone.
 """
 import dataclasses
-import fcntl
 import json
+import math
 import shutil
 import zipfile
 from pathlib import Path
@@ -15,9 +15,10 @@ import numpy as np
 
 from mri.conversion import PreparedScan, SkippedScan
 from mri.quality_control import ScanSummary
+from utils import archives
 from utils.errors import UserError, shorten
 from utils.files import atomic_folder, read_json, require_new_folder
-from utils.shared_folders import open_own
+from utils.shared_folders import lock
 
 
 class JobArray:
@@ -68,8 +69,7 @@ class JobArray:
 
         If so, this process holds a lock until it ends.
         """
-        self._lock = open_own(self._root.with_name(f".{self._root.name}.lock"))
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = lock(self._root.with_name(f".{self._root.name}.lock"))
         if (self.output / "manifest.json").exists():  # another job was faster
             Path(self._lock.name).unlink(missing_ok=True)
             return False
@@ -111,8 +111,9 @@ class JobArray:
                             f"{self._root} to start again")
         try:
             return _read_results(folder, content["results"])
-        except (KeyError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as e:
-            raise UserError(f"{folder}: damaged ({shorten(e, 80)}); remove it, and run its task "
+        except (KeyError, TypeError, ValueError, AttributeError, EOFError,
+                zipfile.BadZipFile) as e:
+            raise UserError(f"{folder}: damaged ({shorten(e, 100)}); remove it, and run its task "
                             "again") from None
 
 
@@ -152,14 +153,40 @@ def _read_results(folder, results):
 
     :param results: of part.json
     """
-    with np.load(folder / "part.npz") as arrays:
+    path = folder / "part.npz"
+    unread = _checked_names(path)
+    with np.load(path) as arrays:
         def restore(value):
-            """An array for its name in part.npz."""
-            return arrays[value["array"]] if value.keys() == {"array"} else value
+            """An array for its name in part.npz; each is used once."""
+            if value.keys() != {"array"}:
+                return value
+            unread.remove(value["array"])
+            return arrays[value["array"]]
 
         # result by result, as "array" may also be the id of a scan
         return {scan_id: _from_json(json.loads(json.dumps(result), object_hook=restore))
                 for scan_id, result in results.items()}
+
+
+def _checked_names(path):
+    """Names of the arrays in part.npz, none of which claims more than the file holds.
+
+    :raises ValueError: one does, by its place in the archive or by its own header
+    """
+    reason = archives.claims_more_than_it_holds(path)
+    if reason:
+        raise ValueError(reason)
+    names = set()
+    with zipfile.ZipFile(path) as archive:
+        for record in archive.infolist():
+            with archive.open(record) as f:
+                if np.lib.format.read_magic(f) != (1, 0):
+                    raise ValueError(f"{record.filename} is no array that numpy.savez writes")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(f)
+                if f.tell() + math.prod(shape) * dtype.itemsize != record.file_size:
+                    raise ValueError(f"{record.filename} claims an array of shape {shape}")
+            names.add(record.filename.removesuffix(".npy"))
+    return names
 
 
 def _from_json(result):

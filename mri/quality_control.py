@@ -41,13 +41,12 @@ SMALL_CUBE_SIZE = 12              # side of the cube that is compared with the c
 
 @dataclass(frozen=True)
 class ScanSummary:
-    """What the table and the contact sheets need of one prepared scan; 40 kB."""
-    views: list              # axial, coronal and sagittal center slices: contact_sheet.views
+    """What the table and the warnings need of one prepared scan; 3 kB, as all are in memory."""
     level: float             # most common level of the border
     background: float        # fraction of the cube
     mean: float              # level of what is not background
     histogram: np.ndarray    # (HISTOGRAM_BINS,) of what is not background, sum 1
-    small: np.ndarray        # (SMALL_CUBE_SIZE,) * 3
+    small: np.ndarray        # (SMALL_CUBE_SIZE,) * 3, uint8
     masked: bool             # whether the source was masked already
     digest: str = ""         # of the mosaic: equal for equal images
 
@@ -68,14 +67,12 @@ def digest_of(pixels):
     return hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
 
 
-def summarize(cube, voxel_sizes, masked, digest="", regions=()):
+def summarize(cube, masked, digest=""):
     """The ScanSummary of a prepared scan.
 
     :param cube: (D, D, D) uint8, RAS
-    :param voxel_sizes: of the cube, (3,), mm
     :param masked: `is_masked` of the source
     :param digest: `digest_of` its mosaic
-    :param regions: arrays of the cube's shape, of a template, whose edges are drawn
     """
     level, _ = preparation.border(cube)
     levels = np.arange(256)
@@ -85,12 +82,11 @@ def summarize(cube, voxel_sizes, masked, digest="", regions=()):
     counts[abs(levels - level) <= BACKGROUND_LEVELS] = 0
     foreground = max(1, counts.sum())
     return ScanSummary(
-        views=contact_sheet.views(cube, voxel_sizes, regions, contact_sheet.TEMPLATE_COLOR),
         level=level,
         background=1 - counts.sum() / cube.size,
         mean=float(counts @ levels / foreground),
         histogram=counts.reshape(HISTOGRAM_BINS, -1).sum(1) / foreground,
-        small=geometry.resample(cube, (SMALL_CUBE_SIZE,) * 3),
+        small=np.rint(geometry.resample(cube, (SMALL_CUBE_SIZE,) * 3)).astype(np.uint8),
         masked=masked,
         digest=digest)
 
@@ -185,10 +181,10 @@ def _orientation_warnings(summaries):
 
     Left and right cannot be distinguished this way: a brain is nearly its own mirror image.
     """
-    cubes = [summary.small for summary in summaries]
-    median = np.median(cubes, 0)
+    median = np.median([summary.small for summary in summaries], 0)
     found = []
-    for cube in cubes:
+    for summary in summaries:
+        cube = summary.small.astype(np.float32)
         as_is = axis_orders.all_orders(cube, median)[0].correlation
         best = axis_orders.best_order(cube, median)
         line = (f"looks turned: agrees with the cohort by {as_is:.2f}, but by "
@@ -211,18 +207,18 @@ def find_twins(ids, digests):
 
 # ----------------------------------------------------------------------------------------- output
 
-def write(folder, entries, summaries, skipped, pictures):
+def write(folder, entries, summaries, skipped, view_paths, pictures):
     """Writes the contact sheets and qc.tsv into a folder.
 
     :param entries, summaries: of the scans that were used
     :param skipped: {id: reason} of the others
+    :param view_paths: of each scan that was used, the path that `contact_sheet.write_views` wrote
     :param pictures: of each scan that was used, the path of its outlined picture, or None
     :return: "id: warnings" of each scan that has any
     """
     found = find_warnings(entries, summaries)
     ids = [entry["id"] for entry in entries]
-    contact_sheet.write_pages(folder, ids, [summary.views for summary in summaries], found,
-                              pictures)
+    contact_sheet.write_pages(folder, ids, view_paths, found, pictures)
     of_brain = BRAIN_COLUMNS if any("brain_ml" in entry for entry in entries) else ()
     rows = [(*_row(entry, summary, contact_sheet.page_number(i)),
              *_brain_cells(entry)[:len(of_brain)], "; ".join(lines))

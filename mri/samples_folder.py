@@ -12,7 +12,7 @@ import json
 from mri import manifest
 from utils.errors import UserError
 from utils.escaping import cell
-from utils.files import read_json, remove_leftovers, write_text
+from utils.files import make_folder, read_json, remove_leftovers, write_text
 from utils.shared_folders import locked
 
 FILE_NAME = "samples.json"
@@ -75,7 +75,7 @@ def begin(output, num_samples, recipe, *, defaults, header, class_of, made_by, c
     :param made_by: {"provenance": …, "description": …} of the samples
     :raises UserError: see `planned_count`
     """
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output, f"--output {output}")
     path = output / FILE_NAME
     with locked(output / LOCK_NAME):
         count = planned_count(output, num_samples, recipe, defaults)

@@ -4,6 +4,7 @@ What users see of formats (which files a folder search takes, ids, errors, prepr
 follows from the registry. To add a format, write its reader and its entry here, and a test.
 """
 import dataclasses
+import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -51,13 +52,38 @@ class ScanFormat:
 
 def _read_npy(path, volume):
     """Reads one volume of a NumPy array, (X, Y, Z) or (X, Y, Z, N), without its affine."""
-    array = _open_npy(path)
-    volumes = check_shape(path, array.shape, volume)
-    if array.ndim > 3:
-        array = array[(..., volume or 0) + (0,) * (array.ndim - 4)]
-    with np.errstate(all="ignore"):
-        array = np.array(array, dtype=np.float32)  # a copy: the file may change later
+    mapped = _open_npy(path)
+    volumes = check_shape(path, mapped.shape, volume)
+    try:
+        with np.errstate(all="ignore"):
+            array = _read_volume_of_npy(path, mapped, volume or 0)
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path}: changed while it was read ({shorten(e)}); run again once it is "
+                        "complete") from None
     return ScanVolume(array, affine=None, volumes=volumes)
+
+
+def _read_volume_of_npy(path, mapped, volume):
+    """One volume, (X, Y, Z) float32, read plane by plane.
+
+    Not through the map: where a file becomes shorter, that would end the process.
+
+    :raises ValueError: the file has become shorter
+    """
+    array = np.empty(mapped.shape[:3], np.float32)
+    first_is_slowest = mapped.flags.c_contiguous
+    volumes = math.prod(mapped.shape[3:])
+    planes = array if first_is_slowest else array.transpose(2, 0, 1)
+    with open(path, "rb") as f:
+        f.seek(mapped.offset + (0 if first_is_slowest else volume * array.size * mapped.itemsize))
+        for plane in planes:
+            if first_is_slowest:
+                read = np.fromfile(f, mapped.dtype, plane.size * volumes)
+                plane[...] = read.reshape(*plane.shape, volumes)[..., volume]
+            else:
+                plane[...] = np.fromfile(f, mapped.dtype, plane.size).reshape(plane.shape,
+                                                                              order="F")
+    return array
 
 
 SCAN_FORMATS = {

@@ -227,7 +227,7 @@ def in_shell(syntax, name, *argv, cwd=ROOT, env=None):
 
 
 class SlowHandler(test_download.Handler):
-    """Takes its time for the weights."""
+    """Takes its time for the weights: half a second for 3 MiB."""
 
     def setup(self):
         super().setup()
@@ -236,7 +236,7 @@ class SlowHandler(test_download.Handler):
         def write(data):
             for start in range(0, len(data), 2 ** 16):
                 at_once(data[start:start + 2 ** 16])
-                time.sleep(0.005 * (len(data) > 2 ** 16))
+                time.sleep(0.01 * (len(data) > 2 ** 16))
 
         self.wfile.write = write
 
@@ -246,6 +246,7 @@ def hub():
     """A server of a small autoencoder's files for download.py."""
     with test_download.Server() as server:
         server.RequestHandlerClass = SlowHandler
+        server.handle_error = lambda *_: None    # a client that was killed
         server.add({test_download.on_hub("sd-vae-ft-ema", "config.json"): b"{}",
                     test_download.on_hub("sd-vae-ft-ema", test_download.VAE):
                         test_download.safetensors(test_download.NOISE)})
@@ -288,7 +289,7 @@ def test_no_script_depends_on_its_streams(server, commands, training, tmp_path, 
     """The same exit code and the same files, whatever the streams, the locale and the home."""
     flag = "--results-dir" if name == "train" else "--output"
     argv = {**commands, "train": (*training, "--max-steps", 4),
-            "bench": ("metrics", "--size", 16, "--volumes", 3, "--mmd-volumes", 2, "--repeats", 1,
+            "bench": ("metrics", "--size", 16, "--volumes", 3, "--mmd-volumes", 2, "--repeats", 2,
                       "--device", "cpu")}[name]
     out = tmp_path / "out-ü"
     output = () if name == "bench" else (flag, out)
@@ -312,11 +313,15 @@ def results_of(folder):
 # ---------------------------------------------------------------------- kills at random moments
 
 def seconds_of(server, command, out, log):
-    """Runs a command undisturbed, into a new folder of its own, and times it."""
+    """Runs a command undisturbed, twice, into a new folder of its own; the shorter time."""
     out.parent.mkdir()
-    began = time.monotonic()
-    server(*command, output=log)
-    return time.monotonic() - began
+    seconds = []
+    for _ in range(2):
+        shutil.rmtree(out, ignore_errors=True)
+        began = time.monotonic()
+        server(*command, output=log)
+        seconds.append(time.monotonic() - began)
+    return min(seconds)
 
 
 @pytest.mark.slow
@@ -347,25 +352,31 @@ def test_killed_at_random_moments(server, commands, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["preprocess", "train_vae", "sample", "evaluate"])
 def test_signals_at_random_moments(server, commands, tmp_path, name):
-    """In order: the code of the signal, no traceback, and nothing unfinished."""
+    """In order: the code of the signal, no traceback, and nothing unfinished.
+
+    A signal after the work is done ends the process by itself: a shell shows the same code.
+    """
     out, log = tmp_path / "work" / "out", tmp_path / "log"
     command = (name, *commands[name], "--output", out)
     seconds = seconds_of(server, command, out, log)
+    whole = tree(out)
     rng, codes = random.Random(name), []
     for i in range(KILLS):
         shutil.rmtree(out, ignore_errors=True)
         log.write_text("")
         pid = server.start(*command, output=log)
-        time.sleep(rng.uniform(0.1, seconds))
+        time.sleep(rng.uniform(0.1, 0.9 * seconds))
         number = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)[i % 3]
         os.kill(pid, number)
         codes.append(server.wait(pid))
-        assert codes[-1] in (0, 128 + number) and "Traceback" not in log.read_text(), (
+        assert codes[-1] in (0, 128 + number, -number) and "Traceback" not in log.read_text(), (
             codes, log.read_text())
         assert not [path for path in out.parent.rglob("*") if ".tmp-" in path.name]
-        assert name == "sample" or out.exists() == (codes[-1] == 0)
+        if name != "sample":    # whose samples are written one by one
+            assert codes[-1] < 0 or out.exists() == (codes[-1] == 0)
+            assert not out.exists() or tree(out) == whole
     print(f"\n{name}: exit codes {codes}")
-    assert len([code for code in codes if code]) >= KILLS // 3
+    assert len([code for code in codes if code > 0]) >= KILLS // 4
 
 
 @pytest.mark.slow
@@ -419,11 +430,14 @@ def test_download_killed_at_random_moments(server, hub, tmp_path):
         return server.start("download", "sd-vae-ft-ema", "--output", tmp_path / "w",
                             output=tmp_path / "log", env=hub)
 
-    began = time.monotonic()
-    assert server.wait(start()) == 0
-    seconds = time.monotonic() - began
-    whole = tree(tmp_path / "w")
-    rng, unfinished = random.Random(0), 0
+    seconds = []    # the first run waits for the server to import the scripts
+    for _ in range(3):
+        shutil.rmtree(tmp_path / "w", ignore_errors=True)
+        began = time.monotonic()
+        assert server.wait(start()) == 0
+        seconds.append(time.monotonic() - began)
+    seconds, whole = min(seconds), tree(tmp_path / "w")
+    rng, unfinished, resumed = random.Random(0), 0, 0
     for _ in range(KILLS):
         shutil.rmtree(tmp_path / "w", ignore_errors=True)
         pid = start()
@@ -431,10 +445,13 @@ def test_download_killed_at_random_moments(server, hub, tmp_path):
         os.kill(pid, signal.SIGKILL)
         server.wait(pid)
         unfinished += not (tmp_path / "w").exists() or tree(tmp_path / "w") != whole
+        resumed += any(path.stat().st_size for path in tmp_path.rglob("*.part"))
         assert server.wait(start()) == 0, (tmp_path / "log").read_text()
         assert_same_tree(tree(tmp_path / "w"), whole)
-    print(f"\ndownload: {KILLS} kills within {seconds:.2f} s, {unfinished} before the end")
-    assert unfinished >= KILLS // 4
+    assert sorted(os.listdir(tmp_path)) == ["log", "w"]
+    print(f"\ndownload: {KILLS} kills within {seconds:.2f} s, {unfinished} before the end, "
+          f"{resumed} with a part to resume")
+    assert unfinished >= KILLS // 2 and resumed >= KILLS // 4
 
 
 # ------------------------------------------------------------------------- processes of a training

@@ -312,6 +312,9 @@ def test_memory_and_pairs_do_not_change_what_is_counted(arrays, tmp_path):
                for k, e in a["metrics"].items())
     found = b["metrics"]["ms_ssim"]
     assert found["pairs"] == {"real": 5, "synthetic": 5}
+    assert found["available_pairs"] == {"real": 28, "synthetic": 28}
+    report = (tmp_path / "b" / "report.md").read_text()
+    assert "mean over at most 5 random pairs (seed 0; " in report and "takes all of them" in report
     rng, chosen = np.random.default_rng(0), {}
     for name, v in (("real", real), ("synthetic", fake)):
         order = ms_ssim.all_pairs(len(v))
@@ -385,6 +388,7 @@ def test_refuses_flags(data, folders, scans, refused, tmp_path):
     assert "--mmd-batch 9: the smaller set has" in refused(data, fake, "--mmd-batch", 9)
     assert "--slices 17: the volumes have 16" in refused(data, fake, "--slices", 17)
     assert "--pairs 0: must be at least 1" in refused(data, fake, "--pairs", 0)
+    assert "'some': must be a whole number" in refused(data, fake, "--pairs", "some")
     assert ("--precision is of no use without --vae"
             in refused(data, fake, "--precision", "bf16"))
     assert ("--mmd-batch is of no use without mmd among --metrics"

@@ -51,6 +51,17 @@ def current_umask():
     return mask
 
 
+@pytest.mark.parametrize("name, flag, argv", [
+    ("postprocess", "--output", ("--input", V2 / "samples")),
+    ("download", "--output", ("meshnet",)),
+    ("preprocess", "--output", (*PREPROCESS[1:], "--shard", "1/2"))])
+def test_an_output_below_a_file_is_refused_in_one_line(tmp_path, name, flag, argv):
+    (tmp_path / "file").write_text("")
+    line = error_line(script(f"{name}.py", *argv, flag, tmp_path / "file" / "x", expect=2))
+    assert f"{flag} {tmp_path}/file/x" in line
+    assert f"cannot be created ({tmp_path}/file is no folder); name" in line
+
+
 def test_an_array_of_jobs_into_a_link(tmp_path):
     target = tmp_path / "disk"
     target.mkdir()

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from utils import distributed
 from utils.errors import UserError, shorten
 from utils.files import atomic_file, remove_leftovers, sha256_of_file
 from utils.progress import progress
+from utils.safetensors_files import Place, read_places
 
 VOLUMES_PER_SHARD = 16
+HASHING_THREADS = 4     # that read mosaics: most of the time goes into waiting for the disk
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,23 @@ class Row:
     """Where what is known of one mosaic is: in a shard on disk, or in memory.
 
     :param index: row of the tensors
-    :param path: shard; None: `tensors`
+    :param tensors: {name: Place in a shard} or {name: tensor}
     """
     index: int
-    path: Path | None = None
-    tensors: dict | None = None
+    tensors: dict
 
     def read(self, name):
-        """This row of the tensor `name`."""
-        if self.tensors is not None:
-            return self.tensors[name][self.index]
+        """This row of the tensor `name`; from disk by an ordinary read.
+
+        Pages of a mapped file would count as our memory, and end the process if it became shorter.
+        """
+        tensor = self.tensors[name]
+        if not isinstance(tensor, Place):
+            return tensor[self.index]
         try:
-            # opened for each row: pages of a file that stays mapped would count as our memory
-            with safe_open(self.path, "pt") as f:
-                return f.get_slice(name)[self.index]
-        except (SafetensorError, OSError) as e:
-            raise UserError(f"{self.path}: was removed or damaged ({shorten(e)}); the same "
+            return torch.from_numpy(tensor.read_row(self.index))
+        except OSError as e:
+            raise UserError(f"{tensor.path}: was removed or damaged ({shorten(e)}); the same "
                             "command encodes it again") from None
 
 
@@ -99,7 +103,7 @@ class Latents:
         total, count = np.zeros(self.shape[1:], np.float64), 0
         for row in self._rows:
             moments = row.read("moments").numpy()
-            digest.update(moments.tobytes())
+            digest.update(moments)
             if np.isfinite(moments).all():
                 total += moments
                 count += 1
@@ -164,7 +168,7 @@ def cached_latents(folder, header, entries, vae, name, variants=Variants()):
         if plan["is_writable"]:
             store.write(encoded, tensors)
         else:
-            in_memory |= {checksum: Row(k, tensors=tensors) for k, checksum in enumerate(encoded)}
+            in_memory |= {checksum: Row(k, tensors) for k, checksum in enumerate(encoded)}
     distributed.barrier()
     rows = store.rows() | in_memory
     return Latents([rows[checksum] for checksum in checksums])
@@ -181,14 +185,15 @@ def _downsampling_factor(folder, header, vae):
 
 def _checksums(folder, entries):
     """SHA-256 of each mosaic's file, in hex."""
-    checksums = []
-    for entry in entries:
+    def checksum(entry):
         path = mosaic_path(folder, entry["id"])
         try:
-            checksums.append(sha256_of_file(path))
+            return sha256_of_file(path)
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; run preprocess.py again") from None
-    return checksums
+
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        return list(pool.map(checksum, entries))
 
 
 def _checksum_of_variant(checksum, variants, k):
@@ -249,6 +254,7 @@ class _Store:
         self.name = name
         self.fingerprint = fingerprint
         self.shape = list(shape)
+        self._headers = {}      # {path: metadata and Places} of shards that were read
 
     def write(self, checksums, tensors):
         """Writes a shard, whose name tells what is in it: another job writes the same.
@@ -269,12 +275,16 @@ class _Store:
     def rows(self, report=False):
         """{checksum of a mosaic: Row} of all shards of this VAE that can be read.
 
+        The header of a shard is read once, as its name tells what is in it.
+
         :param report: name what cannot be used
         """
         rows, of_others = {}, []
         for path in sorted(self.folder.glob(f"latents-{glob.escape(self.name)}-*.safetensors")):
             try:
-                metadata = self._read_header(path)
+                if path not in self._headers:
+                    self._headers[path] = self._read_header(path)
+                metadata, places = self._headers[path]
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
                 if report:
                     print(f"warning: {path}: damaged ({shorten(e)}), its mosaics are encoded again",
@@ -283,7 +293,7 @@ class _Store:
             if metadata["fingerprint"] != self.fingerprint:
                 of_others.append(path)
                 continue
-            rows |= {checksum: Row(k, path) for k, checksum in enumerate(metadata["mosaics"])}
+            rows |= {checksum: Row(k, places) for k, checksum in enumerate(metadata["mosaics"])}
         if report and of_others:
             size = sum(path.stat().st_size for path in of_others)
             print(f"note: {self.folder}: {len(of_others)} files latents-{self.name}-*.safetensors "
@@ -306,7 +316,8 @@ class _Store:
             with safe_open(path, "pt") as f:
                 is_theirs = (f.metadata() or {}).get("key") == digest.hexdigest()
                 if is_theirs and self._is_moments(f.get_slice("moments"), len(entries)):
-                    return [Row(k, path) for k in range(len(entries))]
+                    places = read_places(path)
+                    return [Row(k, places) for k in range(len(entries))]
         except (SafetensorError, OSError):
             pass
         return None
@@ -315,7 +326,7 @@ class _Store:
         return tensor.get_shape() == [count, *self.shape] and tensor.get_dtype() == "F32"
 
     def _read_header(self, path):
-        """The metadata of a shard, and if it is of this VAE, checked against its tensors.
+        """The metadata of a shard, and where its tensors are; checked if it is of this VAE.
 
         :raises ValueError, KeyError, TypeError: they do not belong together
         """
@@ -331,4 +342,4 @@ class _Store:
                 self._is_moments(moments, len(mosaics)) and touched.get_dtype() == "U8"
                 and touched.get_shape() == [len(mosaics), *self.shape[1:]]):
             raise ValueError("its header does not fit its tensors")
-        return metadata
+        return metadata, read_places(path)

@@ -21,7 +21,14 @@ from training.trackers import TensorBoard, WeightsAndBiases
 from utils import leftovers
 from utils.errors import UserError, shorten
 from utils.escaping import printable
-from utils.files import read_json, remove_leftovers, umask, write_bytes, write_text
+from utils.files import (
+    make_folder,
+    read_json,
+    remove_leftovers,
+    umask,
+    write_bytes,
+    write_text,
+)
 from utils.flags import flag_of
 from utils.shared_folders import open_own
 
@@ -154,7 +161,7 @@ class Run:
         :param model: name of the model, for the folder's name
         :param flags: {name: value} of all flags, for args.json
         """
-        results_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(results_dir, f"--results-dir {results_dir}")
         named = results_dir / _folder_name(model)
         remove_leftovers(results_dir, (results_dir, named))
         hidden = Path(tempfile.mkdtemp(prefix=leftovers.prefix_of(named), dir=results_dir))

@@ -20,11 +20,13 @@ import sys
 import threading
 from pathlib import Path
 
-from utils import escaping, leftovers, streams
+from utils import bus_errors, escaping, leftovers, streams
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75        # EX_TEMPFAIL
 EXIT_INTERRUPTED = 130   # 128 and the number of the signal, here SIGINT
+
+_received = []          # numbers of the signals that ask this script to end
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,33 +47,54 @@ def run_script(main):
     ends in one line on stderr and exit code 2. Anything else is a bug and keeps its traceback.
     """
     escaping.protect_terminal()
+    bus_errors.end_with(_exit_on_bus_error)
     signal.signal(signal.SIGTERM, _exit_on_signal)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _exit_on_signal)
-    if signal.getsignal(signal.SIGINT) is _exit_during_imports:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) in (_exit_during_imports, signal.default_int_handler):
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         code = main()
-    except UserError as e:
-        code = _report(str(e))
-    except OSError as e:
-        path = e.filename or e.filename2
-        code = _report(f"{f'{path}: ' if path else ''}{e.strerror or e}")
-    except (MemoryError, RuntimeError) as e:
-        if not _is_out_of_memory(e):
-            raise
-        code = _report(
-            f"out of memory ({str(e).splitlines()[0][:120] if str(e) else 'host'}); "
-            "use a smaller batch, a larger --accum, --grad-checkpoint, or fewer --workers, "
-            "whichever this script has")
     except KeyboardInterrupt:
-        print(f"{_script_name()}: interrupted", file=sys.stderr)
-        code = EXIT_INTERRUPTED
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # again: at once, without a traceback
+        code = _say_interrupted()
+    except Exception as e:
+        code = _code_of_signal() or _code_of(e)
+    finally:    # all is done: a signal now ends the process at once, without a traceback
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
     if _is_script_running():
         gc.freeze()     # Python's last search for garbage, through all of PyTorch, takes over 1 s
     sys.exit(code)
+
+
+def _code_of(error):
+    """Reports an error that the user can fix; raises any other again."""
+    if isinstance(error, UserError):
+        return _report(str(error))
+    if isinstance(error, OSError):
+        path = error.filename or error.filename2
+        return _report(f"{f'{path}: ' if path else ''}{error.strerror or error}")
+    if not _is_out_of_memory(error):
+        raise error
+    reason = str(error).splitlines()[0][:120] if str(error) else "host"
+    return _report(f"out of memory ({reason}); use a smaller batch, a larger --accum, "
+                   "--grad-checkpoint, or fewer --workers, whichever this script has")
+
+
+def _code_of_signal():
+    """The exit code of the signal that was received; None without one.
+
+    A library that is interrupted by one may report damaged weights instead.
+    """
+    if not _received:
+        return None
+    return _say_interrupted() if _received[0] == signal.SIGINT else 128 + _received[0]
+
+
+def _say_interrupted():
+    print(f"{_script_name()}: interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _report(message):
@@ -88,13 +111,28 @@ def _is_out_of_memory(error):
     """PyTorch raises RuntimeErrors for a host or a GPU that has no memory left."""
     if isinstance(error, MemoryError):
         return True
-    return "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory"))
 
 
 def _exit_on_signal(number, _):
     """Turns a signal into an exception, so that temporary files are removed on the way out."""
+    _received.append(number)
     say_at_once(f"ended by {signal.Signals(number).name}")
     raise SystemExit(128 + number)
+
+
+def _interrupt(number, _):
+    """As Python's own handler of Ctrl-C, but remembers it."""
+    _received.append(number)
+    raise KeyboardInterrupt
+
+
+def _exit_on_bus_error(message):
+    """Ends the process at once: the instruction that failed cannot be left in any other way."""
+    say_at_once(f"error: {message}")
+    leftovers.remove_own()
+    os._exit(EXIT_USER_ERROR)
 
 
 def say_at_once(message):

@@ -72,8 +72,8 @@ def atomic_folder(path, replace=None):
     if not (replace and path.is_dir() and replace(path)):
         require_new_folder(path)
     target = path.resolve()
+    make_folder(target.parent, f"--output {path}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path, (target.parent, target), (target, None))
         temporary = _make_temporary_folder(target)
     except OSError as e:
@@ -88,6 +88,23 @@ def atomic_folder(path, replace=None):
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         leftovers.release(temporary)
+
+
+def make_folder(path, reported):
+    """Creates a folder and those that it lies in, unless they exist.
+
+    :param reported: flag and path as the user gave them, for errors
+    :raises UserError: it cannot be created; says so if one of its parents is a file
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        file = next((place for place in (path, *path.parents)
+                     if os.path.lexists(place) and not place.is_dir()), None)
+        reason = f"{file} is no folder" if file else e.strerror
+        raise UserError(f"{reported}: cannot be created ({reason}); name a folder where you may "
+                        "write") from None
 
 
 def require_new_folder(path):

@@ -46,12 +46,24 @@ def remove(folder, path=None):
     beginning = "" if path is None else _prefix_of_any_process(path)
     for entry in _entries(folder):
         if entry.name.startswith(beginning) and is_leftover(entry):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
+            _remove(entry)
             count += not entry.exists()
     return count
+
+
+def remove_own():
+    """Removes what this process has claimed and not released; for an end without clean-up."""
+    for temporary in map(Path, list(_own)):
+        found = _parse(temporary.name)
+        if found and found[1] == os.getpid():   # a forked process knows its parent's, too
+            _remove(temporary)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_temporary(path):

@@ -6,6 +6,7 @@ import zipfile
 
 import torch
 
+from utils import archives
 from utils.errors import UserError, shorten
 
 MAX_CLAIMED_SHARE = 2       # of the file's size, that all tensors together may claim
@@ -43,17 +44,10 @@ def load(path, allowed=()):
 
 
 def _check_archive(path):
-    """Raises UserError for a .pt file, a zip archive, that claims more than its own size.
-
-    torch.save never compresses, so only a file made to fill the memory does.
-    """
-    if not zipfile.is_zipfile(path):       # the format before torch 1.6
-        return
-    with zipfile.ZipFile(path) as archive:
-        claimed = sum(record.file_size for record in archive.infolist())
-    if claimed > os.path.getsize(path):
-        raise UserError(f"{path}: claims to unpack to {claimed:,} bytes, the file has "
-                        f"{os.path.getsize(path):,}; torch.save writes no such file, do not use it")
+    """Raises UserError for a .pt file, a zip archive, that claims more than its own size."""
+    reason = zipfile.is_zipfile(path) and archives.claims_more_than_it_holds(path)
+    if reason:      # a file that is no archive has the format before torch 1.6
+        raise UserError(f"{path}: {reason}; torch.save writes no such file, do not use it")
 
 
 def _tensors_in(content):

@@ -73,7 +73,7 @@ def locked(path):
     :param path: of the file that stands for the lock
     :raises UserError: see `open_own`
     """
-    file = _lock(path)
+    file = lock(path)
     try:
         yield
     finally:
@@ -81,7 +81,13 @@ def locked(path):
         file.close()
 
 
-def _lock(path):
+def lock(path):
+    """Waits for a lock, which is held until the returned file is closed.
+
+    :param path: of the file that stands for the lock; who holds it may remove it
+    :return: open file; where there are no locks, a warning was printed, and nothing is locked
+    :raises UserError: see `open_own`
+    """
     while True:
         file = open_own(path)
         try:

@@ -108,6 +108,20 @@ def test_series_become_a_data_folder(study, tmp_path):
     assert "mosaicdit-dicom" not in everything and not list((tmp_path / "tmp").iterdir())
 
 
+def test_two_jobs_make_of_series_what_one_makes(study, tmp_path):
+    """Each job converts the series into a temporary folder of its own."""
+    folder, _ = study
+    command = ("preprocess.py", "--dicom", "--input", folder, "--size", 16, "--workers", 1,
+               "--output")
+    script(*command, tmp_path / "one")
+    for part in ("2/2", "1/2"):
+        script(*command, tmp_path / "two", "--shard", part)
+    one, two = ({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")
+                 if path.is_file()} for root in (tmp_path / "one", tmp_path / "two"))
+    assert one == two and "dicom/P_7-3.json" in one
+    assert sorted(os.listdir(tmp_path)) == ["one", "two"]
+
+
 def test_other_series_by_their_description(study, tmp_path):
     folder, _ = study
     done = script("preprocess.py", "--dicom", "--series", "^ax$", "--input", folder, "--size", 16,

@@ -1,5 +1,6 @@
 """The bad scan is found in the table, and the contact sheets are upright."""
 import csv
+import pickle
 
 import numpy as np
 from example_scans import ball, head
@@ -75,8 +76,7 @@ def check_a_good_row(row, array):
 def test_pictures_are_upright_and_left_is_left():
     cube = np.zeros((16, 16, 16), np.uint8)
     cube[:8, 8:, 8:] = 200                       # left, anterior, superior
-    summary = quality_control.summarize(cube, (1, 1, 1), True)
-    axial, coronal, sagittal = summary.views
+    axial, coronal, sagittal = contact_sheet.views(cube, (1, 1, 1))
     half = contact_sheet.VIEW_PIXELS // 2
 
     def bright(view):
@@ -85,12 +85,20 @@ def test_pictures_are_upright_and_left_is_left():
 
     assert bright(axial) == bright(coronal) == [True, False, False, False]    # up and left
     assert bright(sagittal) == [False] * 4
-    mirrored = quality_control.summarize(cube[::-1], (1, 1, 1), True).views[2]
+    mirrored = contact_sheet.views(cube[::-1], (1, 1, 1))[2]
     assert bright(mirrored) == [False, True, False, False]
-    assert summary.background == 7 / 8 and summary.mean == 200 and summary.level == 0
-    wide = quality_control.summarize(cube, (1, 2, 1), True).views
+    wide = contact_sheet.views(cube, (1, 2, 1))
     # true to the voxels' proportions
     assert [v.shape for v in wide] == [(112, 56), (56, 56), (56, 112)]
+    summary = quality_control.summarize(cube, True)
+    assert summary.background == 7 / 8 and summary.mean == 200 and summary.level == 0
+    assert summary.small[2, 9, 9] == 200 and summary.small[9, 2, 2] == 0
+
+
+def test_a_summary_is_small():
+    """All summaries of a cohort are in memory: 10,000 of them take 30 MB."""
+    summary = quality_control.summarize(np.zeros((64, 64, 64), np.uint8), True, "0" * 64)
+    assert len(pickle.dumps(summary)) < 3000
 
 
 def test_already_masked_before_a_mask_beside_the_scan(tmp_path):

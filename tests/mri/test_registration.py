@@ -142,6 +142,24 @@ def test_scans_are_added_and_one_scan_always_gives_one_matrix(tmp_path):
     assert "other settings (field_of_view [144.0, 176.0, 144.0], now None)" in error_line(done)
 
 
+@pytest.mark.slow
+def test_two_jobs_register_as_one_does(tmp_path):
+    array, affine, _ = scan_of_template()
+    for i in range(2):
+        noise = np.random.default_rng(i).uniform(0, 9, array.shape)
+        save_nifti(tmp_path / "in" / f"sub-{i}_T1w.nii.gz", np.where(array > 0, array + noise, 0),
+                   affine, np.float32)
+    command = ("preprocess.py", "--input", tmp_path / "in", "--register", "mni", "--field-of-view",
+               *FIELD, "--size", 64, "--workers", 1, "--output")
+    script(*command, tmp_path / "one")
+    for part in ("1/2", "2/2"):
+        script(*command, tmp_path / "two", "--shard", part)
+    one, two = ({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")
+                 if path.is_file()} for root in (tmp_path / "one", tmp_path / "two"))
+    assert one == two and "outlines/sub-1_T1w.png" in one
+    assert all("registration" in entry for entry in manifest.read_manifest(tmp_path / "two")[1])
+
+
 # ---------------------------------------------------------------------------------------- failures
 
 def found(matrix=None, overlap=0.9, scaling=(0.9, 1, 1.1)):

@@ -1,4 +1,5 @@
 """The registry of scan formats, and NumPy arrays: read, refused, converted and put back."""
+import os
 import pickle
 import zipfile
 
@@ -82,8 +83,9 @@ def test_npy_values_are_exact(tmp_path, dtype, order):
     assert (scan.codes, scan.volumes, scan.warnings) == ((1, 1), 1, ())
 
 
-def test_one_of_several_npy_volumes(tmp_path):
-    array = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_one_of_several_npy_volumes(tmp_path, order):
+    array = np.asarray(np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5), order=order)
     path = save(tmp_path / "a.npy", array)
     for k in range(5):
         scan = scan_formats.read_scan(path, volume=k, affine=np.eye(4))
@@ -96,6 +98,25 @@ def test_one_of_several_npy_volumes(tmp_path):
         assert np.array_equal(scan.array, array[..., 0]) and scan.volumes == 1
     path = save(tmp_path / "c.npy", np.zeros((2, 3, 4, 1, 2)))
     refused(path, "5D with shape", affine=np.eye(4))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_npy_files_that_become_shorter_while_they_are_read_are_refused(tmp_path, monkeypatch,
+                                                                       order):
+    """In the process that reads, nothing but one line: a mapped file would end it (SIGBUS)."""
+    path = save(tmp_path / "a.npy", np.asarray(np.zeros((5, 40, 50, 3)), order=order))
+    read, calls = np.fromfile, []
+
+    def read_and_cut_off(f, dtype, count):
+        calls.append(count)
+        if len(calls) == 3:
+            os.truncate(path, 2 ** 10)
+            f.seek(0, os.SEEK_CUR)
+        return read(f, dtype, count)
+
+    monkeypatch.setattr(np, "fromfile", read_and_cut_off)
+    refused(path, "changed while it was read", affine=np.eye(4), volume=2)
+    assert len(calls) == 3
 
 
 def test_npy_arrays_that_are_no_scans_are_refused(tmp_path):

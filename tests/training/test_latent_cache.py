@@ -141,6 +141,29 @@ def test_a_shard_that_disappears_is_an_error_that_names_it(cache):
         latents[torch.tensor([5])]
 
 
+def test_a_shard_that_becomes_shorter_is_an_error_that_names_it(cache):
+    """Through a mapped file, it would end the process (SIGBUS)."""
+    latents = cache.latents()
+    for path in cache.shards():
+        os.truncate(path, 1000)
+    with pytest.raises(UserError, match="latents-small-.* was removed or damaged .*are missing"):
+        latents[torch.tensor([5])]
+
+
+def test_a_header_is_read_once(cache, monkeypatch):
+    """Also by the process that looks first what is there, and then encodes what is not."""
+    cache.moments(slice(4))
+    read, paths = latent_cache._Store._read_header, []
+
+    def count(store, path):
+        paths.append(path)
+        return read(store, path)
+
+    monkeypatch.setattr(latent_cache._Store, "_read_header", count)
+    cache.moments()
+    assert cache.encoded == 2 and sorted(paths) == cache.shards() and len(paths) == 3
+
+
 def test_a_folder_that_cannot_be_written_keeps_latents_in_memory(cache, monkeypatch, capsys):
     whole = cache.moments()
     for path in cache.shards():

@@ -311,3 +311,17 @@ def test_the_loser_of_a_race_leaves_the_winner_alone(tmp_path, monkeypatch):
     assert ".tmp-" not in str(raised.value)
     assert (tmp_path / "out" / "manifest.json").read_text() == "winner"
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out" / "mosaics") == []
+
+
+@pytest.mark.parametrize("beyond", ["", "x", "x/y"])
+def test_a_folder_below_a_file_names_the_file(tmp_path, beyond):
+    """The system says "File exists" of one, "Not a directory" of the other."""
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(UserError) as raised:
+        files.make_folder(tmp_path / "file" / beyond, "--output given")
+    assert str(raised.value) == (f"--output given: cannot be created ({tmp_path}/file is no "
+                                 "folder); name a folder where you may write")
+    assert (tmp_path / "file").read_text() == "kept"
+    files.make_folder(tmp_path / "a" / "b", "--output given")
+    files.make_folder(tmp_path / "a" / "b", "--output given")
+    assert (tmp_path / "a" / "b").is_dir()

@@ -48,3 +48,23 @@ def test_a_signal_before_training_exits(capfd):
         for number, handler in before.items():
             signal.signal(number, handler)
     assert "SIGUSR1 during set-up: nothing to save" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number, code, words", [
+    (signal.SIGTERM, 143, "ended by SIGTERM"), (signal.SIGINT, 130, "interrupted"),
+    (signal.SIGHUP, 129, "ended by SIGHUP")])
+def test_a_signal_that_a_library_takes_for_damage(number, code, words):
+    """safetensors, interrupted, says that a file is damaged."""
+    program = ("import os, sys\n"
+               "sys.path.insert(0, sys.argv[1])\n"
+               "from utils import errors\n"
+               "def main():\n"
+               "    try:\n"
+               "        os.kill(os.getpid(), int(sys.argv[2]))\n"
+               "        while True: pass\n"
+               "    except BaseException:\n"
+               "        raise errors.UserError('a: damaged') from None\n"
+               "errors.run_script(main)\n")
+    done = subprocess.run([sys.executable, "-c", program, str(ROOT), str(int(number))],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == code and done.stderr == f"-c: {words}\n"

@@ -40,7 +40,7 @@ from training.conditions import choose_conditions, describe_conditions, encode_e
 from training.flags import (
     add_logging_flags,
     add_lora_flags,
-    add_memory_flags,
+    add_cost_flags,
     add_optimization_flags,
 )
 from training.latent_cache import Variants
@@ -67,7 +67,7 @@ def parse_args():
     p = make_parser(__doc__)
     add_data_and_model_flags(p)
     add_optimization_flags(p.add_argument_group("optimization"))
-    add_memory_flags(p.add_argument_group("speed and memory"))
+    add_cost_flags(p.add_argument_group("speed and memory"))
     add_logging_flags(p.add_argument_group("logging and checkpoints"))
     add_resuming_flags(p)
     args = p.parse_args()

@@ -42,7 +42,7 @@ def add_optimization_flags(g):
                    "log; default: stop")
 
 
-def add_memory_flags(g):
+def add_cost_flags(g):
     """Adds the flags that trade time for memory and name the device."""
     add_precision_flag(g, "the transformer; trainable parameters stay fp32", default=None)
     g.add_argument("--accum", type=int, default=1, metavar="N",

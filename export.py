@@ -23,7 +23,15 @@ import torch
 
 from mri import manifest
 from reporting import model_card
-from training import checkpoint, checkpoint_choice, lora, official_format, pretrained, weight_files
+from training import (
+    base_weights,
+    checkpoint,
+    checkpoint_choice,
+    lora,
+    official_format,
+    pretrained,
+    weight_files,
+)
 from utils.escaping import printable
 from utils.files import atomic_file, atomic_folder, require_new_folder, write_text
 from utils.flags import make_parser
@@ -84,7 +92,7 @@ def write_whole_safetensors(source, path):
 
 def write_peft(source, path):
     trained = pretrained.read_trained(source.path, source.weights)
-    whole = [CLASS_TABLE_MODULE] if pretrained.CLASS_TABLE in trained else []
+    whole = [CLASS_TABLE_MODULE] if base_weights.CLASS_TABLE in trained else []
     config = lora.peft_config(adapters_of(source), whole, source.metadata["base"]["name"])
     weight_files.write_safetensors(path, lora.peft_tensors(trained), {"format": "pt"})
     write_text(path.with_name("adapter_config.json"), json.dumps(config, indent=1) + "\n")
@@ -124,8 +132,8 @@ def describe_use_of_peft(source):
             "    from training import pretrained\n"
             "    config = json.load(open('FOLDER/config.json'))['model']\n"
             f"    path = 'weights/{source.metadata['base']['name']}'\n"
-            "    tensors = pretrained.fit_base(pretrained.load_weights(path), config)\n"
-            "    base = pretrained.assemble(config, tensors, path)\n"
+            "    tensors = base_weights.fit_base(pretrained.load_weights(path), config)\n"
+            "    base = base_weights.assemble(config, tensors, path)\n"
             "    model = peft.PeftModel.from_pretrained(base, 'FOLDER')\n\n" + untiling(source))
 
 

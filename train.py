@@ -38,9 +38,9 @@ from training import (
 )
 from training.conditions import choose_conditions, describe_conditions, encode_entries
 from training.flags import (
+    add_cost_flags,
     add_logging_flags,
     add_lora_flags,
-    add_cost_flags,
     add_optimization_flags,
 )
 from training.latent_cache import Variants
@@ -266,6 +266,14 @@ def latent_cache_name(args):
     return Path(args.vae).name or Path.cwd().name
 
 
+def announce(args, run, model, state, volumes, precision, device, notes):
+    """Opens the logs and says what is about to happen, in process 0."""
+    bookkeeping.announce(
+        run, model, state, name=args.model,
+        method=finetuning.describe(args.tune, adapters_of(args)), volumes=volumes,
+        precision=precision, device=device, notes=notes, wandb_project=args.wandb)
+
+
 def say_that_it_is_done(run, step):
     if run:
         print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
@@ -349,12 +357,9 @@ def main():
         if state.step >= max_steps:
             return say_that_it_is_done(run, state.step)
         if run:
-            bookkeeping.announce(
-                run, start.model, state, name=args.model,
-                method=finetuning.describe(args.tune, adapters_of(args)), volumes=len(entries),
-                precision=precision, device=device,
-                notes=(*start.notes, *describe_conditions(conditions, args.condition_dropout),
-                       *opened.notes, compile_message), wandb_project=args.wandb)
+            notes = (*start.notes, *describe_conditions(conditions, args.condition_dropout),
+                     *opened.notes, compile_message)
+            announce(args, run, start.model, state, len(entries), precision, device, notes)
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, last_step=max_steps,
             device=device, covariates=encode_entries(conditions, entries, args.data_path),

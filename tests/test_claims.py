@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from metrics import evaluation
 from mri import manifest, tables
 from mri.origin import read_origin
-from training import checkpoint, pretrained
+from training import base_weights, checkpoint, pretrained
 from utils.errors import UserError
 
 SAMPLING = ("--num-samples", 1, "--sampler", "dpm++", "--num-sampling-steps", 2, "--device", "cpu")
@@ -109,7 +109,7 @@ def test_metadata_that_no_run_writes(ckpt, tmp_path, changes):
 def test_a_class_table_that_takes_gigabytes(pretrained_weights):
     config = {"num_classes": 10 ** 7, "gamma_blocks": 0, "hidden_size": 64}
     with pytest.raises(UserError, match="--num-classes 10000000: the class table would take"):
-        pretrained.fit_base(pretrained_weights, config)
+        base_weights.fit_base(pretrained_weights, config)
 
 
 @pytest.fixture

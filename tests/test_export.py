@@ -8,7 +8,7 @@ import torch
 from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
 
-from training import checkpoint, pretrained
+from training import base_weights, checkpoint, pretrained
 
 
 def export(*args, **kwargs):
@@ -70,8 +70,8 @@ def test_peft(adapted, tmp_path):
     assert names == ["adapter_config.json", "adapter_model.safetensors"]
     metadata = checkpoint.read_metadata(adapted)
     weights = pretrained.load_weights(metadata["base"]["path"])
-    base = pretrained.assemble(
-        metadata["config"], pretrained.fit_base(weights, metadata["config"]), "base")
+    base = base_weights.assemble(
+        metadata["config"], base_weights.fit_base(weights, metadata["config"]), "base")
     model, _ = pretrained.restore_model(adapted)
     with torch.no_grad():
         before, ours = base(*inputs()), model(*inputs())

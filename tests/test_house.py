@@ -415,16 +415,19 @@ def flags_of(script):
     """
     helpers = {f.name: f for path in code_files() if path.endswith("/flags.py")
                for f in tree(path).body if isinstance(f, ast.FunctionDef)}
-    found = {"--help": None, "--version": None}
-    for call in flag_calls(tree(f"{script}.py")):
-        found |= flags_of_call(call, {})
-    for call in ast.walk(tree(f"{script}.py")):
+    return {"--help": None, "--version": None} | flags_within(tree(f"{script}.py"), {}, helpers)
+
+
+def flags_within(node, values, helpers):
+    """{flag: name of its value} of a syntax tree, those of the helpers that it calls included."""
+    found = {}
+    for call in flag_calls(node):
+        found |= flags_of_call(call, values)
+    for call in ast.walk(node):
         if isinstance(call, ast.Call):
             name = getattr(call.func, "attr", getattr(call.func, "id", None))
             if name in helpers and name.startswith("add_"):
-                values = arguments_of(helpers[name], call)
-                for inner in flag_calls(helpers[name]):
-                    found |= flags_of_call(inner, values)
+                found |= flags_within(helpers[name], arguments_of(helpers[name], call), helpers)
     return found
 
 

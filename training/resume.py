@@ -1,7 +1,7 @@
 """Resuming: the run folder to continue in, with its newest state loaded, or a new one."""
 from dataclasses import dataclass
 
-from training import run_folder
+from training import run_folder, run_identity
 from training.run_folder import Run
 from utils import distributed
 from utils.errors import UserError
@@ -34,7 +34,7 @@ def open_run(state, metadata, *, results_dir, model, resume, flags):
     """
     run, newest, notes = None, None, []
     if distributed.is_main():
-        content = run_folder.content_of(metadata)
+        content = run_identity.content_of(metadata)
         run = Run.find(results_dir, model, resume, flags, content)
         newest = run.newest_state(flags) if run else None
         if newest:
@@ -49,7 +49,7 @@ def open_run(state, metadata, *, results_dir, model, resume, flags):
             note = _why_new(results_dir, flags, content) if resume == "auto" else None
             notes += [note] if note else []
             run = Run.create(results_dir, model, flags)
-        run.identity = run_folder.identity(flags)
+        run.identity = run_identity.identity(flags)
     newest = distributed.broadcast_json(newest)
     if newest:
         state.load(*newest)
@@ -60,8 +60,8 @@ def open_run(state, metadata, *, results_dir, model, resume, flags):
 
 
 def _check_unchanged(content, recorded, resume, folder):
-    theirs = run_folder.content_of(recorded)
-    for key, what in run_folder.CONTENT.items():
+    theirs = run_identity.content_of(recorded)
+    for key, what in run_identity.CONTENT.items():
         if content[key] != theirs[key]:
             raise UserError(f"--resume {resume}: {what} changed since {folder} was begun; "
                             "restore it, or give --resume none")
@@ -95,12 +95,12 @@ def _differences(folder, flags, content):
         return None
     recorded = run_folder.recorded_content(folder)
     differences = [f"{flag_of(name)} ({flags[name]}, there {theirs.get(name)})"
-                   for name in run_folder.differing_flags(flags, theirs)]
+                   for name in run_identity.differing_flags(flags, theirs)]
     if recorded is None:
-        return differences if run_folder.has_same_paths(flags, theirs) else None
+        return differences if run_identity.has_same_paths(flags, theirs) else None
     has_other_vae = recorded["vae"] != content["vae"]
     if has_other_vae:  # the data's checksum is that of its latents: only the path can be compared
-        is_same_data = run_folder.has_same_paths(flags, theirs, ["data_path"])
+        is_same_data = run_identity.has_same_paths(flags, theirs, ["data_path"])
     else:
         is_same_data = recorded["data_key"] == content["data_key"]
     if not is_same_data:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from training import checkpoint
+from training import checkpoint, run_identity
 from training.log_lines import lines_until
 from training.run_lock import lock_file, lock_patience
 from training.trackers import TensorBoard, WeightsAndBiases
@@ -32,28 +32,6 @@ from utils.files import (
 from utils.flags import flag_of
 from utils.shared_folders import open_own
 
-# flags that name files: what counts is what the files hold, see CONTENT
-PATH_FLAGS = ("data_path", "vae", "ckpt", "base")
-# flags that may differ between the command that began a run and the one that resumes it
-FREE_FLAGS = (
-    *PATH_FLAGS, "image_size", "accum", "results_dir", "resume", "max_steps", "epochs",
-    "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every", "sample_every",
-    "skip_nonfinite", "device", "compile", "grad_checkpoint", "keep_activations", "prefetch",
-    "dry_run", "val_every", "val_split", "wandb")
-# flags that earlier versions lacked, and what their runs did; the EMA's state knows it better
-LATER_FLAGS = {
-    "ema_warmup": True, "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0,
-    "augment_rotate": 0.0, "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0,
-    "lora_rank": None, "lora_alpha": None, "lora_targets": None,
-    "condition_on": [], "condition_dropout": 0.1}
-# what a resumed run must have in common with its state, beyond the flags: metadata key and name
-CONTENT = {
-    "header": "the data folder's geometry",
-    "vae": "the VAE",
-    "begun_from": "the weights of --ckpt",
-    "data_key": "the mosaics or their classes",
-    "covariates": "the covariates of the volumes",
-}
 RUN_PATTERN = "[0-9][0-9][0-9]-*"
 MIN_STATES = 2        # states kept at least: if the newest is damaged, there is one before it
 SET_ASIDE = ".damaged"   # after the name of a state that is not resumed from
@@ -61,33 +39,11 @@ STATE_PATTERN = "[0-9]*.state.safetensors"
 CHECKPOINT_PATTERN = "[0-9]*[0-9].safetensors"
 
 
-def identity(flags):
-    """The flags that make a run what it is: those on which a resumed run must agree.
-
-    :param flags: {name: value} of all flags, as `args.json` holds them
-    """
-    fixed = ("max_steps",) if flags.get("lr_schedule") == "cosine" else ()  # its end
-    return {name: value for name, value in flags.items()
-            if name not in FREE_FLAGS or name in fixed}
-
-
-def content_of(metadata):
-    """What a run was given, as it is in the metadata of its states, by checksums: never by paths.
-
-    :return: {key of CONTENT: value to compare}
-    """
-    return {key: _checksum_or_value(metadata.get(key)) for key in CONTENT}
-
-
-def _checksum_or_value(value):
-    return value["sha256"] if isinstance(value, dict) and "sha256" in value else value
-
-
 def recorded_content(folder):
     """`content_of` the newest readable state of a run folder; None if it has none."""
     for path in states_in(folder / "checkpoints"):
         try:
-            return content_of(checkpoint.read_metadata(path))
+            return run_identity.content_of(checkpoint.read_metadata(path))
         except UserError:
             continue  # `Run.newest_state` warns of it
     return None
@@ -98,22 +54,6 @@ def states_in(checkpoints):
     found = sorted(checkpoints.glob(STATE_PATTERN), reverse=True)
     version_1 = checkpoints / "last.safetensors"
     return found + ([version_1] if version_1.is_file() else [])
-
-
-def differing_flags(ours, theirs):
-    """Names of the flags that make a run what it is and differ between two sets of flags."""
-    ours, theirs = identity(ours), LATER_FLAGS | theirs if isinstance(theirs, dict) else {}
-    return [name for name in ours if theirs.get(name) != ours[name]]
-
-
-def has_same_paths(ours, theirs, names=PATH_FLAGS):
-    """Whether two sets of flags name the same data, VAE and weights, however they spell it."""
-    return all(_spelled_out(ours.get(name)) == _spelled_out(theirs.get(name)) for name in names)
-
-
-def _spelled_out(path):
-    is_path = isinstance(path, str) and path and "\0" not in path
-    return os.path.realpath(path) if is_path else path
 
 
 def read_flags(folder):
@@ -201,7 +141,7 @@ class Run:
         if folder.suffix == ".safetensors":
             folder = folder.parent.parent
         theirs = read_flags(folder)
-        for name in differing_flags(flags, theirs):
+        for name in run_identity.differing_flags(flags, theirs):
             raise UserError(f"{flag_of(name)} {flags[name]}: {folder} was begun with "
                             f"{theirs.get(name)}; give that, or --resume none")
         try:
@@ -231,12 +171,12 @@ class Run:
                 print(f"warning: {printable(folder)} is not resumed: {printable(e)}",
                       file=sys.stderr, flush=True)
                 continue
-            if differing_flags(flags, theirs):
+            if run_identity.differing_flags(flags, theirs):
                 continue
             recorded = recorded_content(folder)
             if content is not None and recorded == content:
                 same.append(folder)
-            elif has_same_paths(flags, theirs):
+            elif run_identity.has_same_paths(flags, theirs):
                 (changed if recorded and content else same).append(folder)
         for folder in same or changed[:1]:
             try:
@@ -401,7 +341,7 @@ def _check_is_of_run(path, metadata, flags):
     if flags is None or "identity" not in metadata:
         return
     known = {**flags, **metadata["identity"]}    # a flag that came later contradicts nothing
-    for name in differing_flags(flags, known):
+    for name in run_identity.differing_flags(flags, known):
         theirs = shorten(known[name], 60)
         raise UserError(f"{path}: belongs to another run ({flag_of(name)} {theirs}, here "
                         f"{flags[name]})")

@@ -7,7 +7,7 @@ import torch
 import models
 from diffusion.foreground import Foreground, foreground_tokens
 from diffusion.vae import downsampling_factor, draw_latents, fingerprint
-from training import pretrained
+from training import base_weights, pretrained
 from training.finetuning import is_trained
 from utils.errors import UserError
 
@@ -81,14 +81,14 @@ def build_model(options, latent_side, channels):
 
     :param options: ModelOptions
     :param latent_side, channels: of the latents
-    :raises UserError: see `pretrained.load_weights` and `pretrained.assemble`
+    :raises UserError: see `pretrained.load_weights` and `base_weights.assemble`
     """
     config, weights = _configure(options, latent_side, channels)
     if weights is None:
         torch.manual_seed(options.seed)
         return StartingPoint(models.DiT(**config).initialize_weights(), config, None)
-    tensors = pretrained.fit_base(weights, config)
-    model = pretrained.assemble(config, tensors, options.weights_path)
+    tensors = base_weights.fit_base(weights, config)
+    model = base_weights.assemble(config, tensors, options.weights_path)
     path = pretrained.locate(options.weights_path).resolve()
     base = dict(path=str(path), name=path.name, sha256=pretrained.sha256_of_weights(path))
     return StartingPoint(model, config, base, _notes(options, weights, config))
@@ -103,15 +103,15 @@ def check_model(options, latent_side, channels):
     config, weights = _configure(options, latent_side, channels, headers_only=True)
     if weights is None:
         return ()
-    pretrained.check_fit(config, pretrained.fit_base(weights, config), options.weights_path)
+    base_weights.check_fit(config, base_weights.fit_base(weights, config), options.weights_path)
     fits = f"--ckpt {options.weights_path}: names and shapes fit (its values were not read)"
     return (fits, *_notes(options, weights, config))
 
 
 def _notes(options, weights, config):
     """Lines for the user about what the base weights lack or lose."""
-    notes = pretrained.describe_changes(weights, config)
-    if pretrained.describe_class_table(weights, config) and config["num_classes"] > 1 \
+    notes = base_weights.describe_changes(weights, config)
+    if base_weights.describe_class_table(weights, config) and config["num_classes"] > 1 \
             and not is_trained("class table", options.method):
         notes += (f"--tune {options.method} does not train the class table: the classes remain "
                   "the same, and sample.py cannot tell them apart",)

@@ -7,7 +7,7 @@ from helpers import ROOT, random_vae, randomize, script, small_dit
 from safetensors.torch import load_file, save_file
 
 import models
-from training import checkpoint, finetuning, pretrained
+from training import base_weights, checkpoint, finetuning, pretrained
 from utils.errors import UserError
 
 CONFIG = dict(
@@ -34,8 +34,8 @@ def official(path, grid=4, wrap=lambda state: state, **config):
 def assembled(path, grid, **config):
     weights = pretrained.load_weights(path)
     config = {**CONFIG, "input_size": grid * 2, "base_grid": weights.base_grid, **config}
-    return pretrained.assemble(
-        {**config, "numerics": weights.numerics}, pretrained.fit_base(weights, config), path
+    return base_weights.assemble(
+        {**config, "numerics": weights.numerics}, base_weights.fit_base(weights, config), path
     )
 
 

@@ -7,7 +7,7 @@ from helpers import randomize, small_dit
 
 import models
 from mri.covariates import CATEGORY, NUMBER, Column
-from training import checkpoint, condition_choice, conditions, finetuning, pretrained
+from training import base_weights, checkpoint, condition_choice, conditions, finetuning, pretrained
 from training.conditions import CohortRow, Conditions
 from training.step import Batches, draw_step
 from utils.errors import UserError
@@ -45,7 +45,7 @@ def test_before_training_the_model_is_the_unconditional_one_bitwise(inputs, prec
     weights = pretrained.Weights(
         {name: p for name, p in plain.state_dict().items() if name != "pos_embed"}, 4, "official")
     config["covariates"] = [0, 2]
-    model = pretrained.assemble(config, pretrained.fit_base(weights, config), "base")
+    model = base_weights.assemble(config, base_weights.fit_base(weights, config), "base")
     assert model.condition_embedder.parts[0].mlp_in.any()
     with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision != torch.float32):
         assert torch.equal(model(*inputs, VALUES), plain(*inputs))

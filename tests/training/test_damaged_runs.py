@@ -9,7 +9,7 @@ import torch
 from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
 
-from training import checkpoint, log_lines, run_folder, run_lock
+from training import checkpoint, log_lines, run_folder, run_identity, run_lock
 from training.run_folder import Run
 from utils.errors import UserError
 
@@ -201,7 +201,7 @@ def test_paths_in_args_json_that_are_none(tmp_path, path):
     flags = {"lr": 1, "data_path": "a"}
     Run.create(tmp_path, "DiT-T/4", flags | {"data_path": path})._lock.close()
     assert Run.find(tmp_path, "DiT-T/4", "auto", flags) is None
-    assert not run_folder.has_same_paths(flags, {"data_path": path})
+    assert not run_identity.has_same_paths(flags, {"data_path": path})
 
 
 def test_lines_that_train_did_not_write(tmp_path, capsys):

@@ -6,7 +6,7 @@ import torch
 from helpers import randomize, small_dit
 from safetensors.torch import save_file
 
-from training import acceleration, finetuning, lora, pretrained
+from training import acceleration, base_weights, finetuning, lora
 from utils.errors import UserError
 from utils.precision import autocast
 
@@ -163,7 +163,7 @@ def test_damaged_adapters():
     # an adapter of a layer that the metadata does not name is left over, and refused as such
     rest = lora.merge(tensors, lora.choose(4, 6.0, ["qkv"]), "a")
     with pytest.raises(UserError, match="also has blocks.0.attn.proj.lora_A"):
-        pretrained.check_fit(CONFIG, rest, "a")
+        base_weights.check_fit(CONFIG, rest, "a")
 
 
 @pytest.mark.parametrize("targets", [None, ["proj"]])

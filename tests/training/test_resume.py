@@ -9,7 +9,7 @@ import torch
 from helpers import ROOT, TRAIN, error_line, finetune_flags, random_vae, script
 from safetensors.torch import load_file
 
-from training import checkpoint, resume, run_folder
+from training import checkpoint, resume, run_folder, run_identity
 from training.run_folder import Run
 from utils.errors import UserError
 from utils.flags import flag_of
@@ -114,7 +114,7 @@ def test_the_documents_list_the_flags_that_a_resumed_run_may_change():
     text = (ROOT / "docs" / "cluster.md").read_text()
     rows = text[text.index("What a resumed run may change"):].split("\n\n")[1]
     assert set(re.findall(r"`(--[\w-]+)`", rows)) == {
-        flag_of(name) for name in run_folder.FREE_FLAGS}
+        flag_of(name) for name in run_identity.FREE_FLAGS}
 
 
 def test_data_that_changed_in_its_place_is_an_error(begun):
@@ -131,22 +131,23 @@ def test_content_is_by_checksums_alone():
     metadata = {"header": {"size": 3}, "vae": {"sha256": "v", "path": "/a"},
                 "begun_from": {"sha256": "b", "path": "/b"}, "data_key": "d", "step": 1}
     moved = metadata | {"vae": {"sha256": "v", "path": "/c"}, "begun_from": {"sha256": "b"}}
-    assert run_folder.content_of(metadata) == run_folder.content_of(moved)
-    assert run_folder.content_of(metadata) != run_folder.content_of(metadata | {"data_key": "e"})
-    assert run_folder.content_of({"begun_from": None})["begun_from"] is None
+    assert run_identity.content_of(metadata) == run_identity.content_of(moved)
+    other = metadata | {"data_key": "e"}
+    assert run_identity.content_of(metadata) != run_identity.content_of(other)
+    assert run_identity.content_of({"begun_from": None})["begun_from"] is None
 
 
 def test_which_flags_make_a_run(tmp_path):
     ours = {"lr": 1, "data_path": "a", "accum": 2, "max_steps": 9, "lr_schedule": "constant"}
-    assert run_folder.differing_flags(ours, ours | {"data_path": "b", "accum": 1}) == []
-    assert run_folder.differing_flags(ours, ours | {"lr": 2, "max_steps": 8}) == ["lr"]
+    assert run_identity.differing_flags(ours, ours | {"data_path": "b", "accum": 1}) == []
+    assert run_identity.differing_flags(ours, ours | {"lr": 2, "max_steps": 8}) == ["lr"]
     cosine = ours | {"lr_schedule": "cosine"}
-    assert run_folder.differing_flags(cosine, cosine | {"max_steps": 8}) == ["max_steps"]
-    assert run_folder.differing_flags(ours, []) == ["lr", "lr_schedule"]
+    assert run_identity.differing_flags(cosine, cosine | {"max_steps": 8}) == ["max_steps"]
+    assert run_identity.differing_flags(ours, []) == ["lr", "lr_schedule"]
     for warm_up, differing in ((True, []), (False, ["ema_warmup"])):  # runs before there was one
-        assert run_folder.differing_flags(ours | {"ema_warmup": warm_up}, ours) == differing
+        assert run_identity.differing_flags(ours | {"ema_warmup": warm_up}, ours) == differing
     os.symlink(tmp_path, tmp_path / "link")
-    assert run_folder.has_same_paths({"data_path": str(tmp_path)},
+    assert run_identity.has_same_paths({"data_path": str(tmp_path)},
                                      {"data_path": str(tmp_path / "link")})
 
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_checkpoint import assembled, diffusers_folder, inputs, official
 
-from training import diffusers_names, pretrained, setup, weight_files
+from training import base_weights, diffusers_names, pretrained, setup, weight_files
 from utils.errors import UserError
 
 NAME = weight_files.STEMS[0]
@@ -42,7 +42,7 @@ def test_what_is_no_dit_names_its_first_keys(tmp_path):
 def test_a_class_table_without_a_null_row_is_kept(tmp_path):
     """Trained by other code on 3 classes without guidance: 3 rows for --num-classes 3."""
     def without_null(state):
-        state["y_embedder.embedding_table.weight"] = state[pretrained.CLASS_TABLE][:3]
+        state["y_embedder.embedding_table.weight"] = state[base_weights.CLASS_TABLE][:3]
         return state
 
     theirs = official(tmp_path / "a.pt", wrap=without_null)
@@ -51,11 +51,11 @@ def test_a_class_table_without_a_null_row_is_kept(tmp_path):
     assert torch.equal(ours[:3], table) and torch.allclose(ours[3], table.mean(0))
     options = setup.ModelOptions("DiT-T/4", 3, 0, str(tmp_path / "a.pt"))
     weights = pretrained.load_weights(options.weights_path)
-    note = pretrained.describe_class_table(weights, {"num_classes": 3})
+    note = base_weights.describe_class_table(weights, {"num_classes": 3})
     assert "3 rows for 3 classes: kept, and the mean of its rows is added" in note
-    assert "every class starts as its last row" in pretrained.describe_class_table(
+    assert "every class starts as its last row" in base_weights.describe_class_table(
         weights, {"num_classes": 7})
-    assert pretrained.describe_class_table(weights, {"num_classes": 2}) is None
+    assert base_weights.describe_class_table(weights, {"num_classes": 2}) is None
 
 
 def variant(folder):

@@ -126,7 +126,8 @@ class ConditionEmbedder(nn.Module):
         """Random MLPs and tables, drawn apart from the random numbers of the other weights."""
         g = torch.Generator().manual_seed(seed)
         for name, p in self.parts.named_parameters():
-            nn.init.normal_(p, std=1 if name.endswith("table") else len(p) ** -0.5, generator=g)
+            # so numbers and rows of a table begin at the same scale
+            nn.init.normal_(p, std=len(p) ** -0.5 if name.endswith("mlp_out") else 1, generator=g)
         return self
 
     def forward(self, values, is_null):

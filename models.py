@@ -123,10 +123,10 @@ class ConditionEmbedder(nn.Module):
         self.projection = nn.Parameter(torch.zeros(rank, width))
 
     def initialize_weights(self, seed=0):
-        """Random MLPs and tables, drawn apart from the random numbers of the other weights."""
+        """Random MLPs and tables at one scale, drawn apart from the other weights."""
         g = torch.Generator().manual_seed(seed)
         for name, p in self.parts.named_parameters():
-            nn.init.normal_(p, std=1 if name.endswith("table") else len(p) ** -0.5, generator=g)
+            nn.init.normal_(p, std=len(p) ** -0.5 if name.endswith("mlp_out") else 1, generator=g)
         return self
 
     def forward(self, values, is_null):

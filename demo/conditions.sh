@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo/out}
-steps=${2:-300}
+steps=${2:-1000}
 base=$out/results/000-DiT-T-4/checkpoints/0000700.safetensors
 work=$out/conditions
 if [ ! -e "$base" ]; then

@@ -21,10 +21,9 @@ def draw_sweep(folder, header, name, headings):
     columns = []
     for i in shown:
         pixels = mosaic_files.read_mosaic(mosaic_files.mosaic_path(folder, f"{i:06d}"), header)
-        columns.append((figures.short_name(headings[i]),
-                        mosaic.untile(pixels, header["size"], header["layout"])))
+        heading = f"{figures.short_name(name, 14)} {figures.short_name(headings[i], 14)}"
+        columns.append((heading, mosaic.untile(pixels, header["size"], header["layout"])))
     path = folder / FILE_NAME
     figures.montage(path, columns, geometry.voxel_sizes(header["affine"]), depths=(0.5,),
-                    title=f"{figures.short_name(name)}: samples of one noise",
                     affine=header["affine"])
     return path

@@ -93,8 +93,9 @@ class ConditionChoice:
         return {**self.fixed, **found, "rows": len(self.rows), "rows_sha256": digest}
 
     def headings(self, count):
-        """The values of a sweep's first samples, as text."""
-        return [describe_value(row[self.swept]) for row in self.rows[:count]]
+        """The values of a sweep's first samples, as text; numbers rounded to four digits."""
+        values = [row[self.swept] for row in self.rows[:count]]
+        return [value if isinstance(value, str) else f"{value:.4g}" for value in values]
 
     def add_to(self, description, row):
         """What a NIfTI header says of a sample, with its covariates.

@@ -19,6 +19,6 @@ def test_samples_are_drawn_side_by_side(tmp_path, monkeypatch):
         columns.extend(found), draw(path, found, *args, **kwargs)))
     path = sweep_figure.draw_sweep(tmp_path, header, "age", [str(60 + i) for i in range(14)])
     assert len(columns) == sweep_figure.MAX_SHOWN
-    assert (columns[0][0], columns[-1][0]) == ("60", "73")
+    assert (columns[0][0], columns[-1][0]) == ("age 60", "age 73")
     assert columns[0][1].max() == 0 and columns[-1][1].max() == 130
     assert matplotlib.image.imread(path).shape[1] > 1000

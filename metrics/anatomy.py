@@ -201,14 +201,14 @@ def anatomy_statistics(pool, options):
     out = [
         _statistic(
             found, "anatomy_small_effects",
-            f"anatomy, share of |d| < {structure_statistics.SMALL_EFFECT}",
-            f"Cohen's d of {both.shape[1]} numbers, the volumes of structures and their shares of "
-            f"the brain; {found.source}", "1",
+            "anatomy, share of small effects",
+            f"Cohen's d below {structure_statistics.SMALL_EFFECT}, of {both.shape[1]} numbers: the "
+            f"volumes of structures and their shares of the brain; {found.source}", "1",
             lambda a, b: _small_effects(structure_statistics.cohens_d(a, b, both)),
             details={"warnings": found.warnings, "source": found.source,
                      "structures": list(found.names)}),
         _statistic(
-            found, "anatomy_largest_effect", "anatomy, largest |d|",
+            found, "anatomy_largest_effect", "anatomy, largest effect",
             "the largest of these, so that its p is one for all structures", "low",
             lambda a, b: _largest(structure_statistics.cohens_d(a, b, both)), test="upper"),
         _statistic(

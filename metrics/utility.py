@@ -193,7 +193,7 @@ def scores_of_splits(pool, known, seed, device="cpu"):
         for name in TRAINED_ON:
             volumes, targets = _training_set(name, x, known.targets, trained)
             predict = small_network.train(volumes, targets, known.outputs,
-                                          seed + SPLITS * len(volumes) + split, device)
+                                          seed * SPLITS + split, device)
             found = score(predict(x["real"][tested]), known.targets["real"][tested])
             for key, value in found.items():
                 out[name].setdefault(key, []).append(value)

@@ -33,7 +33,9 @@ from training import (
     loop,
     setup,
     step,
+    token_drop,
 )
+from training.flags import add_token_drop_flags
 from training.latent_cache import Variants
 from training.loss_scaling import LossScaler
 from training.resume import open_run
@@ -102,6 +104,7 @@ def add_data_and_model_flags(p):
                    "latents; all: as in the paper")
     g.add_argument("--token-margin", type=whole_number, default=0, metavar="N",
                    help="tokens that --tokens foreground adds around those that are touched")
+    add_token_drop_flags(p.add_argument_group("tokens left out while training"))
     g = p.add_argument_group("trainable parameters")
     g.add_argument("--tune", choices=finetuning.TUNING_METHODS, default="difffit",
                    help="which parameters train. " + finetuning.describe_methods())
@@ -216,6 +219,7 @@ def check_flags(args):
     if (args.augment > 1) == augmentation_of(args).is_identity:
         raise UserError(f"--augment {args.augment}: variants need a range, such as "
                         "--augment-rotate 5, and ranges need --augment of 2 or more")
+    token_drop_of(args, math.inf if args.epochs else args.max_steps)
     depth = models.config_of(args.model)["depth"]
     if not 0 <= args.gamma_blocks <= depth:
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {depth} blocks")
@@ -233,6 +237,13 @@ def loop_options(args, max_steps, precision, device):
         sample_every=args.sample_every, vae=args.vae, seed=args.global_seed)
 
 
+def token_drop_of(args, max_steps):
+    return token_drop.plan(
+        drop=args.token_drop, route=args.token_route, route_blocks=args.route_blocks,
+        full_steps=args.full_steps, depth=models.config_of(args.model)["depth"],
+        max_steps=max_steps)
+
+
 def augmentation_of(args):
     return Augmentation(flip=args.augment_flip, rotate=args.augment_rotate,
                         scale=args.augment_scale, shift=args.augment_shift,
@@ -246,10 +257,12 @@ def model_options(args):
         base_grid=args.base_grid, seed=args.global_seed)
 
 
-def build(args, side, channels, foreground, precision, device):
+def build(args, side, channels, foreground, dropped, precision, device):
     """The model on its device, ready to train; its trainable parameters; a message, or None."""
     start = setup.build_model(model_options(args), side, channels)
     start.model.keep_tokens(foreground and foreground.kept)
+    if dropped:
+        start.model.route_around(dropped.blocks.start, dropped.blocks.stop)
     trained = finetuning.set_trainable(start.model, args.tune)
     acceleration.narrow_matrices(start.model, precision)
     start.model.to(device).train()
@@ -258,14 +271,16 @@ def build(args, side, channels, foreground, precision, device):
     return start, trained, message
 
 
-def resolved_flags(args, max_steps, device, precision):
+def resolved_flags(args, max_steps, dropped, device, precision):
     """{name: value} of all flags, as args.json holds them."""
     resolved = {"max_steps": max_steps, "device": device, "precision": precision}
+    if args.token_route:
+        resolved["route_blocks"] = dropped.numbers
     return {name: str(value) if isinstance(value, Path) else value
             for name, value in {**vars(args), **resolved}.items()}
 
 
-def print_dry_run(args, side, vae, header, entries, precision, device):
+def print_dry_run(args, side, vae, header, entries, dropped, precision, device):
     """Prints what would train, and checks --ckpt; from process 0."""
     if not distributed.is_main():
         return
@@ -280,7 +295,7 @@ def print_dry_run(args, side, vae, header, entries, precision, device):
     options = dry_run.MemoryOptions(micro_batch, precision, args.grad_checkpoint,
                                     args.keep_activations, has_fast_bf16(device))
     dry_run.print_dry_run(args.model, config, args.tune, len(entries), options,
-                          vae if args.sample_every else None, tokens)
+                          vae if args.sample_every else None, tokens, dropped)
     for note in setup.check_model(model_options(args), side, channels):
         print(note)
 
@@ -297,11 +312,12 @@ def main():
     side, channels = setup.latent_side(
         header, entries, vae, data_path=args.data_path, model=args.model,
         num_classes=args.num_classes, image_size=args.image_size), vae.config.latent_channels
-    if args.dry_run:
-        return print_dry_run(args, side, vae, header, entries, precision, device)
     max_steps = args.max_steps
     if args.epochs:
         max_steps = math.ceil(args.epochs * len(entries) / args.global_batch_size)
+    dropped = token_drop_of(args, max_steps)
+    if args.dry_run:
+        return print_dry_run(args, side, vae, header, entries, dropped, precision, device)
     with distributed.process_group(device):
         latents = latent_cache.cached_latents(args.data_path, header, entries, vae,
                                               Path(args.vae).name or Path.cwd().name,
@@ -314,14 +330,16 @@ def main():
         if args.tokens == "foreground":
             foreground = setup.find_foreground(latents.touched(), mean_moments, vae_config,
                                                args.model, args.token_margin)
-        start, trained, compile_message = build(args, side, channels, foreground, precision, device)
+        start, trained, compile_message = build(args, side, channels, foreground, dropped,
+                                                precision, device)
+        tokens = start.model.computed_tokens
         metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
                                       data_key)
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
                               ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup, device=device,
                               loss_scaler=LossScaler(device) if precision == "fp16" else None,
                               foreground=foreground)
-        flags = resolved_flags(args, max_steps, device, precision)
+        flags = resolved_flags(args, max_steps, dropped, device, precision)
         opened = open_run(state, metadata, results_dir=args.results_dir, model=args.model,
                           resume=args.resume, flags=flags)
         run = opened.run
@@ -334,11 +352,13 @@ def main():
             bookkeeping.announce(
                 run, start.model, state, name=args.model, method=args.tune, volumes=len(entries),
                 precision=precision, device=device,
-                notes=(*start.notes, *opened.notes, compile_message))
+                notes=(*start.notes, *opened.notes, dropped and dropped.describe(tokens),
+                       compile_message))
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, seed=args.global_seed,
             global_batch_size=args.global_batch_size, label_dropout=args.label_dropout,
-            last_step=max_steps, device=device, prefetch=args.prefetch, variants=args.augment)
+            last_step=max_steps, device=device, prefetch=args.prefetch, variants=args.augment,
+            token_drop=dropped, tokens=tokens)
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         options = loop_options(args, max_steps, precision, device)

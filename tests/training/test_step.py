@@ -52,7 +52,7 @@ class Setting:
 
 def test_batches_are_the_steps_draws_in_any_order():
     ahead, plain = Setting().batches, Setting(prefetch=False).batches
-    index, t, noise, vae_noise, drop, _ = draw_step(3, 2, 5, 4, (4, 8, 8), 0.5)
+    index, t, noise, vae_noise, drop, *_ = draw_step(3, 2, 5, 4, (4, 8, 8), 0.5)
     mean, std = ahead.moments[index].chunk(2, 1)
     y = torch.where(drop, 3, ahead.labels[index])
     expected = (mean + std * vae_noise) * 0.5, t, y, noise
@@ -65,7 +65,7 @@ def test_batches_are_the_steps_draws_in_any_order():
 
 def test_steps_draw_one_of_the_variants_and_nothing_else_changes():
     one, three = (draw_step(3, 2, 5, 400, (1, 2, 2), 0.5, variants) for variants in (1, 3))
-    assert all(torch.equal(a, b) for a, b in zip(one[:-1], three[:-1]))
+    assert all(torch.equal(a, b) for a, b in zip(one[:5], three[:5]))
     assert not one.variant.any() and three.variant.unique().tolist() == [0, 1, 2]
     moments = torch.arange(15.0).view(15, 1, 1, 1).expand(15, 2, 4, 4).contiguous()
     moments[:, 1] = 0       # no noise of the posterior

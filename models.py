@@ -299,6 +299,7 @@ class DiT(nn.Module):
             for i in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size, self.out_channels)
         self.keep_tokens(None)
+        self.route_around(0, depth)
 
     def initialize_weights(self):
         """DiT's initialization: Xavier, small normal embeddings, and zero for the layers whose
@@ -330,15 +331,40 @@ class DiT(nn.Module):
 
         :param kept: (K,) int64, counted row by row; None: all
         """
-        g, p = self.grid, self.patch_size
-        kept_latents = None
-        if kept is not None:
-            positions = torch.arange((g * p) ** 2, device=kept.device)
-            of_token = positions.view(g, p, g, p).transpose(1, 2).reshape(g * g, p * p)
-            kept_latents = of_token[kept].flatten()
         self.register_buffer("kept_tokens", kept, persistent=False)
+        kept_latents = None if kept is None else self._latents_of(kept)
         self.register_buffer("kept_latents", kept_latents, persistent=False)
         return self
+
+    @property
+    def computed_tokens(self):
+        """Number of tokens that are computed."""
+        return self.grid ** 2 if self.kept_tokens is None else len(self.kept_tokens)
+
+    def route_around(self, first, end):
+        """Sets the blocks that tokens bypass if a call lets some bypass them.
+
+        :param first: index of the first of these blocks
+        :param end: index after the last of them
+        """
+        self.bypassed = range(first, end)
+        return self
+
+    def latents_of(self, computed):
+        """Positions in a flattened (H * W) latent, (N, n * p * p).
+
+        :param computed: (N, n) int64, of the tokens that are computed, counted without the others
+        """
+        if self.kept_tokens is not None:
+            computed = self.kept_tokens[computed]
+        return self._latents_of(computed)
+
+    def _latents_of(self, tokens):                                  # (…, n) -> (…, n * p * p)
+        g, p = self.grid, self.patch_size
+        inside = torch.arange(p, device=tokens.device)
+        rows = (tokens // g * p)[..., None] + inside                # (…, n, p)
+        columns = (tokens % g * p)[..., None] + inside
+        return (rows[..., None] * g * p + columns[..., None, :]).flatten(-3)
 
     def unpatchify(self, x):                                        # (N, T, p * p * C)
         g, p, c = self.grid, self.patch_size, self.out_channels
@@ -359,12 +385,14 @@ class DiT(nn.Module):
     def _is_recomputed(self, i):
         return bool(self.grad_checkpoint) and i % self.grad_checkpoint == 0
 
-    def forward(self, x, t, y, covariates=None):
+    def forward(self, x, t, y, covariates=None, passing=None):
         """
         :param x: (N, C, H, W) noised latents
         :param t: (N,) timesteps, 0…999
         :param y: (N,) class labels; num_classes is the null class, which has no covariates
         :param covariates: (N, K), see ConditionEmbedder; None: all are missing
+        :param passing: (N, n) int64, of the tokens that are computed, counted without the others:
+            those that pass all blocks, while the rest bypass those of `route_around`; None: all
         :return: (N, 2C, H, W): predicted noise, variance fraction in [-1, 1]
         """
         x = self.x_embedder(x) + self.pos_embed                     # (N, T, width)
@@ -373,16 +401,27 @@ class DiT(nn.Module):
         c = self.t_embedder(t) + self.y_embedder(y)                 # (N, width)
         if self.condition_embedder is not None:
             c = c + self.condition_embedder(covariates, y == self.num_classes)
-        for i, block in enumerate(self.blocks):
-            if self._is_recomputed(i) and torch.is_grad_enabled():
-                x = recompute(block, x, c)
-            else:
-                x = block(x, c)
+        if passing is None:
+            x = self._run_blocks(range(len(self.blocks)), x, c)
+        else:
+            rows = passing[..., None].expand(-1, -1, x.shape[2])    # (N, n, width)
+            x = self._run_blocks(range(self.bypassed.start), x, c)
+            part = self._run_blocks(self.bypassed, x.gather(1, rows), c)
+            x = x.scatter(1, rows, part)
+            x = self._run_blocks(range(self.bypassed.stop, len(self.blocks)), x, c)
         x = self.final_layer(x, c)                                  # (N, T or K, p * p * 2C)
         if self.kept_tokens is not None:
             zeros = x.new_zeros(len(x), self.grid ** 2, x.shape[2])
             x = zeros.index_copy(1, self.kept_tokens, x)            # (N, T, p * p * 2C)
         return self.unpatchify(x)                                   # (N, 2C, H, W)
+
+    def _run_blocks(self, indices, x, c):                           # (N, T, width), (N, width)
+        for i in indices:
+            if self._is_recomputed(i) and torch.is_grad_enabled():
+                x = recompute(self.blocks[i], x, c)
+            else:
+                x = self.blocks[i](x, c)
+        return x
 
 
 # ------------------------------------------------------------------------------- the model sizes

@@ -35,6 +35,7 @@ from training import (
     lora,
     setup,
     step,
+    token_drop,
 )
 from training.conditions import choose_conditions, describe_conditions, encode_entries
 from training.flags import (
@@ -42,6 +43,7 @@ from training.flags import (
     add_logging_flags,
     add_lora_flags,
     add_optimization_flags,
+    add_token_drop_flags,
 )
 from training.latent_cache import Variants
 from training.log_lines import read_entries
@@ -114,6 +116,7 @@ def add_data_and_model_flags(p):
                    "age sex; see preprocess.py --covariates; by default none")
     g.add_argument("--token-margin", type=whole_number, default=0, metavar="N",
                    help="tokens that --tokens foreground adds around those that are touched")
+    add_token_drop_flags(p.add_argument_group("tokens left out while training"))
     g = p.add_argument_group("trainable parameters")
     g.add_argument("--tune", choices=finetuning.TUNING_METHODS, default="difffit",
                    help="which parameters train. " + finetuning.describe_methods())
@@ -175,6 +178,7 @@ def check_flags(args):
         raise UserError(f"--augment {args.augment}: variants need a range, such as "
                         "--augment-rotate 5, and ranges need --augment of 2 or more")
     adapters_of(args)
+    token_drop_of(args, math.inf if args.epochs else args.max_steps)
     depth = models.config_of(args.model)["depth"]
     if not 0 <= args.gamma_blocks <= depth:
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {depth} blocks")
@@ -210,6 +214,13 @@ def batch_options(args):
                 condition_dropout=args.condition_dropout)
 
 
+def token_drop_of(args, max_steps):
+    return token_drop.plan(
+        drop=args.token_drop, route=args.token_route, route_blocks=args.route_blocks,
+        full_steps=args.full_steps, depth=models.config_of(args.model)["depth"],
+        max_steps=max_steps)
+
+
 def augmentation_of(args):
     return Augmentation(flip=args.augment_flip, rotate=args.augment_rotate,
                         scale=args.augment_scale, shift=args.augment_shift,
@@ -224,10 +235,12 @@ def model_options(args, conditions):
         covariates=conditions.levels if conditions else ())
 
 
-def build(args, side, channels, conditions, foreground, precision, device):
+def build(args, side, channels, conditions, foreground, dropped, precision, device):
     """The model on its device, ready to train; its trainable parameters; a message, or None."""
     start = setup.build_model(model_options(args, conditions), side, channels)
     start.model.keep_tokens(foreground and foreground.kept)
+    if dropped:
+        start.model.route_around(dropped.blocks.start, dropped.blocks.stop)
     trained = finetuning.set_trainable(start.model, args.tune, adapters_of(args),
                                        args.global_seed)
     acceleration.narrow_matrices(start.model, precision)
@@ -235,6 +248,14 @@ def build(args, side, channels, conditions, foreground, precision, device):
     start.model.save_memory(not args.keep_activations, args.grad_checkpoint)
     message = acceleration.compile_blocks(start.model, device, args.compile, precision)
     return start, trained, message
+
+
+def foreground_of(args, latents, mean_moments, vae_config):
+    """The Foreground of --tokens foreground; None: all tokens are computed."""
+    if args.tokens != "foreground":
+        return None
+    return setup.find_foreground(latents.touched(), mean_moments, vae_config, args.model,
+                                 args.token_margin)
 
 
 def encode_held_out(args, vae, conditions):
@@ -281,17 +302,19 @@ def say_that_it_is_done(run, step):
     return 0
 
 
-def resolved_flags(args, max_steps, device, precision):
+def resolved_flags(args, max_steps, dropped, device, precision):
     """{name: value} of all flags, as args.json holds them."""
     resolved = {"max_steps": max_steps, "device": device, "precision": precision}
     adapters = adapters_of(args)
     if adapters:
         resolved |= {f"lora_{name}": value for name, value in adapters.metadata().items()}
+    if args.token_route:
+        resolved["route_blocks"] = dropped.numbers
     return {name: str(value) if isinstance(value, Path) else value
             for name, value in {**vars(args), **resolved}.items()}
 
 
-def print_dry_run(args, side, vae, header, entries, conditions, precision, device):
+def print_dry_run(args, side, vae, header, entries, conditions, dropped, precision, device):
     """Prints what would train, and checks --ckpt; from process 0."""
     if not distributed.is_main():
         return
@@ -307,7 +330,7 @@ def print_dry_run(args, side, vae, header, entries, conditions, precision, devic
     options = dry_run.MemoryOptions(micro_batch, precision, args.grad_checkpoint,
                                     args.keep_activations, has_fast_bf16(device))
     dry_run.print_dry_run(args.model, config, args.tune, len(entries), options,
-                          vae if args.sample_every else None, tokens, adapters_of(args))
+                          vae if args.sample_every else None, tokens, adapters_of(args), dropped)
     for note in (*describe_conditions(conditions, args.condition_dropout),
                  *setup.check_model(model_options(args, conditions), side, channels)):
         print(note)
@@ -326,9 +349,11 @@ def main():
         header, entries, vae, data_path=args.data_path, model=args.model,
         num_classes=args.num_classes, image_size=args.image_size), vae.config.latent_channels
     conditions = choose_conditions(args.condition_on, header, entries, args.data_path)
-    if args.dry_run:
-        return print_dry_run(args, side, vae, header, entries, conditions, precision, device)
     max_steps = last_step(args, len(entries))
+    dropped = token_drop_of(args, max_steps)
+    if args.dry_run:
+        return print_dry_run(args, side, vae, header, entries, conditions, dropped, precision,
+                             device)
     with distributed.process_group(device):
         held_out_volumes = encode_held_out(args, vae, conditions)
         latents = latent_cache.cached_latents(args.data_path, header, entries, vae,
@@ -338,19 +363,17 @@ def main():
         del vae
         labels = torch.tensor([entry["class"] for entry in entries])
         data_key, mean_moments = latents.checksum_and_mean(labels)
-        foreground = None
-        if args.tokens == "foreground":
-            foreground = setup.find_foreground(latents.touched(), mean_moments, vae_config,
-                                               args.model, args.token_margin)
+        foreground = foreground_of(args, latents, mean_moments, vae_config)
         start, trained, compile_message = build(args, side, channels, conditions, foreground,
-                                                precision, device)
+                                                dropped, precision, device)
+        tokens = start.model.computed_tokens
         metadata = setup.describe_run(args.model, start, args.tune, header, vae_config, labels,
                                       data_key, adapters_of(args), conditions)
         state = TrainingState(trained, lr=args.lr, weight_decay=args.weight_decay,
                               ema_decay=args.ema_decay, ema_warm_up=args.ema_warmup, device=device,
                               loss_scaler=LossScaler(device) if precision == "fp16" else None,
                               foreground=foreground)
-        flags = resolved_flags(args, max_steps, device, precision)
+        flags = resolved_flags(args, max_steps, dropped, device, precision)
         opened = open_run(state, metadata, results_dir=args.results_dir, model=args.model,
                           resume=args.resume, flags=flags)
         run = opened.run
@@ -358,12 +381,12 @@ def main():
             return say_that_it_is_done(run, state.step)
         if run:
             notes = (*start.notes, *describe_conditions(conditions, args.condition_dropout),
-                     *opened.notes, compile_message)
+                     *opened.notes, dropped and dropped.describe(tokens), compile_message)
             announce(args, run, start.model, state, len(entries), precision, device, notes)
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, last_step=max_steps,
             device=device, covariates=encode_entries(conditions, entries, args.data_path),
-            **batch_options(args))
+            token_drop=dropped, tokens=tokens, **batch_options(args))
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         options = loop_options(args, max_steps, precision, device)

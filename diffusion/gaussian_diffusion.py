@@ -60,18 +60,25 @@ def training_losses(model, x0, t, y, noise, positions=None):
     :param y: (N,) labels
     :param noise: like x0, standard normal
     :param positions: (P,) int64 positions in the flattened (H * W) latents over which losses are
-        averaged; None: all
+        averaged, or (N, P), a sample's own; None: all
     :return: dict of (N,) float32: loss = mse + vb; vb in bits per dimension
     """
     x_t = add_noise(x0, t, noise)
     predicted = model(x_t, t, y).float()
     if positions is not None:
-        x0, x_t, noise, predicted = (values.flatten(2)[:, :, positions, None]
+        x0, x_t, noise, predicted = (_take(values, positions)
                                      for values in (x0, x_t, noise, predicted))
     predicted_noise, fraction = predicted.chunk(2, dim=1)
     mse = _mean_per_sample(torch.square(predicted_noise - noise))
     vb = _variational_bound(x0, x_t, t, predicted_noise.detach(), fraction)
     return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+
+def _take(values, positions):                                    # (N, C, H, W) -> (N, C, P, 1)
+    flat = values.flatten(2)
+    if positions.ndim == 1:
+        return flat[:, :, positions, None]
+    return flat.gather(2, positions[:, None].expand(-1, flat.shape[1], -1))[..., None]
 
 
 def _variational_bound(x0, x_t, t, predicted_noise, fraction):

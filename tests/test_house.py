@@ -35,7 +35,7 @@ MAX_MODULE_LINES = 400
 MAX_SCRIPT_LINES = 320
 # train.py has the most flags, evaluate.py four purposes, models.py the whole network, bench.py
 # the flags of ten commands
-LONGER_SCRIPTS = {"train.py": 400, "evaluate.py": 350, "models.py": 450,
+LONGER_SCRIPTS = {"train.py": 410, "evaluate.py": 350, "models.py": 470,
                   "bench.py": 350}
 GENERATED = ("docs/demo-report/", "tests/golden/")  # their lines may be longer
 LONGER_FUNCTIONS = ()  # "file.py:function", each with a reason

@@ -108,6 +108,20 @@ def test_dry_run_counts_the_tokens(train, tmp_path):
     assert "6 of 9 tokens" in done.stdout and not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize("way", ["--token-drop", "--token-route"])
+def test_a_run_that_drops_tokens_resumes_across_its_full_steps(train, tmp_path, way):
+    flags = (*FOREGROUND, way, 0.5, "--full-steps", 1, "--max-steps", 6)
+    done, whole = train(tmp_path / "r", *flags)
+    assert "steps 1 to 5 compute 3 of 6 tokens" in done.stdout
+    expected = tensors(whole, "0000006.state")
+    for name in ("0000006", "0000006.state"):
+        (whole / "checkpoints" / f"{name}.safetensors").unlink()
+    done, resumed = train(tmp_path / "r", *flags)
+    assert "resumes at step 4" in done.stdout
+    found = tensors(resumed, "0000006.state")
+    assert all(torch.equal(expected[key], found[key]) for key in expected)
+
+
 def test_previews_are_filled_too(train, tmp_path):
     _, run = train(tmp_path / "r", *FOREGROUND, "--max-steps", 2, "--sample-every", 2)
     assert (run / "samples" / "0000002.png").is_file()

@@ -33,7 +33,7 @@ def announce(run, model, state, *, name, method, volumes, precision, device, not
     values = sum(p.numel() for p in state.trained.values())
     tokens = f"{model.grid ** 2:,}"
     if model.kept_tokens is not None:
-        tokens = f"{len(model.kept_tokens):,} of {tokens}"
+        tokens = f"{model.computed_tokens:,} of {tokens}"
     message = (f"{run.folder}: {name} on {volumes} mosaics, --tune {method}: "
                f"{values:,} trainable values, {tokens} tokens, {precision} on {device}")
     if distributed.world_size() > 1:

@@ -31,7 +31,7 @@ class MemoryOptions:
 
 
 def print_dry_run(name, config, method, volumes, options, preview_vae=None, tokens=None,
-                  adapters=None):
+                  adapters=None, token_drop=None):
     """Prints tokens, trainable parameters by kind, and the memory that each device needs.
 
     :param name: name of the model
@@ -42,6 +42,7 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None, toke
     :param preview_vae: the VAE that --sample-every loads beside the model; None: none
     :param tokens: number of tokens that are computed; None: all
     :param adapters: LoraOptions of a method with adapters
+    :param token_drop: TokenDrop, or None if every step computes all of these
     """
     with torch.device("meta"):
         model = models.DiT(**config)
@@ -53,13 +54,20 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None, toke
     part = f"{tokens:,} of " if tokens else ""
     print(f"latents {latent}, {part}{model.grid ** 2:,} tokens; {volumes} volumes")
     tokens = tokens or model.grid ** 2
+    by_block = [tokens] * config["depth"]
+    if token_drop:
+        print(token_drop.describe(tokens))
+        reduced = activation_bytes(config, method, token_drop.tokens_by_block(tokens), options,
+                                   adapters)
+        if not token_drop.full_steps:
+            by_block = token_drop.tokens_by_block(tokens)
     n = _print_trainable(trained, method, total, adapters)
-    activations = activation_bytes(config, method, tokens, options, adapters)
+    activations = activation_bytes(config, method, by_block, options, adapters)
     frozen = (total - n) * (2 if options.precision in NARROW_DTYPES else 4)
     rows = {"weights": frozen + 4 * n, "gradients, AdamW, EMA": 16 * n,
             f"activations of {options.micro_batch} images": activations}
     if options.keeps_attention_weights:
-        rows["attention weights"] = attention_bytes(config, tokens, options)
+        rows["attention weights"] = attention_bytes(config, by_block, options)
         print("warning: --precision bf16: this GPU has no bf16 attention (compute capability below "
               "8.0) and keeps whole attention matrices; --precision fp16 does not")
     if preview_vae:
@@ -69,6 +77,8 @@ def print_dry_run(name, config, method, volumes, options, preview_vae=None, toke
           "workspace comes on top):")
     for what, size in {**rows, "all": sum(rows.values())}.items():
         print(f"  {what:24} {size / 1e9:7.2f}")
+    if token_drop and token_drop.full_steps:
+        print(f"  activations before the last {token_drop.full_steps} steps: {reduced / 1e9:.2f}")
     print(f"a checkpoint: {8 * n / 1e6:.1f} MB; the state to resume from: {16 * n / 1e6:.1f} MB")
 
 
@@ -86,7 +96,11 @@ def _print_trainable(trained, method, total, adapters):
 
 
 def activation_bytes(config, method, tokens, options, adapters=None):
-    """Bytes of activations that one device keeps for the backward pass."""
+    """Bytes of activations that one device keeps for the backward pass.
+
+    :param tokens: number of tokens that each block computes, a list
+    :param adapters: LoraOptions of a method with adapters
+    """
     width, depth = config["hidden_size"], config["depth"]
     # fp16 takes what bf16 takes, and is measured as bf16: not every CPU computes in fp16
     precision = "bf16" if options.precision in NARROW_DTYPES else "fp32"
@@ -94,37 +108,45 @@ def activation_bytes(config, method, tokens, options, adapters=None):
     set_trainable(block, method, adapters)
     narrow_matrices(block, precision)
 
-    def measure(batch, lean):
+    def measure(n, batch, lean):
         block.lean = lean
-        return kept_for_backward(block, torch.zeros(batch, tokens, width),
-                                 torch.zeros(batch, width), precision)
+        return kept_for_backward(block, torch.zeros(batch, n, width), torch.zeros(batch, width),
+                                 precision)
 
-    lean = not options.keep_activations
-    one, two = measure(1, lean), measure(2, lean)
-    # what does not grow with the batch are the bf16 copies of matrices that train
-    per_block = one + (options.micro_batch - 1) * (two - one)
+    def measure_batch(n):
+        lean = not options.keep_activations
+        one, two = measure(n, 1, lean), measure(n, 2, lean)
+        # what does not grow with the batch are the bf16 copies of matrices that train
+        return one + (options.micro_batch - 1) * (two - one)
+
     recomputed = _recomputed_blocks(depth, options)  # only their fp32 input is kept
-    kept = (depth - recomputed) * per_block + recomputed * options.micro_batch * tokens * width * 4
-    if recomputed and (depth - 1) % options.grad_checkpoint == 0:
+    in_full = [n for i, n in enumerate(tokens) if i not in recomputed]
+    kept = sum(in_full.count(n) * measure_batch(n) for n in set(in_full))
+    kept += options.micro_batch * width * 4 * sum(tokens[i] for i in recomputed)
+    if depth - 1 in recomputed:
         # the last block is computed again while the activations of all others are kept
-        kept += options.micro_batch * measure(1, lean=False)
+        kept += options.micro_batch * measure(tokens[-1], 1, lean=False)
     return kept
 
 
 def _recomputed_blocks(depth, options):
+    """Indices of the blocks that --grad-checkpoint recomputes, a range."""
     k = options.grad_checkpoint
-    return len(range(0, depth, k)) if k else 0
+    return range(0, depth, k) if k else range(0)
 
 
 def attention_bytes(config, tokens, options):
     """Bytes of the attention weights that PyTorch's math attention keeps in all blocks.
 
     A block that is recomputed holds its own only while it is computed; one is counted for them.
+
+    :param tokens: number of tokens that each block computes, a list
     """
-    per_block = config["num_heads"] * tokens ** 2 * BYTES_PER_ATTENTION_WEIGHT
     recomputed = _recomputed_blocks(config["depth"], options)
-    blocks = config["depth"] - recomputed + bool(recomputed)
-    return blocks * per_block * options.micro_batch
+    squares = [n ** 2 for i, n in enumerate(tokens) if i not in recomputed]
+    squares += [max(tokens[i] for i in recomputed) ** 2] if recomputed else []
+    weights = config["num_heads"] * sum(squares) * options.micro_batch
+    return weights * BYTES_PER_ATTENTION_WEIGHT
 
 
 def decoder_bytes(vae, side):

@@ -14,7 +14,8 @@ LATER_FLAGS = {
     "ema_warmup": True, "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0,
     "augment_rotate": 0.0, "augment_scale": 0.0, "augment_shift": 0.0, "augment_gamma": 0.0,
     "lora_rank": None, "lora_alpha": None, "lora_targets": None,
-    "condition_on": [], "condition_dropout": 0.1}
+    "condition_on": [], "condition_dropout": 0.1,
+    "token_drop": 0.0, "token_route": 0.0, "route_blocks": None, "full_steps": 0}
 # what a resumed run must have in common with its state, beyond the flags: metadata key and name
 CONTENT = {
     "header": "the data folder's geometry",
@@ -30,7 +31,8 @@ def identity(flags):
 
     :param flags: {name: value} of all flags, as `args.json` holds them
     """
-    fixed = ("max_steps",) if flags.get("lr_schedule") == "cosine" else ()  # its end
+    depends_on_end = flags.get("lr_schedule") == "cosine" or flags.get("full_steps")
+    fixed = ("max_steps",) if depends_on_end else ()
     return {name: value for name, value in flags.items()
             if name not in FREE_FLAGS or name in fixed}
 

@@ -16,6 +16,7 @@ import torch
 
 from diffusion.gaussian_diffusion import NUM_TIMESTEPS, training_losses
 from diffusion.vae import draw_latents
+from training.token_drop import network_and_positions
 from utils import distributed
 from utils.precision import autocast
 from utils.seeding import seeded_generator
@@ -33,10 +34,11 @@ class Draws(NamedTuple):
     drop_label: torch.Tensor     # (N,) bool
     variant: torch.Tensor        # (N,) of the volumes
     drop_covariate: torch.Tensor    # (N, K) bool
+    passing: torch.Tensor        # (N, n) tokens that pass all blocks, ascending; n = 0: all pass
 
 
 def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout, variants=1,
-              num_covariates=0, condition_dropout=0.0):
+              num_covariates=0, condition_dropout=0.0, tokens=0, passing=0):
     """Draws a step's global batch from (seed, step) alone.
 
     :param volumes: number of volumes to draw from, with replacement
@@ -45,6 +47,8 @@ def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout, vari
     :param variants: number of variants of each volume to draw from
     :param num_covariates: K
     :param condition_dropout: probability of leaving out a covariate, of each on its own
+    :param tokens: number of tokens that the model computes
+    :param passing: number of these to draw for each volume; 0: none are drawn, all pass
     """
     g = seeded_generator(seed, step)
     of_covariates = seeded_generator(seed, step, purpose=COVARIATES)
@@ -57,7 +61,15 @@ def draw_step(seed, step, volumes, batch_size, latent_shape, label_dropout, vari
         drop_label=torch.rand(batch_size, generator=g) < label_dropout,
         variant=torch.randint(variants, (batch_size,), generator=g),
         drop_covariate=torch.rand(batch_size, num_covariates,
-                                  generator=of_covariates) < condition_dropout)
+                                  generator=of_covariates) < condition_dropout,
+        passing=torch.stack([_draw_some(tokens, passing, g) for _ in range(batch_size)]))
+
+
+def _draw_some(n, count, generator):
+    """`count` of 0…n - 1 without replacement, (count,) int64, ascending."""
+    if count == 0:
+        return torch.empty(0, dtype=torch.long)
+    return torch.randperm(n, generator=generator)[:count].sort().values
 
 
 class Batches:
@@ -77,11 +89,13 @@ class Batches:
     :param variants: of each volume in `moments`, one after another
     :param covariates: (volumes, K), see `models.ConditionEmbedder`; None: there are none
     :param condition_dropout: see `draw_step`
+    :param token_drop: TokenDrop, or None if every step computes all tokens
+    :param tokens: number of tokens that the model computes, for `token_drop`
     """
 
     def __init__(self, moments, labels, vae_config, null_class, *, seed, global_batch_size,
                  label_dropout, last_step, device, prefetch=True, variants=1, covariates=None,
-                 condition_dropout=0.0):
+                 condition_dropout=0.0, token_drop=None, tokens=0):
         self.moments = moments
         self.labels = labels
         self.vae_config = vae_config
@@ -93,6 +107,8 @@ class Batches:
         self.variants = variants
         self.covariates = torch.zeros(len(labels), 0) if covariates is None else covariates
         self.condition_dropout = condition_dropout
+        self.token_drop = token_drop
+        self.tokens = tokens
         self.pin_memory = torch.device(device).type == "cuda"
         self._pool = ThreadPoolExecutor(1) if prefetch else None
         self._next = {}
@@ -100,19 +116,22 @@ class Batches:
     def drawn(self, step):
         """The draws of a step's global batch."""
         latent_shape = (self.moments.shape[1] // 2, *self.moments.shape[2:])
+        passing = self.token_drop.passing_at(step, self.tokens) if self.token_drop else 0
         return draw_step(self.seed, step, len(self.labels), self.global_batch_size, latent_shape,
                          self.label_dropout, self.variants, self.covariates.shape[1],
-                         self.condition_dropout)
+                         self.condition_dropout, self.tokens, passing)
 
     def prepare(self, step):
-        """This process's share of a step's batch: x0, t, y, noise, covariates."""
+        """This process's share of a step's batch: x0, t, y, noise, covariates; and the tokens that
+        pass all blocks, if not all do."""
         rank, processes = distributed.rank(), distributed.world_size()
         mine = Draws(*(values.chunk(processes)[rank] for values in self.drawn(step)))
         rows = mine.index * self.variants + mine.variant
         x0 = draw_latents(self.vae_config, self.moments[rows], mine.vae_noise)
         y = torch.where(mine.drop_label, self.null_class, self.labels[mine.index])
         covariates = self.covariates[mine.index].masked_fill(mine.drop_covariate, math.nan)
-        return x0, mine.t, y, mine.noise, covariates
+        batch = x0, mine.t, y, mine.noise, covariates
+        return (*batch, mine.passing) if mine.passing.shape[1] else batch
 
     def take(self, step):
         """What `prepare` returns, in page-locked memory if it goes to a GPU, so no copy waits."""
@@ -127,20 +146,21 @@ def compute_gradients(model, batch, parameters, *, global_batch_size, accum=1, p
                       device="cpu", loss_scaler=None):
     """The gradient of the global batch's mean loss, summed over --accum parts and processes.
 
-    :param batch: this process's share: x0, t, y, noise, covariates
+    :param batch: this process's share, see `Batches.prepare`
     :param parameters: list of the trainable parameters, which receive the gradients
     :param accum: parts in which this share is computed, to save memory
     :param loss_scaler: LossScaler of fp16, or None
-    :return: mean loss, mse and vb of the global batch over the tokens that the model computes,
-        (3,); 1 if loss or gradient is not finite,
-        else 0, (); both on the device
+    :return: mean loss, mse and vb of the global batch over the tokens that are computed, (3,); 1
+        if loss or gradient is not finite, else 0, (); both on the device
     """
     sums = torch.zeros(3, device=device)
     for part in zip(*(values.chunk(accum) for values in batch)):
-        x0, t, y, noise, covariates = (values.to(device, non_blocking=True) for values in part)
+        values = [value.to(device, non_blocking=True) for value in part]
+        x0, t, y, noise, covariates, *passing = values
+        network, positions = network_and_positions(model, *passing or [None])
         with autocast(device, precision):
-            losses = training_losses(partial(model, covariates=covariates), x0, t, y, noise,
-                                     model.kept_latents)
+            losses = training_losses(partial(network, covariates=covariates), x0, t, y, noise,
+                                     positions)
         loss = losses["loss"].sum() / global_batch_size
         (loss * loss_scaler.scale if loss_scaler else loss).backward()
         sums += torch.stack([losses[key].detach().sum() for key in ("loss", "mse", "vb")])

@@ -153,8 +153,8 @@ def find_sets(args, synthetic_path):
 
 
 def chosen_metrics(args):
-    """Names of --metrics, or all of them."""
-    return args.metrics or list(registry.NAMES)
+    """Names of --metrics, or all that need no request."""
+    return args.metrics or registry.default_names(vars(args))
 
 
 def chosen_layouts(args):

@@ -129,9 +129,9 @@ def describe_use_of_peft(source):
     return ("In MosaicDiT's folder, with this folder's path as FOLDER and the base weights in "
             "`weights/`:\n\n"
             "    import json, peft\n"
-            "    from training import pretrained\n"
+            "    from training import base_weights, pretrained\n"
             "    config = json.load(open('FOLDER/config.json'))['model']\n"
-            f"    path = 'weights/{source.metadata['base']['name']}'\n"
+            f"    path = {'weights/' + source.metadata['base']['name']!r}\n"
             "    tensors = base_weights.fit_base(pretrained.load_weights(path), config)\n"
             "    base = base_weights.assemble(config, tensors, path)\n"
             "    model = peft.PeftModel.from_pretrained(base, 'FOLDER')\n\n" + untiling(source))

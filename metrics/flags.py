@@ -61,7 +61,8 @@ def add_metric_flags(g):
     """Adds --metrics and the options of each metric to a group of flags."""
     g.add_argument("--metrics", nargs="+", type=registry.metric_name, choices=registry.NAMES,
                    metavar="NAME",
-                   help=f"metrics to compute: {registry.help_text()}; default: all")
+                   help=f"metrics to compute: {registry.help_text()}; default: all, utility "
+                   "only with --utility")
     g.add_argument("--protocol", choices=tuple(ms_ssim.PROTOCOLS), default=DEFAULTS.protocol,
                    help="published protocol that MS-SSIM follows")
     g.add_argument("--pairs", type=_pairs, metavar=f"N|{ALL_PAIRS}",

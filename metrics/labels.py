@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mri import manifest
+from mri import manifest, samples_folder
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -31,14 +31,18 @@ def are_numbers(values):
 
 
 def _covariates(folder):
-    """{id: {name: value}} of a data or samples folder; {} of any other."""
+    """{id: {name: value}} of a data or samples folder; {} of any other.
+
+    Of a sample, they are what it was asked to have.
+    """
     if (folder / "manifest.json").is_file():
-        volumes = manifest.read_manifest(folder)[1]
-    elif (folder / "samples.json").is_file():
-        volumes = read_json(folder / "samples.json").get("samples", [])
+        volumes, key = manifest.read_manifest(folder)[1], "covariates"
+    elif (folder / samples_folder.FILE_NAME).is_file():
+        volumes = read_json(folder / samples_folder.FILE_NAME).get("samples", [])
+        key = "condition"
     else:
         return {}
-    rows = {volume["id"]: volume.get("covariates") or {} for volume in volumes}
+    rows = {volume["id"]: volume.get(key) or {} for volume in volumes}
     if not all(isinstance(row, dict) for row in rows.values()):
-        raise UserError(f"{folder}: its `covariates` are damaged; preprocess or sample again")
+        raise UserError(f"{folder}: its covariates are damaged; preprocess or sample again")
     return rows

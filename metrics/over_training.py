@@ -6,7 +6,6 @@ import sys
 import numpy as np
 
 from metrics import copy_search, evaluation, registry
-from metrics.options import NotComputed
 from utils.errors import UserError
 from utils.files import SCRIPTS_DIR
 
@@ -65,8 +64,6 @@ def numbers(step, pool, options, losses):
     def value(key):
         return found.entries.get(key, {}).get("value")
 
-    if "copies" not in found.entries:
-        raise NotComputed("; ".join(skipped.values()))
     copies = found.entries["copies"]
     nearest = found.entries["nearest_correlation"]
     earlier = [logged for logged in losses if logged <= step]

@@ -29,6 +29,7 @@ class Metric:
     check: Callable | None = None   # (Pool, MetricOptions), before any volume is read:
                                     #   raises NotComputed or UserError
     flags: tuple = ()               # arguments of evaluate.py that have no effect without it
+    on_request: bool = False        # only computed if --metrics names it, or a flag above is given
     files: Callable | None = None   # (Pool, MetricOptions), after the statistics -> {file name:
                                     #   text} for the output folder
 
@@ -62,10 +63,19 @@ METRICS = (
            flags=("meshnet", "anatomy_real", "anatomy_synthetic"), files=anatomy.tables_of),
     Metric({"utility": "utility"}, "what a classifier learns from each set, tested on real "
            "subjects; needs --utility", utility.utility_statistics, check=utility.check_label,
-           flags=("utility",)),
+           flags=("utility",), on_request=True),
 )
 NAMES = tuple(name for metric in METRICS for name in metric.titles)
 FORMER_NAMES = {"memorisation": "memorization"}  # still accepted
+
+
+def default_names(given):
+    """The names that are computed if --metrics names none.
+
+    :param given: {flag of a metric: its value}, None where it is not given
+    """
+    return [name for metric in METRICS for name in metric.titles
+            if not metric.on_request or any(given[flag] is not None for flag in metric.flags)]
 
 
 def titles_of(names):

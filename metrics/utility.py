@@ -189,6 +189,7 @@ def scores_of_splits(pool, known, seed, device="cpu"):
     for split in progress(range(SPLITS), "utility, splits"):
         trained, tested = split_subjects(subjects, known.targets["real"], bool(known.classes),
                                          [seed, 9, split])
+        _check_tested(known.targets["real"][tested], len(known.classes))
         ratios.append(len(set(subjects[tested])) / len(set(subjects[trained])))
         for name in TRAINED_ON:
             volumes, targets = _training_set(name, x, known.targets, trained)
@@ -198,6 +199,21 @@ def scores_of_splits(pool, known, seed, device="cpu"):
             for key, value in found.items():
                 out[name].setdefault(key, []).append(value)
     return out, float(np.mean(ratios))
+
+
+def _check_tested(targets, classes):
+    """Raises NotComputed if a third of the subjects does not show what was learned.
+
+    Subjects whose volumes are of several classes are split by the first.
+
+    :param targets: of the volumes that are tested
+    :param classes: number of classes; 0: targets are numbers
+    """
+    if len(set(targets.tolist())) < max(2, classes):
+        raise NotComputed(
+            "a random third of the real subjects does not have "
+            f"{'a volume of every class' if classes else 'two values'} to be tested on; "
+            "more subjects are needed")
 
 
 def _training_set(name, x, targets, trained):

@@ -286,7 +286,6 @@ def set_rows(entries, former, known, notes, warnings):
     return columns
 
 
-
 def with_statistics(columns, entries):
     """Columns with what the volumes of the train split tell of them.
 

@@ -2,13 +2,14 @@
 import re
 
 from reporting.rounding import number, with_range, with_span
+from reporting.structures import main_entries
 from utils.escaping import latex_text
 
 HEAD = "% Needs \\usepackage{booktabs}. Made from metrics.json.\n"
 
 
 def tables(content):
-    """All numbers, and those of each class if there are any, as tables.
+    """The numbers of the report's table, and of each class if there are any, as tables.
 
     :param content: what metrics.json holds
     :return: text of a .tex file that a paper can \\input
@@ -30,7 +31,7 @@ def _caption(content):
 
 def _numbers(content):
     """Heading and rows of the table of all numbers."""
-    entries = content["metrics"].values()
+    entries = main_entries(content["metrics"]).values()
     tested = any("p" in entry for entry in entries)
     rows = []
     for entry in entries:
@@ -53,7 +54,8 @@ def _floor(found):
 def _numbers_by_class(content):
     """Heading and rows of the table with a column per class."""
     classes = content["by_class"]
-    keys = dict.fromkeys(key for found in classes.values() for key in found["metrics"])
+    keys = dict.fromkeys(key for found in classes.values()
+                         for key in main_entries(found["metrics"]))
     rows = []
     for key in keys:
         entries = [found["metrics"].get(key, {}) for found in classes.values()]

@@ -1,5 +1,6 @@
 """The README.md of published weights: what they are, what from, how good, and how to use them."""
 from reporting.rounding import with_span
+from reporting.structures import main_entries
 from utils.errors import UserError
 from utils.escaping import code, markup
 from utils.files import read_json
@@ -108,14 +109,14 @@ def _license(metadata):
 
 
 def _table(metrics):
-    """Lines of a Markdown table of the numbers that metrics.json holds."""
+    """Lines of a Markdown table of the numbers of metrics.json; of single structures none."""
     synthetic = metrics["sets"]["synthetic"]
     refined = ", refined" if _recipe(metrics).get("refiner_sha256") else ""
     lines = [f"{markup(synthetic.get('n', '?'))} samples{refined}, against "
              f"{markup(metrics['sets'].get('real', {}).get('n', '?'))} real volumes "
              f"(`evaluate.py`, {markup(metrics.get('date', 'no date'))}):", "",
              "| metric | value | aim |", "|---|---|---|"]
-    for found in metrics["metrics"].values():
+    for found in main_entries(metrics["metrics"]).values():
         value, interval = with_span(found.get("value"), found.get("interval"))
         lines.append(f"| {markup(found.get('name'))} | {value}{interval} | "
                      f"{markup(_aim(found))} |")

@@ -124,7 +124,7 @@ def test_answers_of_another_study_are_refused(folders, tmp_path):
      "--latex is of no use with --reader-study"),
     (["--key", "k.json", "--real", "r", "--synthetic", "s", "--output", "o"],
      "--key is of no use without --score"),
-    (["--real", "r", "--output", "o"], "--synthetic is missing, unless --score scores")])
+    (["--real", "r", "--output", "o"], "--synthetic is missing; an evaluation")])
 def test_flags_that_do_not_fit(args, message, tmp_path):
     assert message in error_line(script("evaluate.py", *args, cwd=tmp_path, expect=2))
 

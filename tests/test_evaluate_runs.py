@@ -49,7 +49,7 @@ def test_a_run_is_resumed(evaluated):
 
 @pytest.mark.parametrize("flags, message", [
     (("--train", "data"), "holds no checkpoints/STEP.safetensors"),
-    ((), "--ckpt-folder needs --train DIR"),
+    ((), "--train is missing, which --ckpt-folder needs"),
     (("--train", "data", "--synthetic", "x"), "--synthetic is of no use with --ckpt-folder"),
 ])
 def test_a_run_that_cannot_be_evaluated(data, tmp_path, flags, message):
@@ -63,7 +63,7 @@ def test_a_run_that_cannot_be_evaluated(data, tmp_path, flags, message):
 def test_flags_that_need_another(data, tmp_path):
     both = ("--real", data, "--output", tmp_path / "o")
     done = script("evaluate.py", *both, expect=2)
-    assert "--synthetic DIR is needed, or --ckpt-folder RUN" in error_line(done)
+    assert "--synthetic is missing; an evaluation needs --real, --synthetic" in error_line(done)
     done = script("evaluate.py", *both, "--synthetic", data, "--sampler", "ddim", expect=2)
     assert "--sampler is of no use without --ckpt-folder" in error_line(done)
 

@@ -80,6 +80,21 @@ def test_peft(adapted, tmp_path):
     assert (ours - before).abs().max() > 1e-4 * ours.abs().max()
 
 
+def test_the_lines_of_the_model_card_build_the_model_of_peft(adapted, tmp_path):
+    pytest.importorskip("peft", reason="needs the library peft (requirements-dev.txt)")
+    export("--ckpt", adapted, "--format", "peft", "--repo", "--output", tmp_path / "a")
+    card = (tmp_path / "a" / "README.md").read_text()
+    lines = [line[4:] for line in card.splitlines() if line.startswith("    ")]
+    base = checkpoint.read_metadata(adapted)["base"]
+    code = "\n".join(lines).replace("FOLDER", str(tmp_path / "a"))
+    names = {}
+    exec(code.replace(f"weights/{base['name']}", base["path"]), names)
+    model, _ = pretrained.restore_model(adapted)
+    with torch.no_grad():
+        ours, theirs = model(*inputs()), names["model"].eval()(*inputs())
+    assert (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
+
+
 @pytest.mark.parametrize("name, files", [
     ("dit", ["DiT-T-4-48x48.pt"]), ("safetensors", ["model.safetensors"]),
     ("peft", ["adapter_config.json", "adapter_model.safetensors"])])

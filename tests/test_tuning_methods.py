@@ -139,7 +139,7 @@ def test_flags_that_do_not_go_together(command, tmp_path, flags, words):
 
 
 def test_frozen_classes_that_remain_the_same_are_named(command):
-    note = "--tune bitfit does not train it: the classes remain the same"
+    note = "--tune bitfit does not train the class table: the classes remain the same"
     assert note in script("train.py", *command, "--num-classes", 3, "--dry-run", "--tune",
                           "bitfit").stdout
     assert "remain the same" not in script("train.py", *command, "--num-classes", 3, "--dry-run",

@@ -71,6 +71,9 @@ def choose_conditions(names, header, entries, path):
     columns = tuple(known[name] for name in names)
     rows = [entry.get("covariates", {}) for entry in entries]
     for column in columns:
+        if column.kind != CATEGORY and column.deviation <= 0:
+            raise UserError(f"{path}: the deviation of its covariate {column.name!r} is damaged; "
+                            "preprocess again")
         problem = covariates.problem_of(column, rows)
         if problem:
             raise UserError(f"--condition-on {column.name}: {problem} that are trained on; leave "

@@ -59,10 +59,10 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     """
     parameters = list(state.trained.values())
     bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
-    clock, clock_step = time.monotonic(), state.step
     stop = end = False
     if held_out:
         begin_held_out(model, state, held_out, run)
+    clock, clock_step = time.monotonic(), state.step
     while not (stop or end):
         state.step += 1
         lr = take_step(model, state, batches, parameters, options)

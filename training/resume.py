@@ -109,4 +109,5 @@ def _differences(folder, flags, content):
         differences.append(f"--vae ({flags['vae']}, there {theirs.get('vae')})")
     if recorded["begun_from"] != content["begun_from"]:
         differences.append(f"the weights of --ckpt ({flags['ckpt']}, there {theirs.get('ckpt')})")
-    return differences
+    return differences + [run_identity.CONTENT[key] for key in ("header", "covariates")
+                          if recorded.get(key) != content.get(key)]

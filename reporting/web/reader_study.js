@@ -114,6 +114,7 @@ class Study {
 
   onKey(event) {
     if (event.target === element("reader") || event.ctrlKey || event.altKey || event.metaKey) return;
+    if (event.repeat) return;   // a key that is held rates one case
     const rating = Number(event.key);
     if (event.key !== " " && rating >= 1 && rating <= this.buttons.length) this.rate(rating);
     if (event.key === "b" || event.key === "B") this.go(this.current - 1);

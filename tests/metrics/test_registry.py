@@ -26,6 +26,13 @@ def test_names_and_help_follow_from_the_registry():
     assert registry.metric_name("fid") == "fid" and registry.metric_name("x") == "x"
 
 
+def test_what_is_computed_on_request():
+    without = [name for name in registry.NAMES if name != "utility"]
+    nothing = {flag: None for metric in registry.METRICS for flag in metric.flags}
+    assert registry.default_names(nothing) == without
+    assert registry.default_names({**nothing, "utility": "class"}) == list(registry.NAMES)
+
+
 def test_checks_come_before_any_volume_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr("metrics.inception.find_weights", lambda folder: None)
     monkeypatch.setattr("mri.structures.weights_path", lambda name: tmp_path / name)

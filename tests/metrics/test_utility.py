@@ -80,6 +80,21 @@ def test_a_label_that_is_not_there():
         utility.check_label(pool, MetricOptions())
 
 
+def test_subjects_to_test_who_do_not_show_every_class():
+    """Two volumes each; class "b" is the second scan of three subjects, so not in each third."""
+    pool = a_pool(list("ab" * 3 + "aa" * 9), list("ab" * 4), np.zeros((32, 16, 16, 16), np.uint8))
+    pool.sets["real"].subjects[:] = [f"s{i // 2}" for i in range(24)]
+    with pytest.raises(NotComputed, match="does not have a volume of every class"):
+        list(utility.utility_statistics(pool, MetricOptions(utility="class")))
+
+
+def test_numbers_that_are_rarely_different():
+    """One of 24 subjects has another value: R² of a third of the others would be a division by 0."""
+    pool = a_pool([1.0] * 23 + [2.0], [1.0, 2.0], np.zeros((26, 16, 16, 16), np.uint8))
+    with pytest.raises(NotComputed, match="does not have two values to be tested on"):
+        list(utility.utility_statistics(pool, MetricOptions(utility="class")))
+
+
 def entries_of(pool, **options):
     found = utility.utility_statistics(pool, MetricOptions(utility="class", **options))
     resampled = statistic.resamples(pool, 0, 0)

@@ -33,6 +33,14 @@ def test_the_table():
     assert "32 synthetic against 16 real volumes of 128$^3$ voxels" in latex.tables(CONTENT)
 
 
+def test_single_structures_are_left_to_the_report():
+    entry = {"name": "thalamus, volume, ml, d", "aim": "0", "value": 0.1, "family": "volume"}
+    found = {"metrics": {**CONTENT["metrics"], "anatomy_volume_thalamus": entry}}
+    by_class = {NAME: found, "[CN]": {"metrics": {}}}
+    assert latex.tables({**CONTENT, **found, "by_class": by_class}) == latex.tables(
+        {**CONTENT, "by_class": {NAME: CONTENT, "[CN]": {"metrics": {}}}})
+
+
 def test_names_are_escaped():
     assert latex_text(NAME) == (
         r"50\% of A\_B \& \{x\} \textbackslash{}input\{y\} \$z\$ \#1 "

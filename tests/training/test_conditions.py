@@ -175,6 +175,12 @@ def test_what_cannot_be_trained_on_is_refused(names, entries, message):
         conditions.choose_conditions(names, HEADER, entries, "d")
 
 
+def test_a_manifest_with_a_damaged_deviation_is_refused():
+    header = {"covariates": [AGE.to_json() | {"deviation": 0}, SEX.to_json()]}
+    with pytest.raises(UserError, match="d: the deviation of its covariate 'age' is damaged"):
+        conditions.choose_conditions(["age"], header, ENTRIES, "d")
+
+
 @pytest.mark.parametrize("spoil", [
     {"rows": []}, {"rows": None}, {"rows": [[0, [65], 1]]}, {"rows": [[0, [65, "X"], 1]]},
     {"rows": [[-1, [65, "F"], 1]]}, {"rows": [[0, ["65", "F"], 1]]}, {"rows": [[0, [65, "F"], 0]]},

@@ -158,6 +158,8 @@ def test_damaged_adapters():
                   tensors | {name: torch.zeros(64, 5)}):
         with pytest.raises(UserError, match=rf"has no {name} of shape \(64, 4\)"):
             lora.merge(wrong, ALL, "a")
+    with pytest.raises(UserError, match="blocks.0.attn.qkv.weight is no matrix"):
+        lora.merge(tensors | {"blocks.0.attn.qkv.weight": torch.zeros(4)}, ALL, "a")
     with pytest.raises(UserError, match="--lora-rank 0"):
         lora.choose(0)
     # an adapter of a layer that the metadata does not name is left over, and refused as such

@@ -168,6 +168,19 @@ def test_a_second_job_says_that_the_first_is_running(tmp_path):
     assert "another job is writing to" in note
 
 
+def test_a_copy_of_the_data_with_other_covariates_is_named(tmp_path):
+    flags_ = {"lr": 1, "data_path": "a"}
+    run = Run.create(tmp_path, "DiT-T/4", flags_)
+    metadata = {"data_key": "d", "covariates": {"sha256": "1"}, "begun_from": None,
+                "vae": {"sha256": "v"}}
+    checkpoint.save_checkpoint(run.checkpoints / "0000001.state.safetensors",
+                               {**metadata, "step": 1}, ema={"a": torch.zeros(1)})
+    content = run_identity.content_of(metadata)
+    assert "another job" in resume._why_new(tmp_path, flags_, content)
+    note = resume._why_new(tmp_path, flags_ | {"data_path": "b"}, content | {"covariates": "2"})
+    assert note == f"a new run, as it differs from {run.folder} in the covariates of the volumes"
+
+
 def test_base_weights_that_moved(data, vae_folder, pretrained, finetuned, tmp_path):
     """A checkpoint whose base is elsewhere: the error names --base, and train.py has it."""
     path = tmp_path / "own" / "c.safetensors"

@@ -120,7 +120,8 @@ class Cases(OddInputs):
     def read_sets(self, real, synthetic, *more):
         """As evaluate.py reads them."""
         def read():
-            for found in filter(None, evaluate.find_sets(evaluate.parse_args())):
+            args = evaluate.parse_args()
+            for found in filter(None, evaluate.find_sets(args, args.synthetic)):
                 volume_sets.load(found, volume_sets.allocate(len(found), found.side, 0.1, real))
                 json.dumps([describe(found.made_by), found.warnings, found.notes()])
 

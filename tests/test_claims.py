@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -208,8 +209,12 @@ def test_a_report_carries_no_html_but_its_own(tmp_path):
                   "--permutations", 0, "--output", tmp_path / "e", "--device", "cpu")
     assert_plain(done)
     text, page = ((tmp_path / "e" / name).read_text() for name in ("report.md", "report.html"))
+    assert "<script" not in text
+    own = {'<script>', '<script type="application/json" id="viewer-description">'}
+    for opened in re.findall("<script[^>]*>", page):
+        assert opened in own or re.fullmatch(r'<script type="text/plain" id="[\w-]+">', opened)
     for part in (text, page):
-        assert "<script" not in part and "<img src=x" not in part and "\x1b" not in part
+        assert "<script>alert" not in part and "<img src=x" not in part and "\x1b" not in part
         assert "&#60;script&#62;alert(1)&#60;/script&#62;&#124;&#96;&#42;&#42;x" in part
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["by_class"][EVIL]
 

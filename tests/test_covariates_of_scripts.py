@@ -193,4 +193,4 @@ def test_two_processes_do_the_same_training(server, folder, vae_folder, pretrain
     ours, theirs = (load_file(r / "checkpoints" / "0000004.safetensors")
                     for r in (tmp_path / "r" / "000-DiT-T-4", run))
     assert ours.keys() == theirs.keys()
-    assert max((ours[key] - theirs[key]).abs().max() for key in theirs) <= 1e-4
+    assert max((ours[key] - theirs[key]).abs().max() for key in theirs) <= 1e-3

@@ -21,7 +21,7 @@ REQUIRED = {  # arguments without which a script complains of their absence firs
     "export": ("--ckpt", "checkpoint", "--format", "dit", "--output", "out"),
 }
 COMMANDS_OF_BENCH = ("train", "sample", "samplers", "preprocess", "metrics", "scaling",
-                     "layouts")
+                     "layouts", "study")
 WIDTH = {"COLUMNS": "100"}
 
 

@@ -393,9 +393,9 @@ def test_the_dry_run_knows_gpus_before_ampere(capsys):
     config = dict(models.config_of("DiT-XL/2"), input_size=112, in_channels=4, num_classes=1,
                   gamma_blocks=0)
     old = dry_run.MemoryOptions(1, "bf16", fast_bf16=False)
-    assert dry_run.attention_bytes(config, 3136, old) == 28 * 16 * 3136 ** 2 * 4
+    assert dry_run.attention_bytes(config, [3136] * 28, old) == 28 * 16 * 3136 ** 2 * 4
     every = dry_run.MemoryOptions(1, "bf16", grad_checkpoint=1, fast_bf16=False)
-    assert dry_run.attention_bytes(config, 3136, every) == 16 * 3136 ** 2 * 4
+    assert dry_run.attention_bytes(config, [3136] * 28, every) == 16 * 3136 ** 2 * 4
     small = dict(models.config_of("DiT-T/4"), input_size=12, in_channels=5, num_classes=2,
                  gamma_blocks=0)
     outputs = {}

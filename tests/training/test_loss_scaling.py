@@ -52,7 +52,7 @@ class Line(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.tensor(0.5))
         self.blow_up = blow_up
 
-    def forward(self, x, t, y):
+    def forward(self, x, t, y, covariates):
         out = torch.cat([x, x], 1) * self.weight
         out.register_hook(lambda g: g * self.blow_up) if out.requires_grad else None
         return out
@@ -61,7 +61,7 @@ class Line(torch.nn.Module):
 def batch():
     torch.manual_seed(0)
     x0, noise = torch.randn(2, 4, 2, 2), torch.randn(2, 4, 2, 2)
-    return x0, torch.tensor([5, 700]), torch.tensor([0, 0]), noise
+    return x0, torch.tensor([5, 700]), torch.tensor([0, 0]), noise, torch.zeros(2, 0)
 
 
 def gradient(model, scaler):

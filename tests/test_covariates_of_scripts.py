@@ -10,7 +10,10 @@ from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
 
 from mri import manifest, tables
+from sample import Plan
 from training import checkpoint
+from training.class_choice import COHORT, ClassChoice
+from training.condition_choice import ConditionChoice
 
 TABLE = "participant_id\tage\tsex\n" + "".join(
     f"sub-{s:02d}\t{age}\t{sex}\n"
@@ -177,6 +180,16 @@ def test_a_sample_depends_on_its_row_and_seed_alone(run, tmp_path):
     _, drawn = sample(run, tmp_path / "c", "--num-samples", 3, "--conditions", "cohort")
     rows = json.loads((tmp_path / "c" / "samples.json").read_text())["samples"]
     assert len(drawn) == 3 and all(row["condition"].get("sex") in ("F", "M") for row in rows)
+
+
+def test_a_sweep_is_of_one_class():
+    """Drawn as the training set is made up, the class stays what it is for the first sample."""
+    swept = ConditionChoice(rows=tuple({"age": 60 + i} for i in range(20)), swept="age")
+    classes = {}
+    for name, conditions in (("swept", swept), ("not swept", ConditionChoice())):
+        plan = Plan({}, {}, 3, "fp32", ClassChoice(COHORT, (1, 1)), conditions, 20, "", None)
+        classes[name] = {plan.class_of(seed=5, i=i) for i in range(20)}
+    assert classes == {"swept": {plan.class_of(seed=5, i=0)}, "not swept": {0, 1}}
 
 
 def test_a_sweep_is_one_noise_and_a_picture(run, tmp_path):

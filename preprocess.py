@@ -57,7 +57,7 @@ def parse_args():
     g.add_argument("--label-column", metavar="NAME",
                    help="column of --labels that holds the class")
     g.add_argument("--covariates", nargs="+", default=[], metavar="NAME[:UNIT]",
-                   help="columns of --labels for train.py --condition-on; by default none")
+                   help="columns of --labels for train.py --condition-on; default: none")
     g.add_argument("--split", default="63:32", metavar="TRAIN:TEST",
                    help="approximate proportion of subjects for training and for testing; each "
                    "subject's side depends on --seed and its name alone")

@@ -60,9 +60,13 @@ class Plan:
     description: str        # for the NIfTI headers
     foreground: Foreground | None   # tokens that the model computes; None: all
 
+    def class_of(self, seed, i):
+        """Index of the class of sample i; as the noise, one for all samples of a sweep."""
+        return self.classes.of_sample(seed, self.conditions.noise_index(i))
+
     def condition_of(self, seed, i):
         """The covariates that sample i is asked to have, {name: value}."""
-        return self.conditions.of_sample(seed, i, self.classes.of_sample(seed, i))
+        return self.conditions.of_sample(seed, i, self.class_of(seed, i))
 
 
 # ------------------------------------------------------------------------------------------ flags
@@ -182,7 +186,7 @@ def sample_batch(args, model, plan, batch, device):
     """Latents (N, C, h, w) of a batch of samples."""
     config = plan.config
     shape = (config["in_channels"], config["input_size"], config["input_size"])
-    y = torch.tensor([plan.classes.of_sample(args.seed, i) for i in batch])
+    y = torch.tensor([plan.class_of(args.seed, i) for i in batch])
     generators = [seeded_generator(args.seed, plan.conditions.noise_index(i)) for i in batch]
     asked = plan.conditions.encode([plan.condition_of(args.seed, i) for i in batch])
     bar = tqdm(total=plan.num_steps, desc="steps", leave=False, disable=not sys.stderr.isatty())
@@ -297,7 +301,7 @@ def main():
         print(f"{who}{compile_message}", file=sys.stderr, flush=True)
     samples_folder.begin(
         args.output, plan.num_samples, recipe, defaults=RECIPE_DEFAULTS, header=plan.header,
-        class_of=lambda i: plan.classes.of_sample(args.seed, i),
+        class_of=lambda i: plan.class_of(args.seed, i),
         condition_of=plan.conditions.names and (lambda i: plan.condition_of(args.seed, i)),
         condition_names=plan.conditions.names,
         made_by={"provenance": checkpoint_choice.provenance(ckpt, metadata, args.refiner),

@@ -113,7 +113,7 @@ def add_data_and_model_flags(p):
                    "latents; all: as in the paper")
     g.add_argument("--condition-on", nargs="+", default=[], metavar="NAME",
                    help="covariates of the data folder that the model is conditioned on, such as "
-                   "age sex; see preprocess.py --covariates; by default none")
+                   "age sex; see preprocess.py --covariates; default: none")
     g.add_argument("--token-margin", type=whole_number, default=0, metavar="N",
                    help="tokens that --tokens foreground adds around those that are touched")
     add_token_drop_flags(p.add_argument_group("tokens left out while training"))

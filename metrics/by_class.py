@@ -1,5 +1,6 @@
 """Every number for each class, as for the sets as a whole."""
 import dataclasses
+from functools import partial
 
 from metrics import volume_sets
 from metrics.statistic import Pool
@@ -40,6 +41,11 @@ def reason_to_skip(n, mmd_batch):
             "are needed")
 
 
+def _grid_of_kept(volume_set, kept, i):
+    """Affine of a volume of a class, which is read when it is asked for."""
+    return volume_set.grid_of(kept[i])
+
+
 def class_pool(pool, name, memory_gb, folder):
     """The volumes of one class; the training set stays as it is.
 
@@ -55,7 +61,7 @@ def class_pool(pool, name, memory_gb, folder):
             volume_set, read=None, classes=[name] * len(kept[key]),
             ids=[volume_set.ids[i] for i in kept[key]],
             subjects=[volume_set.subjects[i] for i in kept[key]],
-            affine_of=[volume_set.grid_of(i) for i in kept[key]].__getitem__)
+            affine_of=partial(_grid_of_kept, volume_set, kept[key]))
     out = Pool(sets["real"], sets["synthetic"], pool.train, pool.layouts)
     count = out.size + (len(pool.train) if pool.train else 0)
     out.volumes = volume_sets.allocate(count, pool.side, memory_gb, folder)

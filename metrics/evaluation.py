@@ -8,10 +8,12 @@ from metrics.orientation import orientation_warnings
 from metrics.overlap import overlap_warnings
 from utils.errors import UserError
 from utils.files import read_json
+from utils.flags import flag_of
 
 FORMAT = "mosaicdit-evaluation"
 FORMAT_VERSION = 1
 CHECKSUM = "sha256"     # of a set's voxels, in its description
+CHANGED_FILES = {"anatomy_tables": "content of the tables of --anatomy-real, --anatomy-synthetic"}
 NO_EFFECT = ("output", "update", "device", "memory_gb")  # settings that change no number
 
 
@@ -201,7 +203,7 @@ def differences(old, sets, settings):
             found.append(f"{name}: another folder, split or geometry")
     for name in sorted({*settings, *old["settings"]} - {*NO_EFFECT}):
         if settings.get(name) != old["settings"].get(name):
-            found.append(f"--{name.replace('_', '-')}")
+            found.append(CHANGED_FILES.get(name, flag_of(name)))
     return found
 
 

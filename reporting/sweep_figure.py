@@ -1,4 +1,6 @@
 """The picture of a sweep: samples of one noise while a covariate changes, side by side."""
+import numpy as np
+
 from mri import geometry, mosaic, mosaic_files
 from reporting import figures
 
@@ -15,9 +17,7 @@ def draw_sweep(folder, header, name, headings):
     :param headings: its values, as text, one per sample
     :return: path of the picture
     """
-    last = len(headings) - 1
-    count = min(len(headings), MAX_SHOWN)
-    shown = [round(k * last / (count - 1)) for k in range(count)]
+    shown = np.linspace(0, len(headings) - 1, min(len(headings), MAX_SHOWN)).round().astype(int)
     columns = []
     for i in shown:
         pixels = mosaic_files.read_mosaic(mosaic_files.mosaic_path(folder, f"{i:06d}"), header)

@@ -72,7 +72,7 @@ def test_tables_of_another_program(cubes, tmp_path):
     assert "is there already" in again.stdout
     table(synthetic, IDS, 3)
     again = evaluate(cubes, tmp_path / "e", *flags, "--update")
-    assert "is replaced, as it is of other volumes or settings: --anatomy-tables" in again.stdout
+    assert "or settings: content of the tables of --anatomy-real" in again.stdout
     found = content["metrics"]["anatomy_share_hippocampus"]
     assert found["structure"] == "hippocampus" and found["p"] <= 1
     assert found["mean_ml"]["real"] == pytest.approx(9, abs=1.5)

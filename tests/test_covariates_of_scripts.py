@@ -10,7 +10,10 @@ from helpers import error_line, finetune_flags, script
 from safetensors.torch import load_file
 
 from mri import manifest, tables
+from sample import Plan
 from training import checkpoint
+from training.class_choice import COHORT, ClassChoice
+from training.condition_choice import ConditionChoice
 
 TABLE = "participant_id\tage\tsex\n" + "".join(
     f"sub-{s:02d}\t{age}\t{sex}\n"
@@ -127,6 +130,28 @@ def test_the_dry_run_counts_them(train, tmp_path):
     assert "no such covariate; it has age, sex" in error_line(done)
 
 
+def test_lora_foreground_tokens_and_held_out_loss_resume_exactly_with_covariates(train, tmp_path):
+    flags = (*CONDITION_ON, "--tune", "lora", "--tokens", "foreground", "--lr", 0.01)
+    _, whole = train(tmp_path / "a", *flags, "--max-steps", 4)
+    train(tmp_path / "b", *flags, "--val-every", 1, "--max-steps", 2)
+    _, parts = train(tmp_path / "b", *flags, "--val-every", 1, "--max-steps", 4)
+    first, second = (load_file(folder / "checkpoints" / "0000004.state.safetensors")
+                     for folder in (whole, parts))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    log = [json.loads(line) for line in (parts / "log.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in log if "held_out_loss" in e] == [1, 2, 3, 4]
+    metadata = checkpoint.read_metadata(parts / "checkpoints" / "0000004.safetensors")
+    assert metadata["lora"]["rank"] == 8 and metadata["config"]["covariates"] == [0, 2]
+    # read as --ckpt of a run without covariates, and refused by export.py
+    path = parts / "checkpoints" / "0000004.safetensors"
+    done, _ = train(tmp_path / "c", "--ckpt", path, "--max-steps", 1)
+    assert "what it learned of them is left out" in done.stdout
+    done = script("export.py", "--ckpt", path, "--format", "peft", "--output", tmp_path / "p",
+                  expect=2)
+    assert "was trained on covariates" in error_line(done)
+
+
 # ---------------------------------------------------------------------------------------- sampling
 
 def test_samples_differ_by_what_is_asked_and_say_it(run, tmp_path):
@@ -155,6 +180,16 @@ def test_a_sample_depends_on_its_row_and_seed_alone(run, tmp_path):
     _, drawn = sample(run, tmp_path / "c", "--num-samples", 3, "--conditions", "cohort")
     rows = json.loads((tmp_path / "c" / "samples.json").read_text())["samples"]
     assert len(drawn) == 3 and all(row["condition"].get("sex") in ("F", "M") for row in rows)
+
+
+def test_a_sweep_is_of_one_class():
+    """Drawn as the training set is made up, the class stays what it is for the first sample."""
+    swept = ConditionChoice(rows=tuple({"age": 60 + i} for i in range(20)), swept="age")
+    classes = {}
+    for name, conditions in (("swept", swept), ("not swept", ConditionChoice())):
+        plan = Plan({}, {}, 3, "fp32", ClassChoice(COHORT, (1, 1)), conditions, 20, "", None)
+        classes[name] = {plan.class_of(seed=5, i=i) for i in range(20)}
+    assert classes == {"swept": {plan.class_of(seed=5, i=0)}, "not swept": {0, 1}}
 
 
 def test_a_sweep_is_one_noise_and_a_picture(run, tmp_path):

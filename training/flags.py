@@ -81,7 +81,7 @@ def add_condition_flags(group):
     group.add_argument(
         "--condition", nargs="+", default=[], metavar="NAME=VALUE",
         help="covariates of all samples, such as age=70 sex=F, of a model of train.py "
-        "--condition-on; what is left out may be anything")
+        "--condition-on; what is left out may be anything; default: none")
     group.add_argument(
         "--conditions", metavar=f"TABLE|{COHORT}",
         help="covariates of each sample: a table (TSV or CSV) with a row per sample and a column "

@@ -1,4 +1,6 @@
 """Sets of one class."""
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,20 @@ def test_the_volumes_of_a_class(pool, tmp_path):
     assert own.sets["real"].ids == ["r1", "r3", "r4"]
     assert own.sets["real"].subjects == ["sub-r1", "sub-r3", "sub-r4"] and own.size == 8
     assert levels(pool.part("real")) == [1, 2, 3, 4, 5]
+
+
+def test_affines_of_a_class_are_read_when_they_are_asked_for(pool, tmp_path):
+    """Those of NIfTI cubes are read with their voxels."""
+    read = []
+
+    def affine_of(i):
+        read.append(i)
+        return np.diag([i, 1, 1, 1])
+
+    pool.sets["real"] = dataclasses.replace(pool.sets["real"], affine_of=affine_of)
+    own = by_class.class_pool(pool, "CN", 1, tmp_path)
+    assert read == []
+    assert own.sets["real"].grid_of(1)[0, 0] == 3 and read == [3]
 
 
 def test_classes_that_are_too_small():

@@ -22,3 +22,6 @@ def test_samples_are_drawn_side_by_side(tmp_path, monkeypatch):
     assert (columns[0][0], columns[-1][0]) == ("age 60", "age 73")
     assert columns[0][1].max() == 0 and columns[-1][1].max() == 130
     assert matplotlib.image.imread(path).shape[1] > 1000
+    columns.clear()
+    sweep_figure.draw_sweep(tmp_path, header, "age", ["60"])    # --num-samples 1
+    assert [heading for heading, _ in columns] == ["age 60"]

@@ -89,13 +89,7 @@ def test_subjects_to_test_who_do_not_show_every_class():
 
 
 def test_numbers_that_are_rarely_different():
-<<<<<<< HEAD
-    """One of 24 subjects has another value: R² of a third of the others would divide by 0."""
-||||||| 4702bde
-    """One of 24 subjects has another value: R² of a third of the others would be a division by 0."""
-=======
     """One of 24 subjects has another value: a third of the others has no variance to explain."""
->>>>>>> r
     pool = a_pool([1.0] * 23 + [2.0], [1.0, 2.0], np.zeros((26, 16, 16, 16), np.uint8))
     with pytest.raises(NotComputed, match="does not have two values to be tested on"):
         list(utility.utility_statistics(pool, MetricOptions(utility="class")))

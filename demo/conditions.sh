@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo/out}
-steps=${2:-1000}
+steps=${2:-1500}
 base=$out/results/000-DiT-T-4/checkpoints/0000700.safetensors
 work=$out/conditions
 if [ ! -e "$base" ]; then
@@ -23,9 +23,9 @@ step python demo/cohort.py --contrast mixed --n 128 --seed 2 --output "$work/sca
 step python preprocess.py --input "$work/scans" --output "$work/data" --size 32 --split 96:32 \
     --labels "$work/scans/participants.tsv" --covariates ventricles:percent contrast
 
-training=(--data-path "$work/data" --vae "$out/vae" --ckpt "$base" --tune difffit
-          --gamma-blocks 4 --model DiT-T/4 --num-classes 1 --max-steps "$steps"
-          --global-batch-size 16 --lr 1e-2 --lr-schedule cosine --ema-decay 0.98
+training=(--data-path "$work/data" --vae "$out/vae" --ckpt "$base" --tune full
+          --model DiT-T/4 --num-classes 1 --max-steps "$steps"
+          --global-batch-size 16 --lr 1e-3 --lr-schedule cosine --ema-decay 0.98
           --ckpt-every "$steps")
 step python train.py "${training[@]}" --results-dir "$work/with" --condition-on ventricles contrast
 step python train.py "${training[@]}" --results-dir "$work/without"
@@ -33,12 +33,12 @@ step python train.py "${training[@]}" --results-dir "$work/without"
 sampling=(--num-samples 32 --batch-size 16 --sampler ddpm --num-sampling-steps 50)
 step python sample.py --ckpt "$work/with" "${sampling[@]}" --conditions cohort \
     --output "$work/samples/asked"
-step python sample.py --ckpt "$work/with" "${sampling[@]}" --conditions cohort --cfg-scale 2 \
+step python sample.py --ckpt "$work/with" "${sampling[@]}" --conditions cohort --cfg-scale 4 \
     --output "$work/samples/guided"
 step python sample.py --ckpt "$work/with" "${sampling[@]}" --output "$work/samples/not-asked"
 step python sample.py --ckpt "$work/without" "${sampling[@]}" --output "$work/samples/without"
-step python sample.py --ckpt "$work/with" --sampler dpm++ --sweep ventricles=60:200:7 \
-    --condition contrast=mprage --cfg-scale 2 --output "$work/samples/sweep"
+step python sample.py --ckpt "$work/with" --num-sampling-steps 50 --sweep ventricles=60:200:7 \
+    --condition contrast=mprage --cfg-scale 4 --output "$work/samples/sweep"
 
 step python demo/conditions.py --data-path "$work/data" --output "$work/conditions.json" \
     --samples "$work/samples/asked" "$work/samples/guided"

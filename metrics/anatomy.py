@@ -204,7 +204,7 @@ def anatomy_statistics(pool, options):
             "anatomy, share of small effects",
             f"Cohen's d below {structure_statistics.SMALL_EFFECT}, of {both.shape[1]} numbers: the "
             f"volumes of structures and their shares of the brain; {found.source}", "1",
-            lambda a, b: _small_effects(structure_statistics.cohens_d(a, b, both)),
+            lambda a, b: _small_effects(structure_statistics.cohens_d(a, b, both)), test="lower",
             details={"warnings": found.warnings, "source": found.source,
                      "structures": list(found.names)}),
         _statistic(
@@ -221,7 +221,7 @@ def anatomy_statistics(pool, options):
             found, "anatomy_covariance", "anatomy, agreement of covariances",
             "RV coefficient of the covariance matrices of the volumes, in standard deviations "
             "within the sets; 1: proportional", "1",
-            lambda a, b: structure_statistics.covariance_agreement(a, b, ml))]
+            lambda a, b: structure_statistics.covariance_agreement(a, b, ml), test="lower")]
     return out + _soundness(found, pool, logarithms) + _rows(found, pool, ml, logarithms)
 
 

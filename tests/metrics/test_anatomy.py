@@ -145,6 +145,15 @@ def test_an_outlier_is_not_reliable(tmp_path):
     assert reliable.details["unreliable"] == {"real": [], "synthetic": ["synthetic-00"]}
 
 
+def test_agreement_that_is_unusually_good_is_no_difference(tmp_path):
+    """The tail of each test: few small effects, large effects, covariances that disagree."""
+    pool = a_pool()
+    options, _ = table_options(tmp_path, pool)
+    tails = {found.key: found.test for found in anatomy.anatomy_statistics(pool, options)}
+    assert tails["anatomy_small_effects"] == tails["anatomy_covariance"] == "lower"
+    assert tails["anatomy_largest_effect"] == tails["anatomy_wasserstein"] == "upper"
+
+
 def test_scores_of_synthseg_count(tmp_path):
     pool = a_pool()
     options, _ = table_options(tmp_path, pool)

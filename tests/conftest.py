@@ -1,6 +1,7 @@
 """Fixtures that tests share, and the settings of a test run."""
 import multiprocessing.process
 import os
+import signal
 import subprocess
 import sys
 
@@ -24,12 +25,22 @@ LONG_FILES = ("test_evaluate.py", "test_cluster.py", "test_scripts.py", "test_be
               "test_train.py", "test_older_versions.py", "test_inception.py")
 
 
+def listen_to_signals():
+    """Undoes that a shell ignores signals of what it starts in the background: scripts that tests
+    start would ignore them, too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true",
                      help="skip tests that start a process: scripts, training runs, servers")
 
 
 def pytest_configure(config):
+    listen_to_signals()
     if config.getoption("numprocesses", None):
         # inherited by the test processes: with several threads each, they would only wait for
         # one another

@@ -107,13 +107,13 @@ def add_data_and_model_flags(p):
                    help="only with --ckpt none: patches along a side to which positions are "
                    "scaled; default: the grid itself. A larger value spaces positions on a small "
                    "grid further apart")
+    g.add_argument("--condition-on", nargs="+", default=[], metavar="NAME",
+                   help="covariates of the data folder that the model is conditioned on, such as "
+                   "age sex; see preprocess.py --covariates; default: none")
     g.add_argument("--tokens", choices=("foreground", "all"), default="all",
                    help="tokens that are computed, in training and in sampling. foreground: those "
                    "that a training volume touches, while the background is filled with its mean "
                    "latents; all: as in the paper")
-    g.add_argument("--condition-on", nargs="+", default=[], metavar="NAME",
-                   help="covariates of the data folder that the model is conditioned on, such as "
-                   "age sex; see preprocess.py --covariates; default: none")
     g.add_argument("--token-margin", type=whole_number, default=0, metavar="N",
                    help="tokens that --tokens foreground adds around those that are touched")
     add_token_drop_flags(p.add_argument_group("tokens left out while training"))

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from utils.errors import UserError
-from utils.files import is_safe_name, read_json, sha256_of_file
+from utils.files import is_safe_name, read_json, sha256_of_file, weights_path
 
 MODEL_FILE = "model.json"
 LABELS_FILE = "colormap.json"
@@ -125,6 +125,22 @@ def load(folder):
         raise UserError(f"{path}: not a MeshNet that can be read ({_reason(e)}); download it again "
                         "by download.py meshnet") from None
     return MeshNet(blocks).eval()
+
+
+def find(folder, default, purpose):
+    """A network's folder, and the network, once it is known to be one.
+
+    :param folder: Path; None: `default`
+    :param default: path below weights/
+    :param purpose: what it is for, in the error
+    :return: Path, MeshNet
+    :raises UserError: it is not there, or see `load`
+    """
+    path = folder or weights_path(default)
+    if not (path / MODEL_FILE).is_file():
+        raise UserError(f"{path}: holds no network for {purpose}; run download.py meshnet where "
+                        "there is internet and copy weights/ here, or give --meshnet")
+    return path, load(path)
 
 
 def label_names(folder):

@@ -10,7 +10,6 @@ from scipy import ndimage
 from mri import geometry, intensity, meshnet, preparation
 from mri.meshnet_inference import infer
 from utils.errors import UserError
-from utils.files import weights_path
 from utils.precision import cpu_computes_bf16
 
 NETWORK_FOLDER = "meshnet/mindgrab"   # in weights/
@@ -100,11 +99,7 @@ def find_network(folder=None):
     :return: Path
     :raises UserError: it is not there, damaged, or another network
     """
-    path = folder or weights_path(NETWORK_FOLDER)
-    if not (path / meshnet.MODEL_FILE).is_file():
-        raise UserError(f"{path}: holds no network for --skull-strip; run download.py meshnet "
-                        "where there is internet and copy weights/ here, or give --meshnet")
-    network = meshnet.load(path)
+    path, network = meshnet.find(folder, NETWORK_FOLDER, "--skull-strip")
     if network.classes != 2:
         raise UserError(f"{path}: a network of {network.classes} classes; --skull-strip needs one "
                         "of two, background and brain, such as mindgrab")

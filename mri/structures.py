@@ -10,7 +10,6 @@ import torch
 from mri import geometry, meshnet
 from mri.meshnet_inference import infer
 from utils.errors import UserError
-from utils.files import weights_path
 from utils.precision import cpu_computes_bf16
 
 NETWORK_FOLDER = "meshnet/model18cls"   # in weights/
@@ -40,11 +39,7 @@ def find_network(folder=None):
     :return: Path
     :raises UserError: it is not there, damaged, or another network
     """
-    path = folder or weights_path(NETWORK_FOLDER)
-    if not (path / meshnet.MODEL_FILE).is_file():
-        raise UserError(f"{path}: holds no network for structures; run download.py meshnet where "
-                        "there is internet and copy weights/ here, or give --meshnet")
-    network = meshnet.load(path)
+    path, network = meshnet.find(folder, NETWORK_FOLDER, "structures")
     names = [_plain_name(name) for name in meshnet.label_names(path)[1:]]
     if network.classes != 1 + len(STRUCTURES) or names != list(STRUCTURES):
         raise UserError(f"{path}: a network of {network.classes} classes, not of background and "

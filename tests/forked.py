@@ -32,8 +32,6 @@ TIMEOUT = 600      # seconds after which a run is killed
 def serve():
     """Reads jobs from stdin, one line of JSON each, and answers on stdout."""
     sys.path.insert(0, str(ROOT))
-    signal.signal(signal.SIGINT, signal.default_int_handler)    # as in a terminal: tests that run
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)                # in the background ignore both
     from utils.errors import run_script
     modules = {name: importlib.import_module(name) for name in SCRIPTS}
     for name in IMPORTED_LATE:

@@ -196,7 +196,7 @@ def test_what_a_block_keeps_for_its_backward_pass(lean, units):
     acceleration.narrow_matrices(block, "bf16")
     block.lean = lean
     kept = dry_run.kept_for_backward(
-        block, torch.randn(1, tokens, width), torch.randn(1, width), "bf16"
+        block, "bf16", torch.randn(1, tokens, width, requires_grad=True), torch.randn(1, width)
     )
     assert units <= kept / (tokens * width * 2) < units + 0.5
 

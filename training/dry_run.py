@@ -110,8 +110,8 @@ def activation_bytes(config, method, tokens, options, adapters=None):
 
     def measure(n, batch, lean):
         block.lean = lean
-        return kept_for_backward(block, torch.zeros(batch, n, width), torch.zeros(batch, width),
-                                 precision)
+        x = torch.zeros(batch, n, width, requires_grad=True)
+        return kept_for_backward(block, precision, x, torch.zeros(batch, width))
 
     def measure_batch(n):
         lean = not options.keep_activations
@@ -176,13 +176,13 @@ def decoder_bytes(vae, side):
     return weights + largest
 
 
-def kept_for_backward(block, x, c, precision):
-    """Bytes of activations that one block keeps for its backward pass: measured, not estimated.
+def kept_for_backward(module, precision, *inputs, **more):
+    """Bytes of activations that a block or a model keeps for its backward pass, measured.
 
-    :param x: (N, T, width)
-    :param c: (N, width)
+    :param precision: compute dtype, see utils.precision
+    :param inputs, more: of the module's forward pass
     """
-    own = {p.untyped_storage().data_ptr() for p in block.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept = {}
 
     def pack(tensor):
@@ -194,5 +194,5 @@ def kept_for_backward(block, x, c, precision):
 
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     with hooks, autocast("cpu", precision):
-        block(x.requires_grad_(), c)
+        module(*inputs, **more)
     return sum(size for size, _ in kept.values())

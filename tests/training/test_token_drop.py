@@ -9,7 +9,6 @@ from training import dry_run, finetuning, token_drop
 from training.acceleration import narrow_matrices
 from training.step import Batches, compute_gradients, draw_step
 from utils.errors import UserError
-from utils.precision import autocast
 
 KEPT = torch.tensor([1, 2, 4, 7, 8, 11, 13])               # of the 16 tokens of a 4 x 4 grid
 PASSING = torch.tensor([[0, 3, 4], [1, 2, 6]])             # of the kept ones, for two samples
@@ -178,21 +177,9 @@ def measured_activations(config, blocks, checkpoint):
     finetuning.set_trainable(model, "difffit")
     narrow_matrices(model, "bf16")
     model.save_memory(True, checkpoint)
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
-        return tensor
-
     passing = torch.arange(256).expand(2, -1).contiguous()
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    with hooks, autocast("cpu", "bf16"):
-        x, t, y = torch.randn(2, 4, 64, 64), torch.tensor([1, 2]), torch.tensor([0, 1])
-        model(x, t, y, passing=passing)
-    return sum(size for size, _ in kept.values())
+    x, t, y = torch.randn(2, 4, 64, 64), torch.tensor([1, 2]), torch.tensor([0, 1])
+    return dry_run.kept_for_backward(model, "bf16", x, t, y, passing=passing)
 
 
 @pytest.mark.parametrize("checkpoint", [0, 1, 2])

@@ -92,7 +92,8 @@ def add_metric_flags(g):
                    "(volumes, and QC scores), of asegstats2table, aseg.stats files, or a "
                    "SUBJECTS_DIR; default: volumes are segmented by the network")
     g.add_argument("--anatomy-synthetic", nargs="+", metavar="TABLE",
-                   help="the same of the synthetic set; both are given, or neither")
+                   help="volumes of structures of the synthetic set, for anatomy, in the tables that "
+                   "--anatomy-real takes; both are given, or neither")
     g.add_argument("--features", type=Path, metavar="FILE",
                    help="network of 3D features, TorchScript (.pt) or ONNX (.onnx), that maps "
                    "(N, 1, D, D, D) in [0, 1] to (N, F); for the Fréchet distance, MMD and "
@@ -113,10 +114,10 @@ def add_training_flags(g):
     g.add_argument("--num-samples", type=int, metavar="N",
                    help=f"volumes to sample from each checkpoint; default: {SAMPLES}")
     g.add_argument("--sampler", metavar="NAME",
-                   help="sampling method, as --sampler of sample.py; default: its default")
+                   help="sampling method, as --sampler of sample.py; default: that of sample.py")
     g.add_argument("--num-sampling-steps", type=int, metavar="N",
-                   help="denoising steps, as --num-sampling-steps of sample.py; default: its "
-                   "default")
+                   help="denoising steps, as --num-sampling-steps of sample.py; default: that of "
+                   "sample.py")
     g.add_argument("--class-label", metavar="INDEX|NAME|cohort",
                    help="classes to sample, as --class-label of sample.py; default: cohort, each "
                    "as frequent as among the training volumes")

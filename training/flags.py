@@ -68,11 +68,11 @@ def add_lora_flags(group):
         help=f"with --tune lora: rank of the added matrices; default: {lora.DEFAULT_RANK}")
     group.add_argument(
         "--lora-alpha", type=positive, metavar="ALPHA",
-        help="with --tune lora: their product is multiplied by ALPHA / R; default: R, a factor of "
-        "1")
+        help="with --tune lora: the product of the added matrices is multiplied by ALPHA / R; "
+        "default: R, a factor of 1")
     group.add_argument(
         "--lora-targets", nargs="+", choices=lora.TARGETS, metavar="LAYER",
-        help="with --tune lora: linear layers of every block that get such matrices: qkv and proj "
+        help="with --tune lora: linear layers of every block that get added matrices: qkv and proj "
         "of the attention, both of the mlp; default: " + " ".join(lora.TARGETS))
 
 

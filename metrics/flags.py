@@ -92,8 +92,8 @@ def add_metric_flags(g):
                    "(volumes, and QC scores), of asegstats2table, aseg.stats files, or a "
                    "SUBJECTS_DIR; default: volumes are segmented by the network")
     g.add_argument("--anatomy-synthetic", nargs="+", metavar="TABLE",
-                   help="volumes of structures of the synthetic set, for anatomy, in the tables that "
-                   "--anatomy-real takes; both are given, or neither")
+                   help="volumes of structures of the synthetic set, for anatomy: tables such as "
+                   "those of --anatomy-real; both are given, or neither")
     g.add_argument("--features", type=Path, metavar="FILE",
                    help="network of 3D features, TorchScript (.pt) or ONNX (.onnx), that maps "
                    "(N, 1, D, D, D) in [0, 1] to (N, F); for the Fréchet distance, MMD and "

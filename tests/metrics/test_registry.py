@@ -35,7 +35,7 @@ def test_what_is_computed_on_request():
 
 def test_checks_come_before_any_volume_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr("metrics.inception.find_weights", lambda folder: None)
-    monkeypatch.setattr("mri.structures.weights_path", lambda name: tmp_path / name)
+    monkeypatch.setattr("mri.meshnet.weights_path", lambda name: tmp_path / name)
     names = ("ms-ssim", "kid", "histogram", "memorization")
     found, skipped = registry.checked(names, a_pool(side=8), MetricOptions(names=names))
     assert [list(metric.titles) for metric in found] == [["histogram"]]

@@ -15,18 +15,22 @@ import torch
 from metrics.statistic import Statistic
 from utils.progress import counter
 
-MAX_VOLUMES_PER_BLOCK = 64
+ROWS_PER_PRODUCT = 256      # volumes of a matrix product, of which half would be computed twice
+MAX_VOXELS_PER_BLOCK = 2 ** 16
 
 
 # -------------------------------------------------------------------------------- inner products
 
 def gram(x, y=None, memory_gb=4, device="cpu", callback=None):
-    """Inner products of the voxels of each of x with each of y, computed in blocks.
+    """Inner products of the voxels of each of x with each of y, computed in blocks of voxels.
+
+    A block holds the same voxels of all volumes, so that each volume is read and converted once.
+    Of uint8 volumes all sums are of whole numbers below 2^53, and so they are exact.
 
     :param x: (N, ...) array, or a memory map; uint8 stands for [0, 1]
     :param y: (M, ...); None: x itself, each product computed once
     :param memory_gb: bound for the blocks in memory, GB
-    :param callback: called with the number of volumes of x done
+    :param callback: called with the number of voxels done
     :return: (N, M) float64
     :raises ValueError: volumes of two sizes
     """
@@ -34,26 +38,32 @@ def gram(x, y=None, memory_gb=4, device="cpu", callback=None):
     y = x if symmetric else y
     _require_one_size(x, y)
     voxels = int(np.prod(x.shape[1:]))
-    # two blocks in float64, and one on its way to float64
-    block = int(np.clip(memory_gb * 1e9 / (3 * voxels * 8), 1, MAX_VOLUMES_PER_BLOCK))
-    out = np.empty((len(x), len(y)))
-    for i in range(0, len(x), block):
-        a = _rows(x[i:i + block], device)
-        for j in range(i if symmetric else 0, len(y), block):
-            b = a if symmetric and i == j else _rows(y[j:j + block], device)
-            out[i:i + block, j:j + block] = (a @ b.T).cpu().numpy()
-            if symmetric:
-                out[j:j + block, i:i + block] = out[i:i + block, j:j + block].T
-            del b  # before the next block is read
+    rows = len(x) if symmetric else len(x) + len(y)
+    # float64, and what it is converted from
+    block = int(np.clip(memory_gb * 1e9 / (rows * (8 + x.itemsize)), 1, MAX_VOXELS_PER_BLOCK))
+    out = torch.zeros((len(x), len(y)), dtype=torch.float64, device=device)
+    for start in range(0, voxels, block):
+        a = _voxels(x, start, start + block, device)
+        b = a if symmetric else _voxels(y, start, start + block, device)
+        for i in range(0, len(x), ROWS_PER_PRODUCT):
+            first = i if symmetric else 0
+            out[i:i + ROWS_PER_PRODUCT, first:] += a[i:i + ROWS_PER_PRODUCT] @ b[first:].T
         if callback:
-            callback(len(a))
-    return out
+            callback(a.shape[1])
+        del a, b  # before the next block is read
+    out = out.triu() + out.triu(1).T if symmetric else out
+    return out.div_(_scale(x) * _scale(y)).cpu().numpy()
 
 
-def _rows(volumes, device):
-    """A few volumes as (N, voxels) float64; uint8 stands for [0, 1]."""
-    x = torch.from_numpy(np.ascontiguousarray(volumes).reshape(len(volumes), -1)).to(device)
-    return x.double().div_(255) if x.dtype == torch.uint8 else x.double()
+def _voxels(volumes, start, stop, device):
+    """A block of voxels of all volumes, (N, stop - start) float64, not yet scaled."""
+    flat = volumes.reshape(len(volumes), -1)
+    return torch.from_numpy(np.ascontiguousarray(flat[:, start:stop])).to(device).double()
+
+
+def _scale(volumes):
+    """What a voxel of 1 is stored as."""
+    return 255.0 if volumes.dtype == np.uint8 else 1.0
 
 
 def _require_one_size(x, y):
@@ -234,7 +244,8 @@ def _products_of_two(x, y, **options):
 
 def mmd_statistics(pool, options):
     """MMD on voxels: linear, linear unbiased, and Gaussian."""
-    with counter("inner products of volumes", pool.size) as update:
+    label = f"inner products of {pool.size:,} volumes: voxels"
+    with counter(label, pool.side ** 3) as update:
         products = gram(pool.compared, memory_gb=options.memory_gb / 2, device=options.device,
                         callback=update)
     low, high = options.mmd_range

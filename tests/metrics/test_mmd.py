@@ -135,14 +135,24 @@ def test_gram_streams_and_is_exact(tmp_path):
     y = rng.integers(0, 256, (4, 8, 8, 8)).astype(np.uint8)
     rows_x, rows_y = x.reshape(9, -1) / 255.0, y.reshape(4, -1) / 255.0
     done = []
-    two_per_block = 3 * 512 * 8 * 2 / 1e9
-    found = mmd.gram(x, memory_gb=two_per_block, callback=done.append)
+    voxels_per_block = 200
+    found = mmd.gram(x, memory_gb=9 * (8 + 1) * voxels_per_block / 1e9, callback=done.append)
     assert np.allclose(found, rows_x @ rows_x.T, rtol=1e-13)
-    assert done == [2, 2, 2, 2, 1]
+    assert done == [200, 200, 112]
+    assert np.array_equal(found, mmd.gram(x))       # whole numbers: the blocks do not matter
+    assert np.array_equal(found, found.T)
     assert np.allclose(mmd.gram(y, x), rows_y @ rows_x.T, rtol=1e-13)
+    assert np.allclose(mmd.gram(y / 255.0, x), rows_y @ rows_x.T, rtol=1e-13)
     mapped = np.memmap(tmp_path / "x", np.uint8, "w+", shape=x.shape)
     mapped[:] = x
     assert np.array_equal(mmd.gram(mapped), mmd.gram(x))
+
+
+def test_gram_of_many_volumes_in_pieces():
+    """More volumes than one matrix product takes; the triangle that is not computed is mirrored."""
+    x = np.random.default_rng(0).integers(0, 256, (600, 3, 3, 3)).astype(np.uint8)
+    rows = x.reshape(600, -1).astype(np.int64)
+    assert np.array_equal(mmd.gram(x), (rows @ rows.T) / 255 ** 2)
 
 
 def test_gram_of_many_volumes_is_bounded():

@@ -7,6 +7,7 @@ from metrics.options import NotComputed
 from metrics.orientation import orientation_warnings
 from metrics.overlap import overlap_warnings
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.files import read_json
 from utils.flags import flag_of
 
@@ -133,8 +134,19 @@ def describe_set(found):
     return out
 
 
-def summary_of_set(found):
-    """What is compared, as a line for the terminal."""
+def announce(found, real):
+    """Prints what a set is, as a line.
+
+    :param found, real: VolumeSet; the latter is the real set
+    :raises UserError: its volumes are not of the size of the real ones
+    """
+    print(printable(_summary_of_set(found)), flush=True)
+    if found.side != real.side:
+        raise UserError(f"{found.flag} {found.path}: volumes of {found.side} voxels a side, the "
+                        f"real ones have {real.side}; preprocess both to one --size")
+
+
+def _summary_of_set(found):
     split = ""
     if found.split and found.flag != "--train":
         split = f", split {found.split} ({found.flag}-split chooses)"

@@ -5,6 +5,7 @@ from metrics import inception, ms_ssim, registry
 from metrics.options import MetricOptions
 from mri import manifest, structures
 from mri.mosaic import SLICES_PER_TILE
+from utils.errors import UserError
 from utils.files import WEIGHTS_DIR
 from utils.flags import add_device_flag, positive, whole_number
 
@@ -151,3 +152,12 @@ def add_computation_flags(g):
                    help="RAM to use, in GB; sets that need more than half of it are kept in a "
                    "temporary file next to --output")
     add_device_flag(g)
+
+
+def check_resampling(bootstrap, permutations):
+    """:raises UserError: too few replicates or permutations"""
+    if bootstrap < 0 or bootstrap == 1:
+        raise UserError(f"--bootstrap {bootstrap}: must be 0, or at least 2")
+    if permutations < 0 or 0 < permutations < 19:
+        raise UserError(f"--permutations {permutations}: must be 0, or at least 19, with which p "
+                        "can be as small as 0.05")

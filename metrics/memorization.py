@@ -12,6 +12,7 @@ from metrics.volume_sets import short_list
 from utils.progress import counter
 
 CLOSE_SHARE = 0.05  # share of real volumes that are closer to the training set than the threshold
+COMPARED = ("real", "synthetic")    # sets whose volumes are compared with the training set
 PLANTED = 8         # copies that are made to see whether the search finds them
 
 
@@ -88,11 +89,7 @@ def memorization_statistics(pool, options):
 
     By correlation, and by MS-SSIM among the most correlated training volumes.
     """
-    count = len(pool.sets["real"]) + len(pool.sets["synthetic"])
-    with counter("correlations with training volumes", count) as update:
-        correlation = correlations(
-            pool.volumes[:count], pool.part("train"), memory_gb=options.memory_gb / 2,
-            device=options.device, callback=update)
+    correlation = _correlations_with_training_set(pool, options)
     found = [Nearest(
         "correlation", "correlation",
         "Pearson correlation over all voxels with the most correlated training volume",
@@ -105,6 +102,18 @@ def memorization_statistics(pool, options):
     return statistics + [_copies_statistic(pool, options)]
 
 
+def _correlations_with_training_set(pool, options):
+    """Of the real and synthetic volumes, (N, M)."""
+    what = ("correlation", options.device)
+    missing = [len(pool.sets[name]) for name in COMPARED if not pool.knows(what, (name, "train"))]
+    with counter("correlations with training volumes", sum(missing)) as update:
+        return np.concatenate([
+            pool.once(what, (name, "train"), partial(
+                correlations, pool.part(name), pool.part("train"),
+                memory_gb=options.memory_gb / 2, device=options.device, callback=update))
+            for name in COMPARED])
+
+
 def _nearest_by_ms_ssim(pool, correlation, options):
     """The most similar training volume by MS-SSIM, among the most correlated ones.
 
@@ -113,18 +122,33 @@ def _nearest_by_ms_ssim(pool, correlation, options):
     count, trained = correlation.shape
     kept = min(options.shortlist, trained)
     shortlist = np.argsort(-correlation, axis=1, kind="stable")[:, :kept]
-    first_trained = pool.index("train")[0]
-    pairs = np.stack([np.repeat(np.arange(count), kept), first_trained + shortlist.reshape(-1)],
-                     axis=1)
-    with counter("MS-SSIM with training volumes", len(pairs)) as update:
-        values = ms_ssim.ms_ssim_pairs(
-            pool.volumes, options.protocol, pairs, memory_gb=options.memory_gb / 2,
-            device=options.device, callback=update).reshape(count, kept)
+    values = _ms_ssim_with_shortlist(pool, shortlist, options)
     definition = f"MS-SSIM, `{options.protocol}`, with the most similar training volume"
     if kept < trained:
         definition += f" of the {kept} most correlated"
     return Nearest("ms_ssim", "MS-SSIM", definition, values.max(1),
                    shortlist[np.arange(count), values.argmax(1)])
+
+
+def _ms_ssim_with_shortlist(pool, shortlist, options):
+    """MS-SSIM of the real and synthetic volumes with training volumes.
+
+    :param shortlist: (N, K) indices of training volumes
+    :return: (N, K)
+    """
+    what = ("MS-SSIM", options.protocol, options.device, shortlist.shape[1])
+    new = [name for name in COMPARED if not pool.knows(what, (name, "train"))]
+    rows = np.concatenate([pool.index(name) for name in new]) if new else np.empty(0, int)
+    trained = pool.index("train")[shortlist[rows]]
+    pairs = np.stack([np.repeat(rows, shortlist.shape[1]), trained.reshape(-1)], axis=1)
+    with counter("MS-SSIM with training volumes", len(pairs)) as update:
+        values = ms_ssim.ms_ssim_pairs(
+            pool.volumes, options.protocol, pairs, memory_gb=options.memory_gb / 2,
+            device=options.device, callback=update).reshape(trained.shape)
+    ends = np.cumsum([len(pool.sets[name]) for name in new])
+    computed = dict(zip(new, np.split(values, ends)))
+    return np.concatenate([pool.once(what, (name, "train"), partial(computed.get, name))
+                           for name in COMPARED])
 
 
 def _similarity_statistic(pool, nearest):
@@ -157,14 +181,7 @@ def _copied_statistic(pool, nearest):
 
 def _copies_statistic(pool, options):
     """Synthetic volumes that are copies of single training volumes, mirrored or moved, too."""
-    search = copy_search.CopySearch(pool.part("train"), pool.train.subjects, options.device)
-    planted = _planted_copies(pool.part("train"), options.seed)
-    matches = {}
-    count = len(pool.sets["real"]) + len(pool.sets["synthetic"]) + len(planted)
-    with counter("search for copies", count) as update:
-        for name, volumes in (("real", pool.part("real")), ("synthetic", pool.part("synthetic")),
-                              ("planted", planted)):
-            matches[name] = search.best_matches(volumes, update)
+    matches = _best_matches(pool, options)
     ratios = {name: np.array([match.ratio if match else 1.0 for match in found])
               for name, found in matches.items()}
     threshold = copy_search.threshold(ratios["real"])
@@ -179,14 +196,28 @@ def _copies_statistic(pool, options):
                    f"the contrast) is below {threshold:.3g}, which is 0.8 times the least ratio of "
                    f"the {usable} real volumes that are not in the training set, but at most "
                    f"{copy_search.HIGHEST_FLAGGED}. Power: of "
-                   f"{len(planted)} training volumes that were mirrored, shifted, given 0.8 times "
+                   f"{len(ratios['planted'])} training volumes that were mirrored, shifted, given 0.8 times "
                    f"the contrast and 5% noise, the same search flagged {found}",
         target="0", compute=partial(_share_flagged, ratio), has_ceiling=False, has_interval=False,
         test=None, details={
-            "threshold": float(threshold), "planted": len(planted), "planted_found": found,
+            "threshold": float(threshold), "planted": len(ratios["planted"]), "planted_found": found,
             "ratios": {name: ratios[name].tolist() for name in ("real", "synthetic")},
             "flagged": _flagged(pool, matches["synthetic"], threshold),
             "warnings": _real_copies(pool, ratios["real"])})
+
+
+def _best_matches(pool, options):
+    """{"real", "synthetic" or "planted": what the search for copies finds, in their order}."""
+    search = pool.once(("search", options.device), ("train",), lambda: copy_search.CopySearch(
+        pool.part("train"), pool.train.subjects, options.device))
+    planted = _planted_copies(pool.part("train"), options.seed)
+    wanted = {name: (pool.part(name), (name, "train")) for name in COMPARED}
+    wanted["planted"] = planted, ("train",)
+    what = ("matches", options.device, options.seed)
+    missing = [len(volumes) for volumes, names in wanted.values() if not pool.knows(what, names)]
+    with counter("search for copies", sum(missing)) as update:
+        return {key: pool.once(what, names, partial(search.best_matches, volumes, update))
+                for key, (volumes, names) in wanted.items()}
 
 
 def _real_copies(pool, ratios):

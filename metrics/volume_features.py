@@ -82,7 +82,8 @@ def _spaces(pool, options):
         f"features of a fixed random 3D network ({random_features.ARCHITECTURE}; seed "
         f"{random_features.SEED}, weights {sha256[:8]}), each over its standard deviation among "
         "the real and synthetic volumes together",
-        scaled(_features_of_pool(network, pool, "random 3D features", options.device), both),
+        scaled(_features_of_pool(network, sha256, pool, "random 3D features", options.device),
+               both),
         {"network": {"name": "random 3D", "architecture": random_features.ARCHITECTURE,
                      "seed": random_features.SEED, "sha256": sha256}})
     if options.features:
@@ -90,7 +91,7 @@ def _spaces(pool, options):
         name = f"features of {user.path.name}"
         yield FeatureSpace(
             "user", name, f"{name} (SHA-256 {user.sha256[:8]})",
-            _features_of_pool(user, pool, name, options.device),
+            _features_of_pool(user, user.sha256, pool, name, options.device),
             {"network": {"name": user.path.name, "sha256": user.sha256}})
 
 
@@ -109,9 +110,12 @@ def scaled(values, within):
     return np.divide(values, deviation, out=np.zeros_like(values), where=varies)
 
 
-def _features_of_pool(network, pool, name, device):
-    with counter(name, pool.size) as update:
-        return features(network, pool.compared, device, update)
+def _features_of_pool(network, sha256, pool, name, device):
+    """(N, F); `sha256` tells networks apart."""
+    def compute(volumes, callback):
+        return features(network, volumes, device, callback)
+
+    return pool.of_volumes(("3D features", sha256, device), name, compute)
 
 
 def statistics_of(space, pool, names):

@@ -1,11 +1,20 @@
 import dataclasses
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 from helpers import related
 
-from metrics import over_training, statistic
+from metrics import (
+    copy_search,
+    memorization,
+    mmd,
+    ms_ssim,
+    over_training,
+    statistic,
+    volume_features,
+)
 from metrics.options import MetricOptions
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
@@ -40,6 +49,60 @@ def test_numbers_of_a_checkpoint(volumes):
     assert copied["ratio"] < 0.01 < 0.7 < honest["ratio"]
     assert honest["ratio_of_held_out"] == copied["ratio_of_held_out"] > 0.7
     assert honest["samples"] == 12 and 0 <= honest["coverage"] <= 1
+
+
+def a_counted_set(flag, volumes, reads):
+    """A set that counts how often each of its volumes is read."""
+    def read(i):
+        reads[flag] += 1
+        return volumes[i]
+
+    ids = [f"{flag[2:]}{i}" for i in range(len(volumes))]
+    return VolumeSet(flag, flag[2:], None, ids, ids, 16, np.ones(3), read)
+
+
+def test_the_other_sets_are_read_once_and_numbers_stay_exactly_the_same(volumes, monkeypatch):
+    """Of three checkpoints, the second with fewer samples, against an evaluation of each alone."""
+    reads, calls = Counter(), Counter()
+    for module, name in ((copy_search, "CopySearch"), (mmd, "gram"), (ms_ssim, "ms_ssim_pairs"),
+                         (volume_features, "features")):
+        counted(monkeypatch, module, name, calls)
+    real, train = (a_counted_set(flag, part, reads)
+                   for flag, part in (("--real", volumes[:10]), ("--train", volumes[22:])))
+    samples = [volumes[10:18], np.concatenate([volumes[22:25, ::-1], volumes[18:21]]),
+               volumes[14:22]]
+    sets = [a_counted_set("--synthetic", part, reads) for part in samples]
+    options = MetricOptions()
+    pool = statistic.Pool(real, sets[0], train)
+    pool.load(1, None)
+    found = [over_training.numbers(0, pool, options, {})]
+    first = Counter(calls)
+    for step, synthetic in enumerate(sets[1:], 1):
+        pool.replace_synthetic(synthetic, 1, None)
+        found.append(over_training.numbers(step, pool, options, {}))
+    assert reads == {"--real": 10, "--train": 12, "--synthetic": 8 + 6 + 8}
+    assert calls["CopySearch"] == 1
+    assert first["gram"] == 3 + 2 and first["features"] == 2    # pairs of sets; with the training
+    assert calls["gram"] == first["gram"] + 2 * (2 + 1)         # set; then without the real ones
+    assert calls["features"] == first["features"] + 2
+    for step, synthetic in enumerate(sets):
+        alone = statistic.Pool(real, synthetic, train)
+        alone.load(1, None)
+        assert over_training.numbers(step, alone, options, {}) == found[step]
+    assert [row["copies"] for row in found] == [0, 3, 0]
+
+
+def counted(monkeypatch, module, name, calls):
+    """Counts the calls of a function, wherever it is imported."""
+    plain = getattr(module, name)
+
+    def count(*args, **kwargs):
+        calls[name] += 1
+        return plain(*args, **kwargs)
+
+    for user in (module, memorization):
+        if getattr(user, name, None) is plain:
+            monkeypatch.setattr(user, name, count)
 
 
 def test_held_out_volumes_that_were_trained_on_do_not_count():

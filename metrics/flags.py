@@ -81,9 +81,9 @@ def add_metric_flags(g):
                    "3dbraingen, linear MMD is 4 times that with 0 1; default: 0 1, but -1 1 in the "
                    "table of published numbers")
     g.add_argument("--slices", type=int, default=DEFAULTS.slices, metavar="K",
-                   help="number of middle slices of each view for FID and KID")
+                   help="number of middle slices of each view for Inception features")
     g.add_argument("--inception-weights", type=Path, metavar="FILE",
-                   help="weights of the Inception net for FID and KID; default: "
+                   help="weights of the Inception net for FID, KID and coverage; default: "
                    f"{WEIGHTS_DIR}/{inception.WEIGHTS_FILE}, or torch-fidelity's cache")
     g.add_argument("--meshnet", type=Path, metavar="DIR",
                    help="folder of the network for anatomy, model18cls; default: "

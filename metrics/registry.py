@@ -43,7 +43,9 @@ METRICS = (
            ms_ssim.similarity_statistics, check=ms_ssim.check_size),
     Metric({"mmd": "MMD"}, "distance of the sets' voxels",
            mmd.mmd_statistics, flags=("mmd_batch", "mmd_range")),
-    Metric({"fid": "FID", "kid": "KID"}, "distance of Inception features of slices",
+    Metric({"fid": "FID", "kid": "KID", "coverage-2d": "coverage of Inception features"},
+           "distances of Inception features of slices, and whether each set's volumes lie among "
+           "the other's",
            inception.inception_statistics, check=inception.check_weights,
            flags=("inception_weights",)),
     Metric({"smoothness": "smoothness"}, "roughness along each axis relative to the real set",

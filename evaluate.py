@@ -330,14 +330,15 @@ def main():
             write_text(folder / name, text)
         write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
-        shown = viewer.make_viewer(pool, args.viewer_volumes)
-        report.write_report(folder, content, shown)
+        flagged = numbers.entries.get("copies", {}).get("flagged", ())
+        viewers = viewer.make_viewers(pool, args.viewer_volumes, flagged)
+        report.write_report(folder, content, viewers)
         if args.latex:
             write_text(folder / "table.tex", latex.tables(content))
     for line in report.terminal_lines(content):
         print(printable(line))
-    if shown and shown.note():
-        print(shown.note())
+    for note in filter(None, (shown.note() for shown in viewers)):
+        print(note)
     print(f"{args.output}: metrics.json, report.md, report.html, figures/"
           f"{', table.tex' if args.latex else ''}", flush=True)
     evaluation.require_named(args.metrics, content["skipped"], args.output)

@@ -54,26 +54,26 @@ CAPTIONS = {
 }
 
 
-def write_report(folder, content, viewer=None):
+def write_report(folder, content, viewers=()):
     """Writes report.md and report.html.
 
     :param folder: folder of the evaluation, whose figures/ are written already
     :param content: what metrics.json holds
-    :param viewer: viewer.Viewer, or None
+    :param viewers: of viewer.make_viewers
     """
     folder = Path(folder)
-    blocks = report_blocks(content, folder / "figures", viewer)
+    blocks = report_blocks(content, folder / "figures", viewers)
     write_text(folder / "report.md", markdown_page(blocks))
     write_text(folder / "report.html",
                html_page(blocks, folder / "figures", "MosaicDiT evaluation"))
 
 
-def report_blocks(content, figures, viewer=None):
+def report_blocks(content, figures, viewers=()):
     """The report of an evaluation as a list of blocks.
 
     :param content: what metrics.json holds
     :param figures: folder of its figures, already written
-    :param viewer: viewer.Viewer, or None
+    :param viewers: of viewer.make_viewers
     """
     entries = main_entries(content["metrics"])
     layouts = sorted({layout for entry in entries.values() for layout in entry.get("vae", {})})
@@ -91,8 +91,8 @@ def report_blocks(content, figures, viewer=None):
     blocks += structure_blocks(content["metrics"], layouts)
     if "by_class" in content:
         blocks += by_class_blocks(content)
-    if viewer:
-        blocks += [Heading(2, "Volumes"), viewer]
+    for viewer in viewers:
+        blocks += [Heading(2, viewer.heading), viewer]
     blocks.append(Heading(2, "Pictures"))
     n = {name: found["n"] for name, found in content["sets"].items()}
     blocks += [Picture(file, caption.format(**{"train": 0, **n}))

@@ -70,6 +70,9 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
     :param folder: for temporary files
     :return: {class: {"n": {"real": …, "synthetic": …}, "metrics": …, "skipped": …}}
     """
+    metrics, not_by_class = registry.of_one_class(metrics, options)
+    for title, reason in not_by_class.items():
+        print(f"{title}: not computed by class, {reason}", flush=True)
     out = {}
     for name in names:
         n = by_class.counts(pool, name)
@@ -79,7 +82,8 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
             continue
         own = by_class.class_pool(pool, name, options.memory_gb, folder)
         found = measure(metrics, own, options, replicates, permutations)
-        out[name] = {"n": n, "metrics": found.entries, "skipped": found.skipped}
+        out[name] = {"n": n, "metrics": found.entries,
+                     "skipped": {**not_by_class, **found.skipped}}
     return out
 
 

@@ -23,6 +23,8 @@ COLUMNS = {
     "ratio": "distance to the nearest training volume over that to the second nearest subject, "
              "median of the samples; near 0: copies",
     "ratio_of_held_out": "the same of held-out real volumes",
+    "feature_ratio": "the same ratio in features of a random 3D network, median of the samples",
+    "feature_ratio_of_held_out": "the same of held-out real volumes",
     "nearest_correlation": "correlation with the most correlated training volume, mean",
     "nearest_correlation_of_held_out": "the same of held-out real volumes",
     "held_out_loss": "held-out loss at the last logged step up to this one",
@@ -71,15 +73,21 @@ def numbers(step, pool, options, losses):
         "step": step, "samples": len(pool.sets["synthetic"]), "mmd": value("mmd_rbf"),
         "ms_ssim_difference": value("ms_ssim_difference"), "coverage": value("coverage_random"),
         "copies": len(copies["flagged"]), "copied_share": copies["value"],
-        "ratio": float(np.median(copies["ratios"]["synthetic"])),
-        "ratio_of_held_out": _median_of_held_out(copies["ratios"]["real"]),
+        "ratio": _median(copies["ratios"]["synthetic"]),
+        "ratio_of_held_out": _median(_of_held_out(copies, "ratios")),
+        "feature_ratio": _median(copies["feature_ratios"]["synthetic"]),
+        "feature_ratio_of_held_out": _median(_of_held_out(copies, "feature_ratios")),
         "nearest_correlation": nearest["value"],
         "nearest_correlation_of_held_out": float(np.mean(nearest["of_volumes"]["real"])),
         "held_out_loss": losses[max(earlier)] if earlier else None}
 
 
-def _median_of_held_out(ratios):
-    """Without real volumes that are themselves in the training set."""
-    ratios = np.array(ratios)
-    held_out = ratios[~copy_search.is_real_copy(ratios)]
-    return float(np.median(held_out)) if len(held_out) else None
+def _of_held_out(copies, key):
+    """Ratios of the real volumes that are not themselves in the training set."""
+    are_copies = copy_search.is_real_copy(copies["ratios"]["real"])
+    return [ratio for ratio, is_copy in zip(copies[key]["real"], are_copies) if not is_copy]
+
+
+def _median(ratios):
+    """None where there is no ratio, or one is not known."""
+    return float(np.median(ratios)) if ratios and None not in ratios else None

@@ -2,7 +2,7 @@
 import numpy as np
 
 from reporting import anatomy_figures, charts, figures
-from reporting.copies import copy_and_source
+from reporting.copy_pairs import copy_and_source
 from reporting.structures import effects_by_structure
 
 PAIRS_SHOWN = 4     # synthetic volumes beside a training volume

@@ -151,6 +151,11 @@ def _copies(entry, sets):
     power = (f"The same search found {entry['planted_found']} of {entry['planted']} copies that "
              "were made of training volumes, mirrored, shifted by up to 3 voxels, with 0.8 times "
              "the contrast and 5% noise.")
+    auc = entry.get("planted_auc", {})      # none in evaluations of earlier versions
+    if auc.get("features") is not None:
+        power += (" Against real volumes, their ratios have an AUC of "
+                  f"{number(auc['correlation'], 3)}; ratios of features of a random 3D network, "
+                  f"which flag nothing, {number(auc['features'], 3)} (`copies.tsv`).")
     warnings = [Paragraph(f"**Warning:** {sentence(warning)}.")
                 for warning in entry.get("warnings", ())]
     if not entry["flagged"]:
@@ -186,9 +191,13 @@ def by_class_blocks(content):
     head = ["metric", "overall", *(f"{markup(name)} ({classes[name]['n']['real']} real, "
                                    f"{classes[name]['n']['synthetic']} synthetic)"
                                    for name in names)]
-    lines = [_not_computed(f"{name}, {title}", reason)
-             for name in names for title, reason in classes[name]["skipped"].items()
-             if title not in content["skipped"]]
+    skipped = {}    # {(title, reason): classes}
+    for name in names:
+        for title, reason in classes[name]["skipped"].items():
+            if title not in content["skipped"]:
+                skipped.setdefault((title, reason), []).append(name)
+    lines = [_not_computed(f"{', '.join(of)}: {title}", reason)
+             for (title, reason), of in skipped.items()]
     return [Heading(2, "By class"), Table(head, rows), *lines]
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from reporting import packed_volumes
-from reporting.copies import copy_and_source, how_moved
+from reporting.copy_pairs import copy_and_source, how_moved
 from reporting.page import embedded_json, embedded_text, web_file
 from utils.escaping import printable
 

@@ -48,6 +48,8 @@ def test_numbers_of_a_checkpoint(volumes):
     assert honest["copies"] == 0 and copied["copies"] == 9 and copied["copied_share"] == 0.75
     assert copied["ratio"] < 0.01 < 0.7 < honest["ratio"]
     assert honest["ratio_of_held_out"] == copied["ratio_of_held_out"] > 0.7
+    assert copied["feature_ratio"] < 0.2 < honest["feature_ratio"]
+    assert honest["feature_ratio_of_held_out"] == copied["feature_ratio_of_held_out"] > 0.2
     assert honest["samples"] == 12 and 0 <= honest["coverage"] <= 1
 
 
@@ -106,8 +108,11 @@ def counted(monkeypatch, module, name, calls):
 
 
 def test_held_out_volumes_that_were_trained_on_do_not_count():
-    assert over_training._median_of_held_out([0.0, 0.9, 0.8]) == pytest.approx(0.85)
-    assert over_training._median_of_held_out([0.0, 0.1]) is None
+    copies = {"ratios": {"real": [0.0, 0.9, 0.8]}, "feature_ratios": {"real": [0.1, 0.5, None]}}
+    assert over_training._of_held_out(copies, "ratios") == [0.9, 0.8]
+    assert over_training._of_held_out(copies, "feature_ratios") == [0.5, None]
+    assert over_training._median([0.9, 0.8]) == pytest.approx(0.85)
+    assert over_training._median([0.5, None]) is None is over_training._median([])
 
 
 def test_what_sample_py_says_is_passed_on(tmp_path):

@@ -15,7 +15,8 @@ def a_set(flag, volumes):
 def test_the_source_is_moved_as_it_matches():
     train = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 8), np.uint8)
     copied = np.roll(train[1, :, :, ::-1], (1, -2), (0, 1))
-    pool = statistic.Pool(a_set("--real", train), a_set("--synthetic", np.stack([train[0], copied])),
+    synthetic = np.stack([train[0], copied])
+    pool = statistic.Pool(a_set("--real", train), a_set("--synthetic", synthetic),
                           a_set("--train", train))
     pool.load(1, None)
     found = {"volume": "s1", "source": "t1", "mirrored": "inferior-superior",

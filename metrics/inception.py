@@ -204,7 +204,8 @@ def kid_kernel(products):
 # -------------------------------------------------------------------------------------- statistic
 
 def check_weights(pool, options):
-    """Raises NotComputed if there are no weights, and UserError if they cannot be used."""
+    """Raises NotComputed if there are no weights or those in weights/ are damaged, and UserError
+    if those that --inception-weights names cannot be used."""
     _net_and_weights(options.inception_weights, options.device)
 
 
@@ -214,16 +215,19 @@ def _net_and_weights(file, device):
 
     Kept, as it is loaded before any volume is read, and used when all are.
     """
-    file = file or find_weights(weights_path(WEIGHTS_FILE).parent)
-    if file is None:
+    found = file or find_weights(weights_path(WEIGHTS_FILE).parent)
+    if found is None:
         raise NotComputed("no Inception weights; `python download.py inception` fetches them, or "
                           "name them with --inception-weights FILE")
     try:
-        net = load_net(file, device)
+        net = load_net(found, device)
     except ValueError as e:
-        raise UserError(
-            f"--inception-weights {e}; `python download.py inception` fetches them") from None
-    return net, {"file": str(file), "sha256": sha256_of_file(file)}
+        if file:
+            raise UserError(f"--inception-weights {e}; `python download.py inception` fetches "
+                            "them") from None
+        raise NotComputed(f"{e}; remove it, and `python download.py inception` fetches it "
+                          "again") from None
+    return net, {"file": str(found), "sha256": sha256_of_file(found)}
 
 
 def inception_statistics(pool, options):

@@ -57,6 +57,17 @@ def test_damaged_weights_are_an_error(tmp_path):
         registry.checked(options.names, a_pool(), options)
 
 
+def test_damaged_weights_that_nobody_named_leave_the_other_numbers(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"junk")
+    monkeypatch.setattr("metrics.inception.find_weights", lambda folder: tmp_path / "w.pth")
+    names = ("fid", "coverage-2d", "histogram")
+    found, skipped = registry.checked(names, a_pool(), MetricOptions(names=names))
+    assert [list(metric.titles) for metric in found] == [["histogram"]]
+    assert list(skipped) == ["FID", "coverage of Inception features"]
+    assert "w.pth: not a file of weights alone" in skipped["FID"]
+    assert "remove it, and `python download.py inception`" in skipped["FID"]
+
+
 def test_a_metric_is_one_entry(monkeypatch):
     def refuse(pool, options):
         raise NotComputed("no luck")

@@ -147,6 +147,10 @@ class Pool:
             self._kept[what, names] = compute()
         return self._kept[what, names]
 
+    def take_over(self, pool):
+        """Takes over what a pool with the same training set keeps of that set alone."""
+        self._kept.update({key: value for key, value in pool._kept.items() if key[1] == ("train",)})
+
     def of_volumes(self, what, label, compute):
         """What a function finds in each of the compared volumes, computed set by set.
 

@@ -39,7 +39,11 @@ def levels(volumes):
 def test_the_volumes_of_a_class(pool, tmp_path):
     assert by_class.class_names(pool.sets["real"], pool.sets["synthetic"]) == ["AD", "CN", "MCI"]
     assert by_class.counts(pool, "CN") == {"real": 3, "synthetic": 2}
+    for names in (("train",), ("real",), ("real", "train")):
+        pool.once("sum", names, lambda: 1)
     own = by_class.class_pool(pool, "CN", 1, tmp_path)
+    assert own.knows("sum", ("train",))     # as the training set is the same, and the others not
+    assert not own.knows("sum", ("real",)) and not own.knows("sum", ("real", "train"))
     assert levels(own.part("real")) == [2, 4, 5] and levels(own.part("synthetic")) == [11, 12]
     assert levels(own.part("vae rgb")) == [102, 104, 105] and levels(own.part("train")) == [21, 22]
     assert own.sets["real"].ids == ["r1", "r3", "r4"]

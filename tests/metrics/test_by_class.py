@@ -89,7 +89,7 @@ def test_classes_cannot_be_told_apart_within_a_class(pool, tmp_path, capsys):
     found = of_classes("class")
     line = "utility: not computed by class, as the volumes of one class have no two classes"
     assert capsys.readouterr().out.count(line) == 1
-    assert list(found["CN"]["metrics"]) == ["histogram"]
+    assert list(found["CN"]["metrics"]) == ["histogram", "histogram_foreground"]
     assert found["CN"]["skipped"]["utility"].startswith("as the volumes of one class have no two")
     assert list(found["MCI"]["skipped"]) == ["everything"]
     found = of_classes("age")

@@ -188,8 +188,8 @@ def computable_metrics(args, sets, options):
     """
     metrics, skipped = registry.checked(options.names, statistic.Pool(*sets), options)
     evaluation.require_some(args.metrics, metrics, skipped)
-    for title, reason in skipped.items():
-        print(f"{title}: will not be computed, {reason}", flush=True)
+    for line in report.lines_of_skipped(skipped, "will not be computed"):
+        print(line, flush=True)
     return metrics, skipped
 
 
@@ -278,16 +278,11 @@ def evaluate_run(args):
              "--class-label": args.class_label or "cohort", "--seed": args.seed,
              "--device": args.device}
     real, train = find_real_and_training(args)
-    pool, rows = None, []
+    pools, rows = over_training.PoolOfRun(real, train, args.memory_gb, args.output), []
     for step, checkpoint in checkpoints.items():
         folder = args.output / over_training.SAMPLES_FOLDER / checkpoint.stem
         over_training.sample(checkpoint, folder, args.num_samples or metric_flags.SAMPLES, flags)
-        synthetic = find_synthetic(args, folder, real)
-        if pool is None:
-            pool = statistic.Pool(real, synthetic, train)
-            pool.load(args.memory_gb, args.output)
-        else:
-            pool.replace_synthetic(synthetic, args.memory_gb, args.output)
+        pool = pools.with_samples(find_synthetic(args, folder, real))
         rows.append(over_training.numbers(step, pool, options_of(args), losses))
     over_training_report.write(args.output, rows, over_training.COLUMNS, str(args.ckpt_folder))
     for line in over_training_report.findings(rows):

@@ -118,9 +118,14 @@ def warnings_of(pool):
 
     :param pool: statistic.Pool, loaded
     """
+    return [*warnings_of_sets(pool), *orientation_warnings(pool)]
+
+
+def warnings_of_sets(pool):
+    """The same of the sets as they are, without comparing how their volumes lie."""
     sets = [found for found in (*pool.sets.values(), pool.train) if found]
     lines = [line for found in sets for line in (*found.warnings, *found.notes())]
-    return [*dict.fromkeys(lines), *overlap_warnings(pool), *orientation_warnings(pool)]
+    return [*dict.fromkeys(lines), *overlap_warnings(pool)]
 
 
 # ----------------------------------------------------------------------------------- description

@@ -6,7 +6,9 @@ import sys
 import numpy as np
 
 from metrics import copy_search, evaluation, registry
+from metrics.statistic import Pool
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.files import SCRIPTS_DIR
 
 SAMPLES_FOLDER = "samples"    # in the output folder, one samples folder per checkpoint
@@ -48,6 +50,38 @@ def sample(checkpoint, folder, num_samples, flags):
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         reason = lines[-1] if lines else f"exit code {done.returncode}"
         raise UserError(f"{checkpoint}: cannot be sampled; {reason.split('error: ', 1)[-1]}")
+
+
+class PoolOfRun:
+    """The pool of a run's checkpoints: real and training volumes stay, samples are replaced."""
+
+    def __init__(self, real, train, memory_gb, folder):
+        """
+        :param real, train: VolumeSet
+        :param memory_gb, folder: as `statistic.Pool.load` takes them
+        """
+        self.real, self.train = real, train
+        self.memory = memory_gb, folder
+        self._pool = None
+        self._said = set()
+
+    def with_samples(self, synthetic):
+        """A statistic.Pool, loaded; prints what makes its numbers misleading, each line once.
+
+        The next call changes it.
+
+        :param synthetic: VolumeSet
+        """
+        if self._pool is None:
+            self._pool = Pool(self.real, synthetic, self.train)
+            self._pool.load(*self.memory)
+        else:
+            self._pool.replace_synthetic(synthetic, *self.memory)
+        for line in evaluation.warnings_of_sets(self._pool):
+            if line not in self._said:
+                print(f"warning: {printable(line)}", flush=True)
+            self._said.add(line)
+        return self._pool
 
 
 def numbers(step, pool, options, losses):

@@ -84,7 +84,8 @@ def report_blocks(content, figures, viewers=()):
         blocks.append(_table_of_numbers(entries, layouts))
     if "copies" in entries:
         blocks += _copies(entries["copies"], content["sets"])
-    blocks += [_not_computed(title, reason) for title, reason in content["skipped"].items()]
+    blocks += [_not_computed(", ".join(titles), reason)
+               for reason, titles in _by_reason(content["skipped"]).items()]
     if entries:
         blocks += [Bullets(_notes(content, layouts)), Heading(2, "What each number is"),
                    Bullets(_definitions(entries))]
@@ -290,5 +291,22 @@ def terminal_lines(content):
     for found in copies.get("flagged", []):
         lines.append(f"warning: {found['volume']} looks like a copy of the training volume "
                      f"{found['source']}")
-    return lines + [f"{title}: not computed, {reason}"
-                    for title, reason in content["skipped"].items()]
+    return lines + lines_of_skipped(content["skipped"], "not computed")
+
+
+def lines_of_skipped(skipped, what):
+    """What is not computed, a line for each reason: "FID, KID: not computed, no weights".
+
+    :param skipped: {title: reason}
+    :param what: "not computed", or the like
+    """
+    return [f"{', '.join(titles)}: {what}, {reason}"
+            for reason, titles in _by_reason(skipped).items()]
+
+
+def _by_reason(skipped):
+    """{reason: titles}."""
+    found = {}
+    for title, reason in skipped.items():
+        found.setdefault(reason, []).append(title)
+    return found

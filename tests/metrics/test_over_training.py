@@ -75,13 +75,11 @@ def test_the_other_sets_are_read_once_and_numbers_stay_exactly_the_same(volumes,
                volumes[14:22]]
     sets = [a_counted_set("--synthetic", part, reads) for part in samples]
     options = MetricOptions()
-    pool = statistic.Pool(real, sets[0], train)
-    pool.load(1, None)
-    found = [over_training.numbers(0, pool, options, {})]
+    pools = over_training.PoolOfRun(real, train, 1, None)
+    found = [over_training.numbers(0, pools.with_samples(sets[0]), options, {})]
     first = Counter(calls)
     for step, synthetic in enumerate(sets[1:], 1):
-        pool.replace_synthetic(synthetic, 1, None)
-        found.append(over_training.numbers(step, pool, options, {}))
+        found.append(over_training.numbers(step, pools.with_samples(synthetic), options, {}))
     assert reads == {"--real": 10, "--train": 12, "--synthetic": 8 + 6 + 8}
     assert calls["CopySearch"] == 1
     assert first["gram"] == 3 + 2 and first["features"] == 2    # pairs of sets; with the training
@@ -92,6 +90,19 @@ def test_the_other_sets_are_read_once_and_numbers_stay_exactly_the_same(volumes,
         alone.load(1, None)
         assert over_training.numbers(step, alone, options, {}) == found[step]
     assert [row["copies"] for row in found] == [0, 3, 0]
+
+
+def test_what_makes_numbers_misleading_is_said_once(volumes, capsys):
+    real, train, samples = (a_counted_set(flag, part, Counter()) for flag, part in (
+        ("--real", volumes[:4]), ("--train", volumes[2:9]), ("--synthetic", volumes[10:14])))
+    pools = over_training.PoolOfRun(real, train, 1, None)
+    pools.with_samples(samples)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert line == ("warning: 2 of 4 real volumes are in the training set, voxel for voxel: "
+                    "real2, real3")
+    pools.with_samples(a_counted_set("--synthetic", volumes[8:12], Counter()))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert line.startswith("warning: 1 of 4 synthetic volumes are in the training set")
 
 
 def counted(monkeypatch, module, name, calls):

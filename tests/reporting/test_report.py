@@ -113,6 +113,9 @@ def test_without_numbers(content, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "What each number is" not in text and "**this evaluation**, 16 real | 32 | –" in text
     assert report.terminal_lines(content) == ["KID: not computed, no weights"]
+    skipped = {"FID": "no weights", "the floor": "few", "KID": "no weights"}
+    assert report.lines_of_skipped(skipped, "will not be computed") == [
+        "FID, KID: will not be computed, no weights", "the floor: will not be computed, few"]
 
 
 def test_terminal_lines(content):

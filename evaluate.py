@@ -66,7 +66,7 @@ def parse_args():
     metric_flags.add_computation_flags(p.add_argument_group("computation"))
     args = p.parse_args()
     report_flags.check_purpose(p, vars(args))
-    check_resampling(args)
+    metric_flags.check_resampling(args.bootstrap, args.permutations)
     if not args.score:
         check_flags(args)
     return args
@@ -103,15 +103,6 @@ def check_flags(args):
                         "`python download.py inception` fetches it")
 
 
-def check_resampling(args):
-    """:raises UserError: too few replicates or permutations"""
-    if args.bootstrap < 0 or args.bootstrap == 1:
-        raise UserError(f"--bootstrap {args.bootstrap}: must be 0, or at least 2")
-    if args.permutations < 0 or 0 < args.permutations < 19:
-        raise UserError(f"--permutations {args.permutations}: must be 0, or at least 19, with "
-                        "which p can be as small as 0.05")
-
-
 def check_output(args):
     """:raises UserError: --output exists, and is not to be replaced or continued"""
     if args.ckpt_folder and (args.output / over_training.SAMPLES_FOLDER).is_dir():
@@ -122,34 +113,45 @@ def check_output(args):
 
 # --------------------------------------------------------------------------------------- volumes
 
-def find_sets(args, synthetic_path):
-    """The real, synthetic and training sets (None without --train).
+def find_sets(args):
+    """The real, synthetic and training sets (None without --train)."""
+    real, train = find_real_and_training(args)
+    return real, find_synthetic(args, args.synthetic, real), train
 
-    :raises UserError: sets of two volume sizes, or too small for --mmd-batch or --slices
+
+def find_real_and_training(args):
+    """The real and training sets (None without --train).
+
+    :raises UserError: sets of two volume sizes, or too small for --slices
     """
     real = volume_sets.find_set(args.real, args.real_split, "--real",
                                 value_range=args.real_range)
-    synthetic = volume_sets.find_set(
-        synthetic_path, args.synthetic_split, "--synthetic", default_split="all",
-        value_range=args.synthetic_range, axes=args.synthetic_axes, like=real)
     train = None
     if args.train:
         is_data_folder = (Path(args.train) / "manifest.json").is_file()
         train = volume_sets.find_set(
             args.train, "train" if is_data_folder else None, "--train", like=real,
             value_range=None if is_data_folder else args.real_range)
-    for found in filter(None, (real, synthetic, train)):
-        print(printable(evaluation.summary_of_set(found)), flush=True)
-    for found in (synthetic, train):
-        if found and found.side != real.side:
-            raise UserError(f"{found.flag} {found.path}: volumes of {found.side} voxels a side, "
-                            f"the real ones have {real.side}; preprocess both to one --size")
+    for found in filter(None, (real, train)):
+        evaluation.announce(found, real)
+    if args.slices > real.side:
+        raise UserError(f"--slices {args.slices}: the volumes have {real.side}")
+    return real, train
+
+
+def find_synthetic(args, path, real):
+    """The synthetic set.
+
+    :raises UserError: its volumes are not of the real ones' size, or too few for --mmd-batch
+    """
+    synthetic = volume_sets.find_set(
+        path, args.synthetic_split, "--synthetic", default_split="all",
+        value_range=args.synthetic_range, axes=args.synthetic_axes, like=real)
+    evaluation.announce(synthetic, real)
     smaller = min(len(real), len(synthetic))
     if args.mmd_batch and args.mmd_batch > smaller:
         raise UserError(f"--mmd-batch {args.mmd_batch}: the smaller set has {smaller} volumes")
-    if args.slices > real.side:
-        raise UserError(f"--slices {args.slices}: the volumes have {real.side}")
-    return real, synthetic, train
+    return synthetic
 
 
 def chosen_metrics(args):
@@ -186,8 +188,8 @@ def computable_metrics(args, sets, options):
     """
     metrics, skipped = registry.checked(options.names, statistic.Pool(*sets), options)
     evaluation.require_some(args.metrics, metrics, skipped)
-    for title, reason in skipped.items():
-        print(f"{title}: will not be computed, {reason}", flush=True)
+    for line in report.lines_of_skipped(skipped, "will not be computed"):
+        print(line, flush=True)
     return metrics, skipped
 
 
@@ -240,7 +242,7 @@ def evaluate(args, pool, metrics, best, folder):
 
 def make_reader_study(args):
     """Writes the page of a reader study, and its key."""
-    real, synthetic, _ = find_sets(args, args.synthetic)
+    real, synthetic, _ = find_sets(args)
     page, key = reader_study.make({"real": real, "synthetic": synthetic}, args.reader_study,
                                   args.seed)
     with atomic_folder(args.output) as folder:
@@ -275,12 +277,12 @@ def evaluate_run(args):
     flags = {"--sampler": args.sampler, "--num-sampling-steps": args.num_sampling_steps,
              "--class-label": args.class_label or "cohort", "--seed": args.seed,
              "--device": args.device}
-    rows = []
+    real, train = find_real_and_training(args)
+    pools, rows = over_training.PoolOfRun(real, train, args.memory_gb, args.output), []
     for step, checkpoint in checkpoints.items():
         folder = args.output / over_training.SAMPLES_FOLDER / checkpoint.stem
         over_training.sample(checkpoint, folder, args.num_samples or metric_flags.SAMPLES, flags)
-        pool = statistic.Pool(*find_sets(args, folder))
-        pool.load(args.memory_gb, args.output)
+        pool = pools.with_samples(find_synthetic(args, folder, real))
         rows.append(over_training.numbers(step, pool, options_of(args), losses))
     over_training_report.write(args.output, rows, over_training.COLUMNS, str(args.ckpt_folder))
     for line in over_training_report.findings(rows):
@@ -296,7 +298,7 @@ def main():
         return make_reader_study(args)
     if args.ckpt_folder:
         return evaluate_run(args)
-    real, synthetic, train = sets = find_sets(args, args.synthetic)
+    real, synthetic, train = sets = find_sets(args)
     if args.by_class:
         by_class.class_names(real, synthetic)
     by_name = {found.flag[2:]: found for found in sets if found}
@@ -323,14 +325,15 @@ def main():
             write_text(folder / name, text)
         write_text(folder / "metrics.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         evaluation_figures.draw(folder / "figures", pool, numbers.entries, numbers.nearest)
-        shown = viewer.make_viewer(pool, args.viewer_volumes)
-        report.write_report(folder, content, shown)
+        flagged = numbers.entries.get("copies", {}).get("flagged", ())
+        viewers = viewer.make_viewers(pool, args.viewer_volumes, flagged)
+        report.write_report(folder, content, viewers)
         if args.latex:
             write_text(folder / "table.tex", latex.tables(content))
     for line in report.terminal_lines(content):
         print(printable(line))
-    if shown and shown.note():
-        print(shown.note())
+    for note in filter(None, (shown.note() for shown in viewers)):
+        print(note)
     print(f"{args.output}: metrics.json, report.md, report.html, figures/"
           f"{', table.tex' if args.latex else ''}", flush=True)
     evaluation.require_named(args.metrics, content["skipped"], args.output)

@@ -306,7 +306,7 @@ def _rows(found, pool, ml, logarithms):
         label, values, effect, has_interval = what[family]
         for k, name in enumerate(found.names):
             out.append(_statistic(
-                found, f"anatomy_{family}_{name}", f"{name.replace('_', ' ')}, {label}, d",
+                found, f"anatomy_{family}_{name}", f"{structures.name_in_text(name)}, {label}, d",
                 f"Cohen's d, synthetic − real, of {label}", "0",
                 _effect_of_one(effect, values, k), has_interval=has_interval, family=family,
                 details={"structure": name,

@@ -71,4 +71,5 @@ def class_pool(pool, name, memory_gb, folder):
             out.part(key)[i] = part[k]
     if pool.train:
         out.part("train")[:] = pool.part("train")
+        out.take_over(pool)
     return out

@@ -41,6 +41,7 @@ class Match:
     second_distance: float  # to the nearest training volume of another subject
     flip: str               # of FLIPS, that makes the training volume match
     shift: tuple            # voxels by which it is moved then
+    aligned: tuple = ()     # (index, flip, shift) of each subject that was compared, nearest first
 
     @property
     def ratio(self):
@@ -143,8 +144,10 @@ class CopySearch:
             nearest[subject] = min(found, nearest.get(subject, found))
         if len(nearest) < 2:
             return None
-        (distance, index, flip, shift), (second_distance, *_) = sorted(nearest.values())[:2]
-        return Match(index, distance, second_distance, flip, shift)
+        ranked = sorted(nearest.values())
+        (distance, index, flip, shift), (second_distance, *_) = ranked[:2]
+        return Match(index, distance, second_distance, flip, shift,
+                     tuple(tuple(alignment) for _, *alignment in ranked))
 
     def _candidates(self, volume):
         """The training volumes and mirror images that match best on the coarse grid.

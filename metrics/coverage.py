@@ -11,11 +11,15 @@ its own set: two scans of one subject are near each other, however sparse the se
 Density and coverage: Naeem et al. 2020 (arXiv 2002.09797), eq. 3 and 5. Precision and recall:
 Kynkäänniemi et al. 2019 (arXiv 1904.06991), eq. 1 and 2.
 """
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
+
+from metrics.mmd import squared_distances
+from metrics.statistic import Statistic
 
 SMALLEST_RADIUS = 1e-12     # of a neighborhood: where volumes are equal, it has none
 
@@ -126,3 +130,32 @@ def expected_coverage(real, synthetic, k):
     """
     steps = np.arange(1, k + 1)
     return 1 - float(np.prod((real - steps) / (synthetic + real - steps)))
+
+
+# -------------------------------------------------------------------------------------- statistic
+
+def coverage_statistics(space, products, pool, details):
+    """The four numbers in one space of features.
+
+    :param space: feature_space.FeatureSpace of the pool
+    :param products: its inner products, (N, N)
+    :param pool: statistic.Pool
+    :param details: for metrics.json
+    """
+    distances = np.sqrt(squared_distances(products))
+    n = [len(set(pool.sets[name].subjects)) for name in ("real", "synthetic")]
+    for measure in MEASURES:
+        target, text = "1", "compare it with the floor: with few volumes, less than 1 is usual"
+        if measure.name == "density":
+            text = "1 on average for a perfect generator"
+        if measure.name == "coverage" and min(n) > measure.k:
+            target = f"{expected_coverage(*n, measure.k):.3g}"
+            text = "the target is what a perfect generator has on average with as many volumes"
+        yield Statistic(
+            key=f"{measure.name}_{space.key}", name=f"{measure.name}, {space.name}",
+            definition=f"{measure.definition}; k = {measure.k} nearest other subjects, "
+                       f"Euclidean distances of {space.definition}; {text}",
+            target=target, has_interval=False, test=measure.tail,
+            compute=functools.partial(measure.of_sets, distances, pool.groups),
+            order=functools.partial(measure.order_of_sets, distances, pool.groups),
+            details={**details, "k": measure.k})

@@ -7,6 +7,7 @@ from metrics.options import NotComputed
 from metrics.orientation import orientation_warnings
 from metrics.overlap import overlap_warnings
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.files import read_json
 from utils.flags import flag_of
 
@@ -69,6 +70,9 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
     :param folder: for temporary files
     :return: {class: {"n": {"real": …, "synthetic": …}, "metrics": …, "skipped": …}}
     """
+    metrics, not_by_class = registry.of_one_class(metrics, options)
+    for title, reason in not_by_class.items():
+        print(f"{title}: not computed by class, {reason}", flush=True)
     out = {}
     for name in names:
         n = by_class.counts(pool, name)
@@ -78,7 +82,8 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
             continue
         own = by_class.class_pool(pool, name, options.memory_gb, folder)
         found = measure(metrics, own, options, replicates, permutations)
-        out[name] = {"n": n, "metrics": found.entries, "skipped": found.skipped}
+        out[name] = {"n": n, "metrics": found.entries,
+                     "skipped": {**not_by_class, **found.skipped}}
     return out
 
 
@@ -113,9 +118,14 @@ def warnings_of(pool):
 
     :param pool: statistic.Pool, loaded
     """
+    return [*warnings_of_sets(pool), *orientation_warnings(pool)]
+
+
+def warnings_of_sets(pool):
+    """The same of the sets as they are, without comparing how their volumes lie."""
     sets = [found for found in (*pool.sets.values(), pool.train) if found]
     lines = [line for found in sets for line in (*found.warnings, *found.notes())]
-    return [*dict.fromkeys(lines), *overlap_warnings(pool), *orientation_warnings(pool)]
+    return [*dict.fromkeys(lines), *overlap_warnings(pool)]
 
 
 # ----------------------------------------------------------------------------------- description
@@ -133,8 +143,19 @@ def describe_set(found):
     return out
 
 
-def summary_of_set(found):
-    """What is compared, as a line for the terminal."""
+def announce(found, real):
+    """Prints what a set is, as a line.
+
+    :param found, real: VolumeSet; the latter is the real set
+    :raises UserError: its volumes are not of the size of the real ones
+    """
+    print(printable(_summary_of_set(found)), flush=True)
+    if found.side != real.side:
+        raise UserError(f"{found.flag} {found.path}: volumes of {found.side} voxels a side, the "
+                        f"real ones have {real.side}; preprocess both to one --size")
+
+
+def _summary_of_set(found):
     split = ""
     if found.split and found.flag != "--train":
         split = f", split {found.split} ({found.flag}-split chooses)"

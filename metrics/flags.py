@@ -5,6 +5,7 @@ from metrics import inception, ms_ssim, registry
 from metrics.options import MetricOptions
 from mri import manifest, structures
 from mri.mosaic import SLICES_PER_TILE
+from utils.errors import UserError
 from utils.files import WEIGHTS_DIR
 from utils.flags import add_device_flag, positive, whole_number
 
@@ -80,9 +81,9 @@ def add_metric_flags(g):
                    "3dbraingen, linear MMD is 4 times that with 0 1; default: 0 1, but -1 1 in the "
                    "table of published numbers")
     g.add_argument("--slices", type=int, default=DEFAULTS.slices, metavar="K",
-                   help="number of middle slices of each view for FID and KID")
+                   help="number of middle slices of each view for Inception features")
     g.add_argument("--inception-weights", type=Path, metavar="FILE",
-                   help="weights of the Inception net for FID and KID; default: "
+                   help="weights of the Inception net for FID, KID and coverage; default: "
                    f"{WEIGHTS_DIR}/{inception.WEIGHTS_FILE}, or torch-fidelity's cache")
     g.add_argument("--meshnet", type=Path, metavar="DIR",
                    help="folder of the network for anatomy, model18cls; default: "
@@ -151,3 +152,12 @@ def add_computation_flags(g):
                    help="RAM to use, in GB; sets that need more than half of it are kept in a "
                    "temporary file next to --output")
     add_device_flag(g)
+
+
+def check_resampling(bootstrap, permutations):
+    """:raises UserError: too few replicates or permutations"""
+    if bootstrap < 0 or bootstrap == 1:
+        raise UserError(f"--bootstrap {bootstrap}: must be 0, or at least 2")
+    if permutations < 0 or 0 < permutations < 19:
+        raise UserError(f"--permutations {permutations}: must be 0, or at least 19, with which p "
+                        "can be as small as 0.05")

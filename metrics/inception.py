@@ -1,4 +1,4 @@
-"""FID and KID: distances of features of the FID Inception net, on slices of volumes."""
+"""FID, KID and coverage: features of the FID Inception net, on slices of volumes."""
 import functools
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from metrics import mmd
+from metrics.coverage import coverage_statistics
+from metrics.feature_space import FeatureSpace
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
 from mri.geometry import VIEWS, view_slice
@@ -202,7 +204,8 @@ def kid_kernel(products):
 # -------------------------------------------------------------------------------------- statistic
 
 def check_weights(pool, options):
-    """Raises NotComputed if there are no weights, and UserError if they cannot be used."""
+    """Raises NotComputed if there are no weights or those in weights/ are damaged, and UserError
+    if those that --inception-weights names cannot be used."""
     _net_and_weights(options.inception_weights, options.device)
 
 
@@ -212,34 +215,56 @@ def _net_and_weights(file, device):
 
     Kept, as it is loaded before any volume is read, and used when all are.
     """
-    file = file or find_weights(weights_path(WEIGHTS_FILE).parent)
-    if file is None:
+    found = file or find_weights(weights_path(WEIGHTS_FILE).parent)
+    if found is None:
         raise NotComputed("no Inception weights; `python download.py inception` fetches them, or "
                           "name them with --inception-weights FILE")
     try:
-        net = load_net(file, device)
+        net = load_net(found, device)
     except ValueError as e:
-        raise UserError(
-            f"--inception-weights {e}; `python download.py inception` fetches them") from None
-    return net, {"file": str(file), "sha256": sha256_of_file(file)}
+        if file:
+            raise UserError(f"--inception-weights {e}; `python download.py inception` fetches "
+                            "them") from None
+        raise NotComputed(f"{e}; remove it, and `python download.py inception` fetches it "
+                          "again") from None
+    return net, {"file": str(found), "sha256": sha256_of_file(found)}
 
 
 def inception_statistics(pool, options):
-    """FID and KID on the middle slices of the three views.
+    """FID and KID on the middle slices of each view, and coverage of all three views together.
 
     A generator, so that the memory that one view takes is free before the next.
     """
     net, weights = _net_and_weights(options.inception_weights, options.device)
+    of_volumes = []     # (N, 2048) of each view
     for view in VIEWS:
         with counter(f"Inception features, {view}", pool.size) as update:
             found = features(net, pool.compared, view, options.slices, device=options.device,
                              callback=update)
+        of_volumes.append(found.mean(1, dtype=np.float64))
         found = found.reshape(-1, FEATURES).astype(np.float64)
         details = {"view": view, "slices": options.slices, "weights": weights}
         if "fid" in options.names:
             yield from fid_statistics(pool, found, details, options.seed)
         if "kid" in options.names:
             yield kid_statistic(pool, found, details)
+    if "coverage-2d" in options.names:
+        space = views_together(of_volumes, {"slices": options.slices, "weights": weights})
+        details = {**space.details, "features": space.values.shape[1]}
+        yield from coverage_statistics(space, space.products(), pool, details)
+
+
+def views_together(of_volumes, details):
+    """The features of the three views of each volume, side by side, as a FeatureSpace.
+
+    :param of_volumes: list of (N, 2048), of each view
+    :param details: {"slices", "weights"}
+    """
+    means = "" if details["slices"] == 1 else ", their mean over slices"
+    return FeatureSpace(
+        "inception", "Inception features",
+        f"{_feature_text(details)} in each of the three views{means}, the views side by side",
+        np.concatenate(of_volumes, axis=1), details)
 
 
 def fid_statistics(pool, found, details, seed):

@@ -4,15 +4,14 @@ from functools import partial
 
 import numpy as np
 
-from metrics import copy_search, ms_ssim
+from metrics import ms_ssim
+from metrics.copies import COMPARED, copies_statistic, over_pool
 from metrics.mmd import gram
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
-from metrics.volume_sets import short_list
 from utils.progress import counter
 
 CLOSE_SHARE = 0.05  # share of real volumes that are closer to the training set than the threshold
-PLANTED = 8         # copies that are made to see whether the search finds them
 
 
 # ----------------------------------------------------------------------- similarity and distance
@@ -88,11 +87,7 @@ def memorization_statistics(pool, options):
 
     By correlation, and by MS-SSIM among the most correlated training volumes.
     """
-    count = len(pool.sets["real"]) + len(pool.sets["synthetic"])
-    with counter("correlations with training volumes", count) as update:
-        correlation = correlations(
-            pool.volumes[:count], pool.part("train"), memory_gb=options.memory_gb / 2,
-            device=options.device, callback=update)
+    correlation = _correlations_with_training_set(pool, options)
     found = [Nearest(
         "correlation", "correlation",
         "Pearson correlation over all voxels with the most correlated training volume",
@@ -102,7 +97,19 @@ def memorization_statistics(pool, options):
     statistics = []
     for nearest in found:
         statistics += [_similarity_statistic(pool, nearest), _copied_statistic(pool, nearest)]
-    return statistics + [_copies_statistic(pool, options)]
+    return statistics + [copies_statistic(pool, options)]
+
+
+def _correlations_with_training_set(pool, options):
+    """Of the real and synthetic volumes, (N, M)."""
+    what = ("correlation", options.device)
+    missing = [len(pool.sets[name]) for name in COMPARED if not pool.knows(what, (name, "train"))]
+    with counter("correlations with training volumes", sum(missing)) as update:
+        return np.concatenate([
+            pool.once(what, (name, "train"), partial(
+                correlations, pool.part(name), pool.part("train"),
+                memory_gb=options.memory_gb / 2, device=options.device, callback=update))
+            for name in COMPARED])
 
 
 def _nearest_by_ms_ssim(pool, correlation, options):
@@ -113,18 +120,33 @@ def _nearest_by_ms_ssim(pool, correlation, options):
     count, trained = correlation.shape
     kept = min(options.shortlist, trained)
     shortlist = np.argsort(-correlation, axis=1, kind="stable")[:, :kept]
-    first_trained = pool.index("train")[0]
-    pairs = np.stack([np.repeat(np.arange(count), kept), first_trained + shortlist.reshape(-1)],
-                     axis=1)
-    with counter("MS-SSIM with training volumes", len(pairs)) as update:
-        values = ms_ssim.ms_ssim_pairs(
-            pool.volumes, options.protocol, pairs, memory_gb=options.memory_gb / 2,
-            device=options.device, callback=update).reshape(count, kept)
+    values = _ms_ssim_with_shortlist(pool, shortlist, options)
     definition = f"MS-SSIM, `{options.protocol}`, with the most similar training volume"
     if kept < trained:
         definition += f" of the {kept} most correlated"
     return Nearest("ms_ssim", "MS-SSIM", definition, values.max(1),
                    shortlist[np.arange(count), values.argmax(1)])
+
+
+def _ms_ssim_with_shortlist(pool, shortlist, options):
+    """MS-SSIM of the real and synthetic volumes with training volumes.
+
+    :param shortlist: (N, K) indices of training volumes
+    :return: (N, K)
+    """
+    what = ("MS-SSIM", options.protocol, options.device, shortlist.shape[1])
+    new = [name for name in COMPARED if not pool.knows(what, (name, "train"))]
+    rows = np.concatenate([pool.index(name) for name in new]) if new else np.empty(0, int)
+    trained = pool.index("train")[shortlist[rows]]
+    pairs = np.stack([np.repeat(rows, shortlist.shape[1]), trained.reshape(-1)], axis=1)
+    with counter("MS-SSIM with training volumes", len(pairs)) as update:
+        values = ms_ssim.ms_ssim_pairs(
+            pool.volumes, options.protocol, pairs, memory_gb=options.memory_gb / 2,
+            device=options.device, callback=update).reshape(trained.shape)
+    ends = np.cumsum([len(pool.sets[name]) for name in new])
+    computed = dict(zip(new, np.split(values, ends)))
+    return np.concatenate([pool.once(what, (name, "train"), partial(computed.get, name))
+                           for name in COMPARED])
 
 
 def _similarity_statistic(pool, nearest):
@@ -136,7 +158,7 @@ def _similarity_statistic(pool, nearest):
         key=f"nearest_{nearest.key}", name=f"nearest training volume, {nearest.measure}",
         definition=f"{nearest.definition}, mean; well above that of the real volumes: copied, or "
                    "smoother than real volumes, which brings any volume closer",
-        target="real", compute=partial(_mean_similarity, _over_pool(pool, nearest.similarity)),
+        target="real", compute=partial(_mean_similarity, over_pool(pool, nearest.similarity)),
         has_ceiling=False, details={"of_volumes": of_volumes, "threshold": threshold},
         nearest=nearest.index[pool.index("synthetic")])
 
@@ -144,7 +166,7 @@ def _similarity_statistic(pool, nearest):
 def _copied_statistic(pool, nearest):
     """Share of volumes that come closer to the training set than real volumes do."""
     n = len(pool.sets["real"])
-    distance = 1 - _over_pool(pool, nearest.similarity)
+    distance = 1 - over_pool(pool, nearest.similarity)
     return Statistic(
         key=f"copied_{nearest.key}", name=f"closer than 95% of real, {nearest.measure}",
         definition=f"share of volumes whose distance (1 − {nearest.measure}) to the nearest "
@@ -153,90 +175,6 @@ def _copied_statistic(pool, nearest):
                    "to the real ones have",
         target=f"{max(CLOSE_SHARE, 1 / (n + 1)):.3g}",
         compute=partial(share_closer, distance, distance), has_ceiling=False, is_share=True)
-
-
-def _copies_statistic(pool, options):
-    """Synthetic volumes that are copies of single training volumes, mirrored or moved, too."""
-    search = copy_search.CopySearch(pool.part("train"), pool.train.subjects, options.device)
-    planted = _planted_copies(pool.part("train"), options.seed)
-    matches = {}
-    count = len(pool.sets["real"]) + len(pool.sets["synthetic"]) + len(planted)
-    with counter("search for copies", count) as update:
-        for name, volumes in (("real", pool.part("real")), ("synthetic", pool.part("synthetic")),
-                              ("planted", planted)):
-            matches[name] = search.best_matches(volumes, update)
-    ratios = {name: np.array([match.ratio if match else 1.0 for match in found])
-              for name, found in matches.items()}
-    threshold = copy_search.threshold(ratios["real"])
-    usable = int((~copy_search.is_real_copy(ratios["real"])).sum())
-    ratio = _over_pool(pool, np.concatenate([ratios["real"], ratios["synthetic"]]))
-    found = int((ratios["planted"] < threshold).sum())
-    return Statistic(
-        key="copies", name="copies of a training volume, share flagged",
-        definition="share of volumes that are far closer to one training volume than to any of "
-                   "another subject: the ratio of the two distances (1 − correlation, at the best "
-                   f"of mirror images and shifts of up to {copy_search.MAX_SHIFT} voxels, whatever "
-                   f"the contrast) is below {threshold:.3g}, which is 0.8 times the least ratio of "
-                   f"the {usable} real volumes that are not in the training set, but at most "
-                   f"{copy_search.HIGHEST_FLAGGED}. Power: of "
-                   f"{len(planted)} training volumes that were mirrored, shifted, given 0.8 times "
-                   f"the contrast and 5% noise, the same search flagged {found}",
-        target="0", compute=partial(_share_flagged, ratio), has_ceiling=False, has_interval=False,
-        test=None, details={
-            "threshold": float(threshold), "planted": len(planted), "planted_found": found,
-            "ratios": {name: ratios[name].tolist() for name in ("real", "synthetic")},
-            "flagged": _flagged(pool, matches["synthetic"], threshold),
-            "warnings": _real_copies(pool, ratios["real"])})
-
-
-def _real_copies(pool, ratios):
-    """A sentence if real volumes are themselves copies of training volumes."""
-    copies = np.flatnonzero(copy_search.is_real_copy(ratios))
-    if len(copies) == 0:
-        return []
-    rest = "the threshold of the search for copies leaves them out"
-    if len(copies) == len(ratios):
-        rest = (f"so the search for copies takes its highest threshold, "
-                f"{copy_search.HIGHEST_FLAGGED}, and nothing shows how low a ratio can be "
-                "by chance")
-    ids = short_list([pool.sets["real"].ids[i] for i in copies])
-    return [f"{len(copies)} of {len(ratios)} real volumes match a training volume as only a copy "
-            f"or another scan of the same person does: {ids}; {rest}"]
-
-
-def _planted_copies(volumes, seed):
-    """Copies of random training volumes, which the search should find."""
-    rng = np.random.default_rng([seed, 7])
-    chosen = rng.choice(len(volumes), min(PLANTED, len(volumes)), replace=False)
-    return [copy_search.planted_copy(volumes[i], rng) for i in np.sort(chosen)]
-
-
-def _flagged(pool, matches, threshold):
-    """The flagged synthetic volumes beside their sources, the clearest copy first."""
-    flagged = [(match.ratio, i) for i, match in enumerate(matches)
-               if match and match.ratio < threshold]
-    out = []
-    for _, i in sorted(flagged):
-        match = matches[i]
-        out.append({
-            "volume": pool.sets["synthetic"].ids[i], "source": pool.train.ids[match.index],
-            "ratio": match.ratio, "distance": match.distance, "mirrored": match.flip,
-            "mirrored_axes": list(copy_search.FLIPS[match.flip]), "shift": list(match.shift)})
-    return out
-
-
-def _share_flagged(ratio, a, b):
-    """Share of set b whose ratio lies below the threshold that set a gives, (R,)."""
-    thresholds = copy_search.threshold(np.where(a > 0, ratio, np.inf))
-    return (b * (ratio < thresholds[:, None])).sum(1) / b.sum(1)
-
-
-def _over_pool(pool, values):
-    """Values of the real and synthetic volumes as values of the pool.
-
-    Volumes that went through the VAE get 0: they are in no set here.
-    """
-    return np.pad(values, (0, pool.size - len(values)))
 
 
 def _mean_similarity(similarity, real, other):

@@ -244,10 +244,7 @@ def _products_of_two(x, y, **options):
 
 def mmd_statistics(pool, options):
     """MMD on voxels: linear, linear unbiased, and Gaussian."""
-    label = f"inner products of {pool.size:,} volumes: voxels"
-    with counter(label, pool.side ** 3) as update:
-        products = gram(pool.compared, memory_gb=options.memory_gb / 2, device=options.device,
-                        callback=update)
+    products = _products_of_pool(pool, options)
     low, high = options.mmd_range
     products *= (high - low) ** 2  # differences of voxels in [0, 1] grow by high - low
     voxels = f"voxels in [{low:g}, {high:g}]"
@@ -278,6 +275,24 @@ def mmd_statistics(pool, options):
             target="real", has_ceiling=False, test=None, details=details,
             compute=partial(mean_pair_distance, squared_distances(products), pool.groups)),
     ]
+
+
+def _products_of_pool(pool, options):
+    """Inner products of the compared volumes, (N, N), computed for each two sets."""
+    names, what = list(pool.sets), ("inner products", options.device)
+    blocks = [(first, second) for k, first in enumerate(names) for second in names[k:]]
+    missing = [block for block in blocks if not pool.knows(what, block)]
+    products = np.empty((pool.size, pool.size))
+    label = f"inner products of {pool.size:,} volumes: voxels"
+    with counter(label, len(missing) * pool.side ** 3) as update:
+        for first, second in blocks:
+            others = None if first == second else pool.part(second)
+            found = pool.once(what, (first, second), partial(
+                gram, pool.part(first), others, memory_gb=options.memory_gb / 2,
+                device=options.device, callback=update))
+            products[np.ix_(pool.index(first), pool.index(second))] = found
+            products[np.ix_(pool.index(second), pool.index(first))] = found.T
+    return products
 
 
 def mean_pair_distance(squares, groups, a, b):

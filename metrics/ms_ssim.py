@@ -4,8 +4,8 @@ Wang et al. 2003, "Multiscale structural similarity for image quality assessment
 """
 import sys
 import threading
-from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from metrics.gaussian_filter import GaussianFilter
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
+from metrics.subject_pairs import pairs_within_sets
 from metrics.threads import threads_of_one_core
 from utils.progress import counter
 
@@ -271,13 +272,9 @@ def check_size(pool, options):
 
 def similarity_statistics(pool, options):
     """Mean MS-SSIM of the pairs within each set: how diverse the set is."""
-    pairs, available = _pairs_within_sets(pool, options)
+    pairs, available = pairs_within_sets(pool, options.pairs, options.seed)
     every_pair = np.concatenate(list(pairs.values()))
-    _report_pairs(pairs, available)
-    with counter("MS-SSIM pairs", len(every_pair), first=FIRST_ESTIMATE_SECONDS) as update:
-        values = ms_ssim_pairs(pool.volumes, options.protocol, every_pair,
-                               memory_gb=options.memory_gb / 2, device=options.device,
-                               callback=update)
+    values = _values_of_pairs(pool, pairs, available, options)
 
     def within(weights):
         return mean_of_pairs(values, every_pair, weights)
@@ -312,6 +309,24 @@ def similarity_statistics(pool, options):
     ]
 
 
+def _values_of_pairs(pool, pairs, available, options):
+    """MS-SSIM of the pairs of each set, one set after another, (P,).
+
+    :param pairs, available: of `pairs_within_sets`
+    """
+    what = ("MS-SSIM", options.protocol, options.pairs, options.seed, options.device)
+    new = {name: own for name, own in pairs.items() if not pool.knows(what, (name,))}
+    every_new = np.concatenate(list(new.values())) if new else np.empty((0, 2), int)
+    _report_pairs(new, available)
+    with counter("MS-SSIM pairs", len(every_new), first=FIRST_ESTIMATE_SECONDS) as update:
+        values = ms_ssim_pairs(pool.volumes, options.protocol, every_new,
+                               memory_gb=options.memory_gb / 2, device=options.device,
+                               callback=update)
+    computed = dict(zip(new, np.split(values, np.cumsum([len(own) for own in new.values()]))))
+    return np.concatenate([pool.once(what, (name,), partial(computed.get, name))
+                           for name in pairs])
+
+
 def _report_pairs(pairs, available):
     """Says how many pairs are computed, and of which set a random selection."""
     count = sum(map(len, pairs.values()))
@@ -320,62 +335,6 @@ def _report_pairs(pairs, available):
     how = (f" (random ones: {', '.join(sampled)}; --pairs all takes all)" if sampled
            else "; --pairs takes fewer")
     print(f"MS-SSIM: {count} pairs of volumes{how}", file=sys.stderr, flush=True)
-
-
-def _pairs_within_sets(pool, options):
-    """{set: (P, 2) indices into the pool}, all pairs of a set or a random selection; and how many
-    each set has.
-
-    Two volumes of one subject are no pair: they are alike, however diverse the set.
-    """
-    rng = np.random.default_rng(options.seed)
-    pairs, available = {}, {}
-    for name in pool.sets:
-        index = pool.index(name)
-        partners = _Partners(pool.groups[index])
-        available[name] = partners.count
-        if options.pairs and options.pairs < partners.count:
-            chosen = np.sort(rng.choice(partners.count, options.pairs, replace=False))
-        else:
-            chosen = np.arange(partners.count)
-        pairs[name] = index[0] + partners.pairs(chosen)
-    return pairs, available
-
-
-class _Partners:
-    """The pairs i < j of two groups, in the order of itertools.combinations.
-
-    They are counted, not listed: 10,000 volumes have 50 million.
-
-    :param groups: (N,) of each volume
-    """
-
-    def __init__(self, groups):
-        count = len(groups)
-        self._members = defaultdict(list)       # {group: its volumes, ascending}
-        partners = np.zeros(count, np.int64)    # of each volume, with a higher number
-        for i in reversed(range(count)):
-            same = self._members[groups[i]]
-            partners[i] = count - 1 - i - len(same)
-            same.insert(0, i)
-        self._groups = groups
-        self._has_company = np.array([len(self._members[group]) > 1 for group in groups])
-        self._ends = np.cumsum(partners)
-        self._begins = self._ends - partners
-        self.count = int(partners.sum())
-
-    def pairs(self, numbers):
-        """The pairs of these numbers, 0…count - 1.
-
-        :param numbers: (P,)
-        :return: (P, 2)
-        """
-        first = np.searchsorted(self._ends, numbers, side="right")
-        second = first + 1 + numbers - self._begins[first]
-        for k in np.flatnonzero(self._has_company[first]):
-            for member in self._members[self._groups[first[k]]]:
-                second[k] += first[k] < member <= second[k]
-        return np.stack([first, second], axis=1)
 
 
 def _std_of_pairs(values, pairs):

@@ -19,7 +19,7 @@ class MetricOptions:
     shortlist: int = 100                    # most correlated training volumes to search by MS-SSIM
     mmd_batch: int | None = None            # batch of the linear MMD; None: whole sets at once
     mmd_range: tuple = (0.0, 1.0)           # intensities of voxels for MMD: lowest, highest
-    slices: int = 1                         # middle slices of each view, for FID and KID
+    slices: int = 1                         # middle slices of each view, for Inception features
     features: Path | None = None            # a user's network of features, see feature_networks
     utility: str | None = None              # label that classifiers are trained for
     inception_weights: Path | None = None   # None: looked for, see inception.find_weights

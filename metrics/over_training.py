@@ -6,7 +6,9 @@ import sys
 import numpy as np
 
 from metrics import copy_search, evaluation, registry
+from metrics.statistic import Pool
 from utils.errors import UserError
+from utils.escaping import printable
 from utils.files import SCRIPTS_DIR
 
 SAMPLES_FOLDER = "samples"    # in the output folder, one samples folder per checkpoint
@@ -23,6 +25,8 @@ COLUMNS = {
     "ratio": "distance to the nearest training volume over that to the second nearest subject, "
              "median of the samples; near 0: copies",
     "ratio_of_held_out": "the same of held-out real volumes",
+    "feature_ratio": "the same ratio in features of a random 3D network, median of the samples",
+    "feature_ratio_of_held_out": "the same of held-out real volumes",
     "nearest_correlation": "correlation with the most correlated training volume, mean",
     "nearest_correlation_of_held_out": "the same of held-out real volumes",
     "held_out_loss": "held-out loss at the last logged step up to this one",
@@ -48,6 +52,38 @@ def sample(checkpoint, folder, num_samples, flags):
         raise UserError(f"{checkpoint}: cannot be sampled; {reason.split('error: ', 1)[-1]}")
 
 
+class PoolOfRun:
+    """The pool of a run's checkpoints: real and training volumes stay, samples are replaced."""
+
+    def __init__(self, real, train, memory_gb, folder):
+        """
+        :param real, train: VolumeSet
+        :param memory_gb, folder: as `statistic.Pool.load` takes them
+        """
+        self.real, self.train = real, train
+        self.memory = memory_gb, folder
+        self._pool = None
+        self._said = set()
+
+    def with_samples(self, synthetic):
+        """A statistic.Pool, loaded; prints what makes its numbers misleading, each line once.
+
+        The next call changes it.
+
+        :param synthetic: VolumeSet
+        """
+        if self._pool is None:
+            self._pool = Pool(self.real, synthetic, self.train)
+            self._pool.load(*self.memory)
+        else:
+            self._pool.replace_synthetic(synthetic, *self.memory)
+        for line in evaluation.warnings_of_sets(self._pool):
+            if line not in self._said:
+                print(f"warning: {printable(line)}", flush=True)
+            self._said.add(line)
+        return self._pool
+
+
 def numbers(step, pool, options, losses):
     """A row of COLUMNS; None where a number cannot be computed.
 
@@ -71,15 +107,21 @@ def numbers(step, pool, options, losses):
         "step": step, "samples": len(pool.sets["synthetic"]), "mmd": value("mmd_rbf"),
         "ms_ssim_difference": value("ms_ssim_difference"), "coverage": value("coverage_random"),
         "copies": len(copies["flagged"]), "copied_share": copies["value"],
-        "ratio": float(np.median(copies["ratios"]["synthetic"])),
-        "ratio_of_held_out": _median_of_held_out(copies["ratios"]["real"]),
+        "ratio": _median(copies["ratios"]["synthetic"]),
+        "ratio_of_held_out": _median(_of_held_out(copies, "ratios")),
+        "feature_ratio": _median(copies["feature_ratios"]["synthetic"]),
+        "feature_ratio_of_held_out": _median(_of_held_out(copies, "feature_ratios")),
         "nearest_correlation": nearest["value"],
         "nearest_correlation_of_held_out": float(np.mean(nearest["of_volumes"]["real"])),
         "held_out_loss": losses[max(earlier)] if earlier else None}
 
 
-def _median_of_held_out(ratios):
-    """Without real volumes that are themselves in the training set."""
-    ratios = np.array(ratios)
-    held_out = ratios[~copy_search.is_real_copy(ratios)]
-    return float(np.median(held_out)) if len(held_out) else None
+def _of_held_out(copies, key):
+    """Ratios of the real volumes that are not themselves in the training set."""
+    are_copies = copy_search.is_real_copy(copies["ratios"]["real"])
+    return [ratio for ratio, is_copy in zip(copies[key]["real"], are_copies) if not is_copy]
+
+
+def _median(ratios):
+    """None where there is no ratio, or one is not known."""
+    return float(np.median(ratios)) if ratios and None not in ratios else None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from metrics import (
     anatomy,
+    copies,
     inception,
     intensity,
     memorization,
@@ -30,6 +31,8 @@ class Metric:
                                     #   raises NotComputed or UserError
     flags: tuple = ()               # arguments of evaluate.py that have no effect without it
     on_request: bool = False        # only computed if --metrics names it, or a flag above is given
+    whole_only: Callable | None = None      # (MetricOptions) -> why the volumes of one class have
+                                    #   no such number, or None; None: those of a class have one
     files: Callable | None = None   # (Pool, MetricOptions), after the statistics -> {file name:
                                     #   text} for the output folder
 
@@ -43,7 +46,9 @@ METRICS = (
            ms_ssim.similarity_statistics, check=ms_ssim.check_size),
     Metric({"mmd": "MMD"}, "distance of the sets' voxels",
            mmd.mmd_statistics, flags=("mmd_batch", "mmd_range")),
-    Metric({"fid": "FID", "kid": "KID"}, "distance of Inception features of slices",
+    Metric({"fid": "FID", "kid": "KID", "coverage-2d": "coverage of Inception features"},
+           "distances of Inception features of slices, and whether each set's volumes lie among "
+           "the other's",
            inception.inception_statistics, check=inception.check_weights,
            flags=("inception_weights",)),
     Metric({"smoothness": "smoothness"}, "roughness along each axis relative to the real set",
@@ -57,13 +62,14 @@ METRICS = (
            volume_features.feature_statistics, check=volume_features.check_networks,
            flags=("features",)),
     Metric({"memorization": "memorization"}, "closeness to the training set; needs --train",
-           memorization.memorization_statistics, check=memorization.check_training_set),
+           memorization.memorization_statistics, check=memorization.check_training_set,
+           files=copies.copies_table),
     Metric({"anatomy": "anatomy"}, "volumes of brain structures, by a segmentation network or "
            "from tables", anatomy.anatomy_statistics, check=anatomy.check_anatomy,
            flags=("meshnet", "anatomy_real", "anatomy_synthetic"), files=anatomy.tables_of),
     Metric({"utility": "utility"}, "what a classifier learns from each set, tested on real "
            "subjects; needs --utility", utility.utility_statistics, check=utility.check_label,
-           flags=("utility",), on_request=True),
+           flags=("utility",), on_request=True, whole_only=utility.why_not_by_class),
 )
 NAMES = tuple(name for metric in METRICS for name in metric.titles)
 FORMER_NAMES = {"memorisation": "memorization"}  # still accepted
@@ -110,3 +116,15 @@ def checked(names, pool, options):
         except NotComputed as e:
             skipped.update({metric.titles[name]: str(e) for name in metric.chosen(names)})
     return computable, skipped
+
+
+def of_one_class(metrics, options):
+    """Those of these metrics that the volumes of one class have, too.
+
+    :return: list of Metric, {title: why there is no such number}
+    """
+    reasons = {metric.titles[name]: metric.whole_only(options) for metric in metrics
+               if metric.whole_only for name in metric.chosen(options.names)}
+    missing = {title: reason for title, reason in reasons.items() if reason}
+    kept = [metric for metric in metrics if missing.keys().isdisjoint(metric.titles.values())]
+    return kept, missing

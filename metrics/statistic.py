@@ -6,10 +6,12 @@ and its ceiling (real volumes that went through the VAE).
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
 from metrics import permutation, uncertainty, volume_sets
+from utils.progress import counter
 
 SPLITS = 20  # random halves of the real set, for the floor
 
@@ -57,8 +59,12 @@ class Pool:
         self.side = real.side
         self.volumes = None             # (N + T, D, D, D) uint8, see `load`
         self.results = {}               # what a metric keeps for its files and figures, by name
+        self._kept = {}                 # {(what, names of sets): value}, see `once`
+        self._arrange()
 
-        everything = {**self.sets, **({"train": train} if train else {})}
+    def _arrange(self):
+        """Finds the place of each set in the array."""
+        everything = {**self.sets, **({"train": self.train} if self.train else {})}
         ends = np.cumsum([len(s) for s in everything.values()])
         self._slices = {name: slice(int(end) - len(s), int(end))
                         for (name, s), end in zip(everything.items(), ends)}
@@ -102,6 +108,62 @@ class Pool:
         volume_sets.load(self.sets["synthetic"], self.part("synthetic"))
         if self.train:
             volume_sets.load(self.train, self.part("train"))
+
+    def replace_synthetic(self, synthetic, memory_gb, folder):
+        """Reads another synthetic set into the place of this one.
+
+        The other sets are not read again, and what `once` keeps of them alone stays. With another
+        number of volumes, all are copied to a new array.
+
+        :param synthetic: VolumeSet
+        :param memory_gb, folder: as `load` takes them
+        """
+        kept = {name: self.part(name) for name in self._slices if name != "synthetic"}
+        length = len(self.volumes) - len(self.sets["synthetic"]) + len(synthetic)
+        self.sets = {**self.sets, "synthetic": synthetic}
+        self._arrange()
+        if length != len(self.volumes):
+            self.volumes = volume_sets.allocate(length, self.side, memory_gb, folder)
+            for name, volumes in kept.items():
+                self.part(name)[:] = volumes
+        volume_sets.load(synthetic, self.part("synthetic"))
+        self.results = {}
+        self._kept = {key: value for key, value in self._kept.items() if "synthetic" not in key[1]}
+
+    # what is computed of the volumes of some sets, for as long as these are the pool's
+
+    def knows(self, what, names):
+        """Whether `once` has computed this already."""
+        return (what, names) in self._kept
+
+    def once(self, what, names, compute):
+        """A value that is computed when it is first asked for. Whoever gets it leaves it as it is.
+
+        :param what: what is computed and with which options, hashable
+        :param names: tuple of the sets on whose volumes alone it depends; "train" may be one
+        :param compute: function without parameters
+        """
+        if not self.knows(what, names):
+            self._kept[what, names] = compute()
+        return self._kept[what, names]
+
+    def take_over(self, pool):
+        """Takes over what a pool with the same training set keeps of that set alone."""
+        self._kept.update({key: value for key, value in pool._kept.items() if key[1] == ("train",)})
+
+    def of_volumes(self, what, label, compute):
+        """What a function finds in each of the compared volumes, computed set by set.
+
+        :param what: as `once` takes it
+        :param label: of the progress
+        :param compute: (volumes (n, D, D, D), callback) -> (n, ...)
+        :return: (N, ...)
+        """
+        missing = [len(found) for name, found in self.sets.items() if not self.knows(what, (name,))]
+        with counter(label, sum(missing)) as update:
+            return np.concatenate([
+                self.once(what, (name,), partial(compute, self.part(name), update))
+                for name in self.sets])
 
 
 # ------------------------------------------------------------------------------------ resampling

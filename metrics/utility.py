@@ -39,6 +39,13 @@ def check_label(pool, options):
     read_labels(pool, options.utility)
 
 
+def why_not_by_class(options):
+    """Why the volumes of one class have no usefulness; None if they have one."""
+    if options.utility == labels.CLASS:
+        return "as the volumes of one class have no two classes to learn"
+    return None
+
+
 def read_labels(pool, label):
     """The Labels of the real and the synthetic set.
 

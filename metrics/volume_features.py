@@ -3,13 +3,14 @@
 Of a fixed random network, which is always there, and of one that the user names with --features.
 """
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from metrics import coverage, mmd, random_features
+from metrics import mmd, random_features
+from metrics.coverage import coverage_statistics
 from metrics.feature_networks import FeatureNetwork
+from metrics.feature_space import FeatureSpace
 from metrics.inception import frechet
 from metrics.options import NotComputed
 from metrics.statistic import Statistic
@@ -18,16 +19,6 @@ from utils.progress import counter
 BATCH = 4               # volumes at a time
 SMALLEST_DEVIATION = 1e-6   # of a feature, over that of the one that varies most
 MANY = 100              # weighted sets, from which on progress is shown
-
-
-@dataclass(frozen=True)
-class FeatureSpace:
-    """Features of all volumes of a pool, by one network."""
-    key: str                    # in metrics.json
-    name: str                   # in reports
-    definition: str
-    values: np.ndarray          # (N, F) float64
-    details: dict               # of the network
 
 
 @torch.no_grad()
@@ -82,7 +73,8 @@ def _spaces(pool, options):
         f"features of a fixed random 3D network ({random_features.ARCHITECTURE}; seed "
         f"{random_features.SEED}, weights {sha256[:8]}), each over its standard deviation among "
         "the real and synthetic volumes together",
-        scaled(_features_of_pool(network, pool, "random 3D features", options.device), both),
+        scaled(_features_of_pool(network, sha256, pool, "random 3D features", options.device),
+               both),
         {"network": {"name": "random 3D", "architecture": random_features.ARCHITECTURE,
                      "seed": random_features.SEED, "sha256": sha256}})
     if options.features:
@@ -90,7 +82,7 @@ def _spaces(pool, options):
         name = f"features of {user.path.name}"
         yield FeatureSpace(
             "user", name, f"{name} (SHA-256 {user.sha256[:8]})",
-            _features_of_pool(user, pool, name, options.device),
+            _features_of_pool(user, user.sha256, pool, name, options.device),
             {"network": {"name": user.path.name, "sha256": user.sha256}})
 
 
@@ -109,9 +101,12 @@ def scaled(values, within):
     return np.divide(values, deviation, out=np.zeros_like(values), where=varies)
 
 
-def _features_of_pool(network, pool, name, device):
-    with counter(name, pool.size) as update:
-        return features(network, pool.compared, device, update)
+def _features_of_pool(network, sha256, pool, name, device):
+    """(N, F); `sha256` tells networks apart."""
+    def compute(volumes, callback):
+        return features(network, volumes, device, callback)
+
+    return pool.of_volumes(("3D features", sha256, device), name, compute)
 
 
 def statistics_of(space, pool, names):
@@ -119,15 +114,14 @@ def statistics_of(space, pool, names):
 
     :param space: FeatureSpace
     """
-    centered = space.values - space.values.mean(0)
-    products = centered @ centered.T
+    products = space.products()
     details = {**space.details, "features": space.values.shape[1]}
     if "frechet-3d" in names:
         yield _frechet_statistic(space, products, details)
     if "mmd-3d" in names:
         yield _mmd_statistic(space, products, pool, details)
     if "coverage" in names:
-        yield from _coverage_statistics(space, products, pool, details)
+        yield from coverage_statistics(space, products, pool, details)
 
 
 def _frechet_statistic(space, products, details):
@@ -154,23 +148,3 @@ def _mmd_statistic(space, products, pool, details):
                    "itself",
         compute=functools.partial(mmd.mmd_of_kernel, kernel, unbiased=True, groups=pool.groups),
         has_interval=False, test="upper", details={**details, "median_distance": distance})
-
-
-def _coverage_statistics(space, products, pool, details):
-    distances = np.sqrt(mmd.squared_distances(products))
-    n = [len(set(pool.sets[name].subjects)) for name in ("real", "synthetic")]
-    for measure in coverage.MEASURES:
-        target, text = "1", "compare it with the floor: with few volumes, less than 1 is usual"
-        if measure.name == "density":
-            text = "1 on average for a perfect generator"
-        if measure.name == "coverage" and min(n) > measure.k:
-            target = f"{coverage.expected_coverage(*n, measure.k):.3g}"
-            text = "the target is what a perfect generator has on average with as many volumes"
-        yield Statistic(
-            key=f"{measure.name}_{space.key}", name=f"{measure.name}, {space.name}",
-            definition=f"{measure.definition}; k = {measure.k} nearest other subjects, "
-                       f"Euclidean distances of {space.definition}; {text}",
-            target=target, has_interval=False, test=measure.tail,
-            compute=functools.partial(measure.of_sets, distances, pool.groups),
-            order=functools.partial(measure.order_of_sets, distances, pool.groups),
-            details={**details, "k": measure.k})

@@ -114,7 +114,7 @@ def load(folder):
     :raises UserError: a file is missing, damaged, or of another kind of network
     """
     path = Path(folder) / MODEL_FILE
-    content = read_json(path)
+    content = _read_json(path)
     try:
         layers = _read_layers(content["modelTopology"]["model_config"]["config"]["layers"])
         weights = _read_weights(Path(folder), content["weightsManifest"])
@@ -150,7 +150,7 @@ def label_names(folder):
     :raises UserError: missing, or not such a file
     """
     path = Path(folder) / LABELS_FILE
-    content = read_json(path)
+    content = _read_json(path)
     names = content.get("labels") if isinstance(content, dict) else None
     if not (isinstance(names, list) and names and all(isinstance(name, str) for name in names)):
         raise UserError(f"{path}: holds no list `labels`; download it again by download.py meshnet")
@@ -167,6 +167,14 @@ def fingerprint(folder):
     names = [MODEL_FILE, *(name for group in content["weightsManifest"] for name in group["paths"])]
     digests = "".join(sha256_of_file(folder / name) for name in names)
     return f"{folder.resolve().name} {hashlib.sha256(digests.encode()).hexdigest()[:12]}"
+
+
+def _read_json(path):
+    """As `read_json`, whose errors it completes with what to do."""
+    try:
+        return read_json(path)
+    except UserError as e:
+        raise UserError(f"{e}; download it again by download.py meshnet") from None
 
 
 def _reason(error):

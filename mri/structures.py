@@ -22,6 +22,8 @@ VOXEL_MM = 1.0          # that the network knows
 FOREGROUND = 0.05       # of the intensity range, above which there is a head
 MARGIN = 4              # voxels kept around it
 SPELLINGS = {"VentralDC": "ventral_dc"}    # of colormap.json that differ in more than case
+ABBREVIATED = {"csf": "CSF", "ventral_dc": "ventral DC"}    # in texts: cerebrospinal fluid, and
+                                                            #   diencephalon
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ def find_network(folder=None):
 def _plain_name(name):
     """A structure as STRUCTURES has it: "3rd-Ventricle" -> "3rd_ventricle"."""
     return SPELLINGS.get(name, name.replace("-", "_").lower())
+
+
+def name_in_text(name):
+    """A structure or tissue as texts and figures write it: "brain_stem" -> "brain stem"."""
+    return ABBREVIATED.get(name, name.replace("_", " "))
 
 
 def compute_dtype(device):

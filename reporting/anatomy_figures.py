@@ -4,6 +4,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from mri.geometry import VIEWS, resample, view_slice
+from mri.structures import name_in_text
 from reporting.figures import save_figure
 from reporting.structures import effects_by_structure
 
@@ -35,7 +36,7 @@ def effects(path, entries):
         ax.set_title(title, fontsize=10)
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes[0].set_yticks(range(len(names)), [name_in_text(name) for name in names])
     fig.suptitle("Cohen's d, synthetic − real. Red: with its 95% interval, filled where its "
                  "adjusted p < 0.05; gray: between halves of the real set; blue: real after the "
                  "VAE; green: |d| < 0.2", fontsize=8)

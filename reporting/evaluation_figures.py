@@ -2,6 +2,7 @@
 import numpy as np
 
 from reporting import anatomy_figures, charts, figures
+from reporting.copy_pairs import copy_and_source
 from reporting.structures import effects_by_structure
 
 PAIRS_SHOWN = 4     # synthetic volumes beside a training volume
@@ -47,13 +48,9 @@ def _draw_copies(path, pool, flagged):
 
     :param flagged: of metrics.json's entry "copies"
     """
-    real, synthetic, train = pool.sets["real"], pool.sets["synthetic"], pool.train
-    rows = []
-    for found in flagged[:PAIRS_SHOWN]:
-        volume = pool.part("synthetic")[synthetic.ids.index(found["volume"])]
-        source = pool.part("train")[train.ids.index(found["source"])]
-        source = np.roll(np.flip(source, found["mirrored_axes"]), found["shift"], (0, 1, 2))
-        rows.append((found["volume"], found["source"], 1 - found["distance"], volume, source))
+    real = pool.sets["real"]
+    rows = [(found["volume"], found["source"], 1 - found["distance"],
+             *copy_and_source(pool, found)) for found in flagged[:PAIRS_SHOWN]]
     figures.nearest_neighbors(path, rows, real.voxel_sizes, "correlation", affine=real.affine)
 
 

@@ -39,7 +39,8 @@ def report_blocks(rows, columns, run):
                                    for name in columns] for row in rows])
     return [
         Heading(1, "Quality and copying over training"),
-        Paragraph(f"Run {code(run)}, {len(rows)} checkpoints, {rows[0]['samples']} samples each."),
+        Paragraph(f"Run {code(run)}, {len(rows)} checkpoint{'s' * (len(rows) > 1)}, "
+                  f"{rows[0]['samples']} samples each."),
         Bullets(findings(rows)), table,
         Picture(FIGURE, "By training step. Quality: MMD (lower is better) and coverage (higher is "
                 "better). Copying: how much nearer samples are to one training volume than to all "

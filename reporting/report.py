@@ -54,26 +54,26 @@ CAPTIONS = {
 }
 
 
-def write_report(folder, content, viewer=None):
+def write_report(folder, content, viewers=()):
     """Writes report.md and report.html.
 
     :param folder: folder of the evaluation, whose figures/ are written already
     :param content: what metrics.json holds
-    :param viewer: viewer.Viewer, or None
+    :param viewers: of viewer.make_viewers
     """
     folder = Path(folder)
-    blocks = report_blocks(content, folder / "figures", viewer)
+    blocks = report_blocks(content, folder / "figures", viewers)
     write_text(folder / "report.md", markdown_page(blocks))
     write_text(folder / "report.html",
                html_page(blocks, folder / "figures", "MosaicDiT evaluation"))
 
 
-def report_blocks(content, figures, viewer=None):
+def report_blocks(content, figures, viewers=()):
     """The report of an evaluation as a list of blocks.
 
     :param content: what metrics.json holds
     :param figures: folder of its figures, already written
-    :param viewer: viewer.Viewer, or None
+    :param viewers: of viewer.make_viewers
     """
     entries = main_entries(content["metrics"])
     layouts = sorted({layout for entry in entries.values() for layout in entry.get("vae", {})})
@@ -84,15 +84,16 @@ def report_blocks(content, figures, viewer=None):
         blocks.append(_table_of_numbers(entries, layouts))
     if "copies" in entries:
         blocks += _copies(entries["copies"], content["sets"])
-    blocks += [_not_computed(title, reason) for title, reason in content["skipped"].items()]
+    blocks += [_not_computed(", ".join(titles), reason)
+               for reason, titles in _by_reason(content["skipped"]).items()]
     if entries:
         blocks += [Bullets(_notes(content, layouts)), Heading(2, "What each number is"),
                    Bullets(_definitions(entries))]
     blocks += structure_blocks(content["metrics"], layouts)
     if "by_class" in content:
         blocks += by_class_blocks(content)
-    if viewer:
-        blocks += [Heading(2, "Volumes"), viewer]
+    for viewer in viewers:
+        blocks += [Heading(2, viewer.heading), viewer]
     blocks.append(Heading(2, "Pictures"))
     n = {name: found["n"] for name, found in content["sets"].items()}
     blocks += [Picture(file, caption.format(**{"train": 0, **n}))
@@ -151,6 +152,11 @@ def _copies(entry, sets):
     power = (f"The same search found {entry['planted_found']} of {entry['planted']} copies that "
              "were made of training volumes, mirrored, shifted by up to 3 voxels, with 0.8 times "
              "the contrast and 5% noise.")
+    auc = entry.get("planted_auc", {})      # none in evaluations of earlier versions
+    if auc.get("features") is not None:
+        power += (" Against real volumes, their ratios have an AUC of "
+                  f"{number(auc['correlation'], 3)}; ratios of features of a random 3D network, "
+                  f"which flag nothing, {number(auc['features'], 3)} (`copies.tsv`).")
     warnings = [Paragraph(f"**Warning:** {sentence(warning)}.")
                 for warning in entry.get("warnings", ())]
     if not entry["flagged"]:
@@ -186,9 +192,13 @@ def by_class_blocks(content):
     head = ["metric", "overall", *(f"{markup(name)} ({classes[name]['n']['real']} real, "
                                    f"{classes[name]['n']['synthetic']} synthetic)"
                                    for name in names)]
-    lines = [_not_computed(f"{name}, {title}", reason)
-             for name in names for title, reason in classes[name]["skipped"].items()
-             if title not in content["skipped"]]
+    skipped = {}    # {(title, reason): classes}
+    for name in names:
+        for title, reason in classes[name]["skipped"].items():
+            if title not in content["skipped"]:
+                skipped.setdefault((title, reason), []).append(name)
+    lines = [_not_computed(f"{', '.join(of)}: {title}", reason)
+             for (title, reason), of in skipped.items()]
     return [Heading(2, "By class"), Table(head, rows), *lines]
 
 
@@ -281,5 +291,22 @@ def terminal_lines(content):
     for found in copies.get("flagged", []):
         lines.append(f"warning: {found['volume']} looks like a copy of the training volume "
                      f"{found['source']}")
-    return lines + [f"{title}: not computed, {reason}"
-                    for title, reason in content["skipped"].items()]
+    return lines + lines_of_skipped(content["skipped"], "not computed")
+
+
+def lines_of_skipped(skipped, what):
+    """What is not computed, a line for each reason: "FID, KID: not computed, no weights".
+
+    :param skipped: {title: reason}
+    :param what: "not computed", or the like
+    """
+    return [f"{', '.join(titles)}: {what}, {reason}"
+            for reason, titles in _by_reason(skipped).items()]
+
+
+def _by_reason(skipped):
+    """{reason: titles}."""
+    found = {}
+    for title, reason in skipped.items():
+        found.setdefault(reason, []).append(title)
+    return found

@@ -1,4 +1,5 @@
 """The report's part about anatomy: a table with a row per structure, and how to read it."""
+from mri.structures import name_in_text
 from reporting.blocks import Heading, Paragraph, Table
 from reporting.rounding import number, with_span
 from utils.escaping import code, markup
@@ -50,7 +51,7 @@ def structure_blocks(entries, layouts):
 
 def _row(name, found, layouts):
     volume = found["volume"]
-    cells = [name.replace("_", " "), *(number(volume["mean_ml"][side], 4)
+    cells = [name_in_text(name), *(number(volume["mean_ml"][side], 4)
                                        for side in ("real", "synthetic"))]
     for family in ("volume", "share", "conditional"):
         value, span = with_span(found[family]["value"], found[family].get("interval"))

@@ -121,7 +121,7 @@ class Cases(OddInputs):
         """As evaluate.py reads them."""
         def read():
             args = evaluate.parse_args()
-            for found in filter(None, evaluate.find_sets(args, args.synthetic)):
+            for found in filter(None, evaluate.find_sets(args)):
                 volume_sets.load(found, volume_sets.allocate(len(found), found.side, 0.1, real))
                 json.dumps([describe(found.made_by), found.warnings, found.notes()])
 

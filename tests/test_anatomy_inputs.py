@@ -58,7 +58,9 @@ def test_coarse_volumes_are_compared_by_tissues(cubes, tmp_path):
     assert all(sum(map(float, line.split("\t")[1:])) > 30 for line in lines[1:])
     content = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert content["metrics"]["anatomy_volume_csf"]["family"] == "volume"
-    assert "## Anatomy" in (tmp_path / "e" / "report.md").read_text()
+    assert content["metrics"]["anatomy_share_csf"]["name"] == "CSF, share of the brain, d"
+    report = (tmp_path / "e" / "report.md").read_text()
+    assert "## Anatomy" in report and "| CSF | " in report and "| gray matter | " in report
     assert (tmp_path / "e" / "figures" / "structures.png").is_file()
     assert content["skipped"].keys() <= {"intervals"}
 
@@ -107,7 +109,7 @@ def test_half_of_a_set_and_missing_structures_are_said(cubes, tmp_path):
     assert "has no row of 3 of 6 volumes, which are left out of anatomy" in done.stdout
     assert "2 of 17 structures are missing in some row of the tables" in done.stdout
     report = (tmp_path / "e" / "report.md").read_text()
-    assert "has no row of 3 of 6 volumes" in report and "ventral dc" not in report
+    assert "has no row of 3 of 6 volumes" in report and "ventral DC" not in report
 
 
 def test_flags_of_anatomy_need_it(cubes, tmp_path):

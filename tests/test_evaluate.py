@@ -126,6 +126,10 @@ def test_fid_and_kid(whole, arrays, inception_file):
         assert np.isclose(m[f"fid_{view}"]["value"], float(fid.compute()), rtol=1e-3)
         assert len(m[f"fid_{view}"]["weights"]["sha256"]) == 64
         assert "interval" not in m[f"kid_{view}"] and 0 < m[f"kid_{view}"]["p"] <= 1
+    of_features = m["coverage_inception"]
+    assert 0 <= of_features["value"] <= 1 and 0 < of_features["p"] <= 1 and of_features["k"] == 5
+    assert of_features["name"] == "coverage, Inception features" in (
+        whole[0] / "report.md").read_text()
 
 
 def test_smoothness_and_histogram(whole, arrays):
@@ -393,7 +397,7 @@ def test_refuses_flags(data, folders, scans, refused, tmp_path):
             in refused(data, fake, "--precision", "bf16"))
     assert ("--mmd-batch is of no use without mmd among --metrics"
             in refused(data, fake, "--mmd-batch", 2, "--metrics", "fid"))
-    assert ("--inception-weights is of no use without fid or kid among --metrics"
+    assert ("--inception-weights is of no use without fid or kid or coverage-2d among --metrics"
             in refused(data, fake, "--inception-weights", fake, "--metrics", "mmd"))
     assert "invalid choice: 'ssim'" in refused(data, fake, "--metrics", "ssim")
     assert "--bootstrap 1: must be 0, or at least 2" in refused(data, fake, "--bootstrap", 1)

@@ -20,7 +20,7 @@ def evaluated(finetuned, data, tmp_path_factory):
     return output, flags, script("evaluate.py", *flags, *RUN)
 
 
-def test_a_run_by_step(evaluated):
+def test_a_run_by_step(evaluated, data):
     output, _, done = evaluated
     rows = [line.split("\t") for line in (output / "over-training.tsv").read_text().splitlines()]
     assert rows[0] == list(COLUMNS)
@@ -32,6 +32,9 @@ def test_a_run_by_step(evaluated):
         assert recorded["recipe"]["sampler"] == "ddim"
         assert recorded["recipe"]["class_label"] == "cohort" and len(recorded["samples"]) == 2
     assert "step 2, " in done.stdout and "report.md" in done.stdout
+    read = [line.split(":")[0] for line in done.stderr.splitlines() if " volumes: " in line]
+    assert [read.count(f"{name} volumes") for name in ("real", "train", "synthetic")] == [1, 1, 2]
+    assert done.stdout.count(f"--real {data}: ") == done.stdout.count(f"--train {data}: ") == 1
 
 
 @pytest.mark.slow   # starts sample.py twice more

@@ -1,24 +1,25 @@
 "use strict";
-// The viewer of the report: real beside synthetic volumes, each in three linked views.
+// The viewers of the report: two sets of volumes side by side, each in three linked views.
 
 class Side {
-  // set: {name, voxel_mm, affine, ids} of the page's description
+  // set: {name, title, voxel_mm, affine, ids} of the viewer's description
   constructor(set, side, viewer) {
     this.set = set;
     this.side = side;
     this.viewer = viewer;
     this.unpacked = new Map();   // index -> promise of voxels
-    const root = document.getElementById("viewer-side").content.cloneNode(true).firstElementChild;
+    const template = viewer.root.querySelector("template");
+    const root = template.content.cloneNode(true).firstElementChild;
     this.root = root;
     root.dataset.set = set.name;
-    root.querySelector("h3").textContent = set.name;
+    root.querySelector("h3").textContent = set.title;
     root.querySelector(".sizes").textContent = set.voxel_mm.join(" × ");
     const [right, anterior] = set.voxel_mm;   // widths of the views in each column
     root.querySelector(".views").style.gridTemplateColumns =
       `minmax(0, ${right}fr) minmax(0, ${anterior}fr)`;
     this.select = root.querySelector("select");
     this.select.append(...set.ids.map((id, index) => new Option(id, index)));
-    this.select.addEventListener("change", () => this.choose(Number(this.select.value)));
+    this.select.addEventListener("change", () => viewer.choose(this, Number(this.select.value)));
     root.querySelector(".previous").addEventListener("click", () => this.step(-1));
     root.querySelector(".next").addEventListener("click", () => this.step(1));
     root.addEventListener("keydown", (event) => {
@@ -27,16 +28,16 @@ class Side {
     });
     const canvases = {};
     root.querySelectorAll("canvas").forEach((canvas) => { canvases[canvas.dataset.view] = canvas; });
-    this.views = new VolumeViews(canvases, set.name, side, set.voxel_mm,
+    this.views = new VolumeViews(canvases, set.title, side, set.voxel_mm,
                                  (position) => viewer.moveTo(this, position));
   }
 
   step(by) {
     const count = this.set.ids.length;
-    return this.choose((Number(this.select.value) + by + count) % count);
+    this.viewer.choose(this, (Number(this.select.value) + by + count) % count);
   }
 
-  async choose(index) {
+  async show(index) {
     this.select.value = index;
     if (!this.unpacked.has(index)) {
       const packed = document.getElementById(`volume-${this.set.name}-${index}`).textContent;
@@ -62,10 +63,13 @@ class Side {
 }
 
 class Viewer {
-  constructor(description) {
-    this.control = (name) => document.getElementById(`viewer-${name}`);
+  // description: {side, paired, sets}; volumes of a paired viewer belong together
+  constructor(root, description) {
+    this.root = root;
+    this.paired = description.paired;
+    this.control = (name) => root.querySelector(`.controls .${name}`);
     this.sides = description.sets.map((set) => new Side(set, description.side, this));
-    document.querySelector(".sides").append(...this.sides.map((side) => side.root));
+    root.querySelector(".sides").append(...this.sides.map((side) => side.root));
     this.control("linked").addEventListener("change", () => {
       if (this.control("linked").checked) this.moveTo(this.sides[0], this.sides[0].views.position);
     });
@@ -73,7 +77,11 @@ class Viewer {
       this.control(name).addEventListener("input", () => this.redraw());
     }
     this.control("reset").addEventListener("click", () => this.reset());
-    this.sides.forEach((side) => side.choose(0));
+    this.sides.forEach((side) => side.show(0));
+  }
+
+  choose(from, index) {
+    (this.paired ? this.sides : [from]).forEach((side) => side.show(index));
   }
 
   moveTo(from, position) {
@@ -106,4 +114,7 @@ class Viewer {
   }
 }
 
-new Viewer(JSON.parse(document.getElementById("viewer-description").textContent));
+document.querySelectorAll("section.viewer").forEach((root) => {
+  const description = document.getElementById(`${root.dataset.name}-description`).textContent;
+  new Viewer(root, JSON.parse(description));
+});

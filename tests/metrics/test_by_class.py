@@ -4,7 +4,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from metrics import by_class
+from metrics import by_class, evaluation, registry
+from metrics.options import MetricOptions
 from metrics.statistic import Pool
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
@@ -38,7 +39,11 @@ def levels(volumes):
 def test_the_volumes_of_a_class(pool, tmp_path):
     assert by_class.class_names(pool.sets["real"], pool.sets["synthetic"]) == ["AD", "CN", "MCI"]
     assert by_class.counts(pool, "CN") == {"real": 3, "synthetic": 2}
+    for names in (("train",), ("real",), ("real", "train")):
+        pool.once("sum", names, lambda: 1)
     own = by_class.class_pool(pool, "CN", 1, tmp_path)
+    assert own.knows("sum", ("train",))     # as the training set is the same, and the others not
+    assert not own.knows("sum", ("real",)) and not own.knows("sum", ("real", "train"))
     assert levels(own.part("real")) == [2, 4, 5] and levels(own.part("synthetic")) == [11, 12]
     assert levels(own.part("vae rgb")) == [102, 104, 105] and levels(own.part("train")) == [21, 22]
     assert own.sets["real"].ids == ["r1", "r3", "r4"]
@@ -70,3 +75,23 @@ def test_classes_that_are_too_small():
 def test_sets_without_classes(pool):
     with pytest.raises(UserError, match="--by-class: --train folder does not say the classes"):
         by_class.class_names(pool.sets["real"], pool.train)
+
+
+def test_classes_cannot_be_told_apart_within_a_class(pool, tmp_path, capsys):
+    """Said once, before; another label is tried in each class."""
+    names = ("histogram", "utility")
+    metrics = [metric for metric in registry.METRICS if metric.chosen(names)]
+
+    def of_classes(label):
+        return evaluation.measure_classes(["CN", "MCI"], metrics, pool, MetricOptions(
+            names=names, utility=label), replicates=0, permutations=0, folder=tmp_path)
+
+    found = of_classes("class")
+    line = "utility: not computed by class, as the volumes of one class have no two classes"
+    assert capsys.readouterr().out.count(line) == 1
+    assert list(found["CN"]["metrics"]) == ["histogram", "histogram_foreground"]
+    assert found["CN"]["skipped"]["utility"].startswith("as the volumes of one class have no two")
+    assert list(found["MCI"]["skipped"]) == ["everything"]
+    found = of_classes("age")
+    assert line not in capsys.readouterr().out
+    assert "does not record age" in found["CN"]["skipped"]["utility"]

@@ -36,6 +36,9 @@ def test_copies_are_found_however_they_are_moved(search, flip, axis, shift):
     match = best_match(search, np.roll(mirrored, shift, (0, 1, 2)))
     assert match.index == 7 and match.flip == flip and match.shift == shift
     assert match.distance < 1e-5 and match.ratio < 1e-3
+    assert match.aligned[0] == (7, flip, shift)
+    subjects = [search.subjects[index] for index, *_ in match.aligned]
+    assert len(set(subjects)) == len(subjects) >= 2      # the best of each subject
     darker = (0.8 * np.roll(mirrored, shift, (0, 1, 2)) + 20).astype(np.uint8)
     match = best_match(search, darker)
     assert match.index == 7 and match.ratio < 0.02

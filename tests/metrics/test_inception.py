@@ -3,8 +3,10 @@ import pytest
 import torch
 from helpers import related
 from scipy import linalg
+from scipy.spatial import distance
 
 from metrics import inception, mmd, statistic
+from metrics.options import MetricOptions
 from metrics.volume_sets import VolumeSet
 
 
@@ -159,3 +161,47 @@ def test_fid_infinity_is_left_out_below_50_volumes_and_has_a_floor(monkeypatch, 
         # half as many volumes, more bias
         assert entry["floor"]["mean"] > entry["value"] > 0 and "biased upward" in entry["how"]
         assert "interval" not in entry and "p" not in entry
+
+
+def test_coverage_of_the_three_views_together(monkeypatch):
+    """Density, coverage, precision and recall from all distances, of slices that are cut here.
+
+    A linear map stands in for the net, which would take a minute.
+    """
+    volumes = (related(24, 16, seed=3) * 255).astype(np.uint8)
+    volumes[16:] = volumes[16:, ::-1]       # unlike any real one
+    sets = [VolumeSet(flag, "folder", None, ids, ids, 16, np.ones(3), read=None)
+            for flag, ids in (("--real", [f"r{i}" for i in range(12)]),
+                              ("--synthetic", [f"s{i}" for i in range(12)]))]
+    pool = statistic.Pool(*sets)
+    pool.volumes = volumes
+    matrix = np.random.default_rng(0).normal(size=(16 * 16, 2048)).astype(np.float32)
+    weights = {"file": "w.pth", "sha256": "0" * 64}
+    monkeypatch.setattr(inception, "_net_and_weights", lambda file, device: (
+        lambda images: images[:, 1].flatten(1).float() @ torch.from_numpy(matrix), weights))
+    options = MetricOptions(names=("coverage-2d",), slices=2)
+    found = {s.key: s for s in inception.inception_statistics(pool, options)}
+    assert list(found) == [f"{name}_inception"
+                           for name in ("density", "coverage", "precision", "recall")]
+    parts = []
+    for axis in (3, 2, 1):
+        slices = np.moveaxis(np.take(volumes, (7, 8), axis), axis, 1)
+        upright = np.rot90(slices, axes=(2, 3)).reshape(24, 2, 16 * 16).astype(float)
+        parts.append((upright @ matrix).mean(1))
+    z = np.concatenate(parts, axis=1)
+    real, fake = z[:12], z[12:]
+    across = distance.cdist(real, fake)
+    own, of_fake = (np.sort(distance.cdist(x, x), axis=1) for x in (real, fake))
+    expected = {"density": (across <= own[:, 5:6]).sum() / (5 * 12),
+                "coverage": (across.min(1) <= own[:, 5]).mean(),
+                "precision": (across <= own[:, 3:4]).any(0).mean(),
+                "recall": (across <= of_fake[:, 3]).any(1).mean()}
+    both = pool.weights("real"), pool.weights("synthetic")
+    for name, value in expected.items():
+        assert found[f"{name}_inception"].compute(*both)[0] == pytest.approx(value)
+    assert expected["precision"] <= 0.5
+    entry = statistic.summarize(found["precision_inception"], pool,
+                                statistic.resamples(pool, 0, 0, permutations=99))
+    assert 0.01 <= entry["p"] < 0.05 and "lower tail" in entry["p_method"]
+    assert entry["weights"] == weights and entry["features"] == 3 * 2048
+    assert "in each of the three views, their mean over slices" in entry["how"]

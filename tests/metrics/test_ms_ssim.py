@@ -1,7 +1,6 @@
 import itertools
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ from scipy import ndimage
 
 from metrics import gaussian_filter, ms_ssim, threads
 from metrics.options import MetricOptions
+from metrics.statistic import Pool
+from metrics.volume_sets import VolumeSet
 
 
 def by_scipy(x, y, protocol, length):
@@ -207,33 +208,15 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6)
     print(f"\n{done.stdout.strip()} GB for 998,991 pairs")
 
 
-def test_pairs_of_two_groups_are_counted_not_listed():
-    """Those of itertools.combinations without the pairs within a group, in the same order."""
-    rng = np.random.default_rng(0)
-    for groups in (np.arange(6), np.zeros(4, int), rng.integers(0, 5, 30), np.array([0, 1, 0, 0])):
-        expected = [(i, j) for i, j in itertools.combinations(range(len(groups)), 2)
-                    if groups[i] != groups[j]]
-        partners = ms_ssim._Partners(groups)
-        assert partners.count == len(expected)
-        found = partners.pairs(np.arange(partners.count))
-        assert found.tolist() == [list(pair) for pair in expected]
-        some = np.array([len(expected) // 2, 0] if expected else [], int)
-        assert partners.pairs(some).tolist() == [list(expected[k]) for k in some]
-    partners = ms_ssim._Partners(np.arange(10_000))
-    assert partners.count == 49_995_000
-    assert partners.pairs(np.array([0, 49_994_999])).tolist() == [[0, 1], [9998, 9999]]
-
-
 @pytest.mark.parametrize("pairs, counts, words", [
     (3, [3, 3], "6 pairs of volumes (random ones: 3 of 10 in real, 3 of 6 in synthetic; --pairs all"
                 " takes all)"),
     (8, [8, 6], "14 pairs of volumes (random ones: 8 of 10 in real; --pairs all takes all)"),
     (None, [10, 6], "16 pairs of volumes; --pairs takes fewer")])
 def test_sampled_pairs_are_said(pairs, counts, words, capsys):
-    sets = {"real": range(5), "synthetic": range(5, 9)}
-    pool = SimpleNamespace(
-        sets=sets, index=lambda name: np.array(sets[name]), groups=np.arange(9),
-        volumes=np.random.default_rng(0).integers(0, 256, (9, 16, 16, 16), np.uint8))
+    pool = Pool(*(VolumeSet(flag, "folder", None, ids, ids, 16, np.ones(3), read=None)
+                  for flag, ids in (("--real", list("abcde")), ("--synthetic", list("fghi")))))
+    pool.volumes = np.random.default_rng(0).integers(0, 256, (9, 16, 16, 16), np.uint8)
     within, _ = ms_ssim.similarity_statistics(pool, MetricOptions(pairs=pairs))
     assert f"MS-SSIM: {words}\n" in capsys.readouterr().err
     assert list(within.details["pairs"].values()) == counts

@@ -16,8 +16,8 @@ def a_pool(side=16, train=None):
 
 def test_names_and_help_follow_from_the_registry():
     assert registry.NAMES == (
-        "ms-ssim", "mmd", "fid", "kid", "smoothness", "histogram", "frechet-3d",
-        "mmd-3d", "coverage", "memorization", "anatomy", "utility")
+        "ms-ssim", "mmd", "fid", "kid", "coverage-2d", "smoothness", "histogram",
+        "frechet-3d", "mmd-3d", "coverage", "memorization", "anatomy", "utility")
     text = registry.help_text()
     for metric in registry.METRICS:
         assert metric.help in text and all(name in text for name in metric.titles)
@@ -43,7 +43,8 @@ def test_checks_come_before_any_volume_is_read(monkeypatch, tmp_path):
     assert "volumes of 8 voxels a side are too small" in skipped["MS-SSIM"]
     assert "download.py inception" in skipped["KID"] and "--train" in skipped["memorization"]
     found, skipped = registry.checked(registry.NAMES, a_pool(train=True), MetricOptions())
-    assert list(skipped) == ["FID", "KID", "anatomy", "utility"]
+    assert list(skipped) == [
+        "FID", "KID", "coverage of Inception features", "anatomy", "utility"]
     assert [name for metric in found for name in metric.titles] == [
         "ms-ssim", "mmd", "smoothness", "histogram", "frechet-3d", "mmd-3d", "coverage",
         "memorization"]
@@ -54,6 +55,17 @@ def test_damaged_weights_are_an_error(tmp_path):
     options = MetricOptions(names=("fid",), inception_weights=tmp_path / "w.pth")
     with pytest.raises(UserError, match="--inception-weights .*w.pth: not a file of weights"):
         registry.checked(options.names, a_pool(), options)
+
+
+def test_damaged_weights_that_nobody_named_leave_the_other_numbers(tmp_path, monkeypatch):
+    (tmp_path / "w.pth").write_bytes(b"junk")
+    monkeypatch.setattr("metrics.inception.find_weights", lambda folder: tmp_path / "w.pth")
+    names = ("fid", "coverage-2d", "histogram")
+    found, skipped = registry.checked(names, a_pool(), MetricOptions(names=names))
+    assert [list(metric.titles) for metric in found] == [["histogram"]]
+    assert list(skipped) == ["FID", "coverage of Inception features"]
+    assert "w.pth: not a file of weights alone" in skipped["FID"]
+    assert "remove it, and `python download.py inception`" in skipped["FID"]
 
 
 def test_a_metric_is_one_entry(monkeypatch):

@@ -148,3 +148,32 @@ def test_too_few_subjects(tmp_path):
     found = statistic.resamples(two, 0, seed=0, permutations=19)
     assert found.permuted is None and found.missing["p"] == why
     assert missing(([1, 2], ["a", "a"]), many)["the floor"].startswith("--real has 1 subject;")
+
+
+def test_another_synthetic_set_takes_the_place_of_the_first(pool, tmp_path):
+    """The other sets keep their volumes, and what is known of them alone; whatever its size."""
+    computed = []
+
+    def first_voxels(volumes, callback):
+        computed.append(len(volumes))
+        callback(len(volumes))
+        return volumes[:, 0, 0, 0].astype(int)
+
+    def known():
+        return pool.of_volumes("first voxel", "voxels", first_voxels).tolist()
+
+    real, decoded = [10, 20, 30, 40, 50], [11, 21, 31, 41, 51]
+    assert known() == [*real, 11, 22, 33, 44, 55, 66, *decoded] and computed == [5, 6, 5]
+    assert pool.once("mixed", ("real", "synthetic"), lambda: 1) == 1
+    assert pool.once("train alone", ("train",), lambda: 2) == 2
+    for values in ([70, 80, 90, 71, 81, 91], [99, 98]):
+        before = pool.volumes
+        pool.replace_synthetic(a_set("--synthetic", values), 4, tmp_path)
+        assert (pool.volumes is before) == (len(values) == 6)
+        assert not pool.knows("mixed", ("real", "synthetic"))
+        assert pool.once("train alone", ("train",), lambda: 3) == 2
+        computed.clear()
+        assert known() == [*real, *values, *decoded] and computed == [len(values)]
+        assert pool.volumes[:, 0, 0, 0].tolist() == [*real, *values, *decoded, 1, 2]
+        assert pool.size == 10 + len(values) == len(pool.groups)
+        assert pool.weights("synthetic").sum() == len(values)

@@ -107,3 +107,10 @@ def test_the_foreground_box_has_a_margin():
     assert structures._foreground_box(scaled) == (
         slice(10 - margin, 20 + margin), slice(0, 20), slice(5 - margin, min(10, 6 + margin)))
     assert geometry.voxel_sizes(np.eye(4)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("name, text", [
+    ("ventral_dc", "ventral DC"), ("csf", "CSF"), ("3rd_ventricle", "3rd ventricle"),
+    ("cerebral_white_matter", "cerebral white matter")])
+def test_names_in_texts(name, text):
+    assert structures.name_in_text(name) == text

@@ -23,7 +23,7 @@ def test_outlines_lie_at_borders_in_the_structures_colors():
 
 def test_figures_are_drawn(tmp_path):
     entries = {}
-    for k, name in enumerate(("thalamus", "caudate")):
+    for k, name in enumerate(("ventral_dc", "caudate")):
         for family in anatomy_figures.PANELS:
             entries[f"{family}{name}"] = {
                 "family": family, "structure": name, "value": None if k else 0.5,

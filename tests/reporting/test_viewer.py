@@ -8,6 +8,8 @@ import pytest
 from browser import Browser
 from helpers import related
 
+from metrics import statistic
+from metrics.volume_sets import VolumeSet
 from reporting import blocks, packed_volumes, viewer
 from reporting.page import embedded_json
 
@@ -52,7 +54,7 @@ def page(volumes, tmp_path_factory):
          ["c9", "1,200", "1e−05"]])
     path = folder / "report.html"
     path.write_text(blocks.html_page(
-        [blocks.Heading(1, "Evaluation"), table, viewer.make_viewer(Pool(volumes), 3)], folder,
+        [blocks.Heading(1, "Evaluation"), table, *viewer.make_viewers(Pool(volumes), 3)], folder,
         "Evaluation"))
     return path
 
@@ -106,13 +108,13 @@ def test_a_click_moves_both_sides_and_the_wheel_goes_through_slices(opened):
     opened.wait_for(f"document.querySelector('.voxel').textContent === '{x}, {y}, 11'")
     assert "axial view, slice 12 of 24" in opened.run(
         f"document.querySelector('{axial}').getAttribute('aria-label')")
-    opened.click("#viewer-linked")
+    opened.click(".linked")
     opened.wheel(axial, -120)
     opened.wait_for(f"document.querySelector('.voxel').textContent === '{x}, {y}, 12'")
     assert texts(opened, "voxel") == [f"{x}, {y}, 12", f"{x}, {y}, 11"]
-    opened.click("#viewer-linked")                              # again to the same place
+    opened.click(".linked")                              # again to the same place
     assert texts(opened, "voxel") == [f"{x}, {y}, 12"] * 2
-    opened.click("#viewer-reset")
+    opened.click(".reset")
     assert texts(opened, "voxel") == ["12, 12, 12"] * 2
 
 
@@ -132,7 +134,7 @@ def test_keys_move_and_choose_volumes(opened, volumes):
 
 def test_views_show_left_on_the_left_and_the_window(opened, volumes):
     """Pixels of the axial view at voxel centers, against the volume's own."""
-    opened.click("#viewer-crosshair")
+    opened.click(".crosshair")
     draw = """(([side, voxels]) => {
         const canvases = [...document.querySelectorAll(".side[data-set=real] canvas")];
         const views = new VolumeViews(
@@ -212,23 +214,79 @@ def test_dark_light_and_print(opened, tmp_path):
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
 
 
+# ------------------------------------------------------------------------- copies and their sources
+
+FLAGGED = [{"volume": "s1", "source": HOSTILE, "ratio": 0.1, "distance": 0.0,
+            "mirrored": "left-right", "mirrored_axes": [0], "shift": [2, 0, -1]},
+           {"volume": "s0", "source": "t1", "ratio": 0.2, "distance": 0.0, "mirrored": "",
+            "mirrored_axes": [], "shift": [0, 0, 0]}]
+
+
+@pytest.fixture(scope="module")
+def copied(volumes):
+    """A pool of 2 real, 3 synthetic and 2 training volumes; s1 and s0 are copies of the latter."""
+    train = volumes[5:]
+    parts = {"--real": volumes[:2], "--train": train, "--synthetic": np.stack([
+        train[1], np.roll(train[0, ::-1], (2, -1), (0, 2)), volumes[2]])}
+    names = {"--real": ["r0", "r1"], "--synthetic": ["s0", "s1", "s2"], "--train": [HOSTILE, "t1"]}
+    sets = {flag: VolumeSet(flag, "folder", None, names[flag], names[flag], SIDE,
+                            np.array([2.0, 3.0, 2.5]), part.__getitem__, affine=np.eye(4))
+            for flag, part in parts.items()}
+    pool = statistic.Pool(sets["--real"], sets["--synthetic"], sets["--train"])
+    pool.load(1, None)
+    return pool
+
+
+def test_copies_are_shown_beside_their_sources(browser, copied, tmp_path):
+    """The source is moved as it matches, so both sides are equal here; they step together."""
+    shown = viewer.make_viewers(copied, 3, FLAGGED)
+    page = tmp_path / "report.html"
+    page.write_text(blocks.html_page([blocks.Heading(1, "Evaluation"), *shown], tmp_path, "E"))
+    browser.errors.clear()
+    browser.open(page)
+    browser.wait_for("[...document.querySelectorAll('.intensity')].every(e => e.textContent)")
+    unpacked = [browser.run(f"unpack(document.getElementById('volume-{name}').textContent, {SIDE})"
+                            ".then(voxels => [...voxels])")
+                for name in ("copy-0", "source-0", "copy-1", "source-1")]
+    for found, k in zip(unpacked, (1, 1, 0, 0)):
+        assert np.array_equal(np.reshape(found, (SIDE,) * 3), copied.part("synthetic")[k])
+    assert "2 of 2 flagged copies, each beside the training volume" in browser.run(
+        "document.body.textContent")
+    source = HOSTILE.replace("\u202e", "\\u202e")
+    source += ", mirrored left-right, moved by +2, +0, -1 voxels"
+    assert texts(browser, "id") == ["r0", "s0", "s1", source]
+    assert browser.run("document.querySelectorAll('img').length") == 0
+    browser.click("section[data-name=copies] .side[data-set=source] .next")
+    browser.wait_for("document.querySelectorAll('.id')[3].textContent === 't1'")
+    assert texts(browser, "id") == ["r0", "s0", "s0", "t1"]
+    browser.click("section[data-name=copies] .side[data-set=copy] canvas[data-view=axial]", dx=20)
+    first, second, third, fourth = texts(browser, "voxel")
+    assert first == second == "12, 12, 12" != third == fourth
+    here, there = texts(browser, "intensity")[2:]
+    assert here == there
+    assert texts(browser, "world")[3] == "not known"        # it was moved
+    browser.click("section[data-name=copies] .reset")
+    assert texts(browser, "voxel") == ["12, 12, 12"] * 4
+    assert browser.errors == []
+
+
 # ----------------------------------------------------------------------------- without a browser
 
 def test_evenly_spaced_volumes_are_chosen(volumes):
-    shown = viewer.make_viewer(Pool(volumes), 2)
+    (shown,) = viewer.make_viewers(Pool(volumes), 2)
     assert shown.sets[1]["ids"] == ["000000", "000003"] and shown.note() == ""
-    assert shown.counts() == "2 of 3 real and 2 of 4 synthetic"
+    assert shown.counts() == "2 of 3 real and 2 of 4 synthetic volumes"
     unpacked = packed_volumes.unpacked(shown.sets[1]["packed"][1], SIDE)
     assert np.array_equal(unpacked, volumes[6])
-    assert viewer.make_viewer(Pool(volumes), 0) is None
+    assert viewer.make_viewers(Pool(volumes), 0) == []
     assert "2 of 3 real" in shown.markdown()
 
 
 def test_a_page_that_would_be_too_large_holds_fewer_and_says_so(volumes, monkeypatch):
-    sizes = [len(text) for found in viewer.make_viewer(Pool(volumes), 3).sets
+    sizes = [len(text) for found in viewer.make_viewers(Pool(volumes), 3)[0].sets
              for text in found["packed"]]
     monkeypatch.setattr(viewer, "MAX_BYTES", int(2.5 * max(sizes)))
-    shown = viewer.make_viewer(Pool(volumes), 3)
+    (shown,) = viewer.make_viewers(Pool(volumes), 3)
     assert [len(found["ids"]) for found in shown.sets] == [1, 1]
     assert shown.note().startswith("--viewer-volumes 3: the page holds 1 of 3 real and 1 of 4")
     assert shown.note() in shown.html(None)
@@ -238,6 +296,21 @@ def test_eight_and_eight_volumes_of_128_voxels_take_less_than_30_mb():
     """Even of noise, which cannot be compressed: then there are fewer."""
     noise = np.random.default_rng(0).integers(0, 256, (2, 128, 128, 128), np.uint8)
     many = np.broadcast_to(noise[0], (16, 128, 128, 128))
-    shown = viewer.make_viewer(Pool(many, real=8, side=128), 8)
+    (shown,) = viewer.make_viewers(Pool(many, real=8, side=128), 8)
     assert len(shown.html(None)) < 28e6 and shown.note()
     assert json.dumps(shown.sets[0]["voxel_mm"]) == "[2.0, 3.0, 2.5]"
+
+
+def test_copies_have_a_place_even_in_a_page_that_is_full(copied, monkeypatch):
+    sizes = [len(text) for shown in viewer.make_viewers(copied, 3, FLAGGED)
+             for found in shown.sets for text in found["packed"]]
+    assert len(sizes) == 2 + 3 + 2 * 2
+    monkeypatch.setattr(viewer, "MAX_BYTES", max(sizes) * 4)
+    sets, copies = viewer.make_viewers(copied, 3, FLAGGED)
+    assert [len(found["ids"]) for found in (*sets.sets, *copies.sets)] == [1, 1, 1, 1]
+    assert sets.note().startswith("--viewer-volumes 3: the page holds 1 of 2 real and 1 of 3 synth")
+    assert copies.note().startswith("--viewer-volumes 3: the page holds 1 of 2 flagged copies, as")
+    assert copies.markdown() == (
+        "`report.html` shows 1 of 2 flagged copies in three views to scroll through.")
+    (only,) = viewer.make_viewers(copied, 1)
+    assert only.heading == "Volumes"

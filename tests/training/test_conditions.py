@@ -247,6 +247,29 @@ def test_cohort_draws_rows_of_the_class_as_often_as_in_training():
         choose(table="cohort", classes={2})
 
 
+def test_what_is_asked_where_no_flag_says_it():
+    choice, class_index = condition_choice.choose_as_in_training(metadata_of(), "c")
+    assert choice.is_cohort and class_index == 0
+    assert choice.of_sample(3, 0, 0) == choose(table="cohort").of_sample(3, 0, 0)
+    rows = tuple(row for row in KNOWN.rows if row.class_index == 1)
+    other = Conditions(KNOWN.columns, rows, "ab")
+    assert condition_choice.choose_as_in_training(metadata_of(other), "c")[1] == 1
+    plain, class_index = condition_choice.choose_as_in_training({"config": {}}, "c")
+    assert plain.conditions is None and class_index == 0
+
+
+def test_all_values_in_words():
+    assert choose(condition=["age=70", "sex=F"]).describe_all() == "age=70 sex=F"
+    assert choose(condition=["sex=F"]).describe_all() == "sex=F, age missing"
+    assert choose().describe_all() == "age and sex missing"
+
+
+def test_columns_without_rows():
+    assert KNOWN.columns_to_json() == [AGE.to_json(), SEX.to_json()]
+    assert KNOWN.example_row() == [70.0, "F"]
+    assert conditions.encode(KNOWN.columns, [KNOWN.example_row()], "c").tolist() == [[0, 0]]
+
+
 @pytest.mark.parametrize(("given", "message"), [
     (dict(condition=["height=3"]), "not trained on 'height'; it knows age 60 to 80 .*; sex F, M"),
     (dict(condition=["sex=X"]), "trained on sex F, M; 'X' is not one"),

@@ -113,13 +113,10 @@ def write_peft(source, path):
     trained = pretrained.read_trained(source.path, source.weights)
     whole = [module for module in WHOLE_MODULES
              if any(name.startswith(f"{module}.") for name in trained)]
-    config = lora.peft_config(adapters_of(source), whole, source.metadata["base"]["name"])
+    options = lora.from_metadata(source.metadata["lora"], source.path)
+    config = lora.peft_config(options, whole, source.metadata["base"]["name"])
     weight_files.write_safetensors(path, lora.peft_tensors(trained), header_of(source))
     write_text(path.with_name("adapter_config.json"), json.dumps(config, indent=1) + "\n")
-
-
-def adapters_of(source):
-    return lora.from_metadata(source.metadata["lora"], source.path)
 
 
 def official_name(source):

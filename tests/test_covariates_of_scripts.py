@@ -3,6 +3,7 @@ import ast
 import json
 import math
 import re
+import shutil
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -292,13 +293,14 @@ def test_two_processes_do_the_same_training(server, folder, vae_folder, pretrain
 
 
 def test_checkpoints_of_a_run_are_sampled_as_in_training(run, folder, tmp_path):
-    done = script("evaluate.py", "--ckpt-folder", run, "--real", folder, "--real-split", "train",
+    own = shutil.copytree(run, tmp_path / "run")
+    (own / "checkpoints" / "0000002.safetensors").unlink()      # one to sample is enough
+    done = script("evaluate.py", "--ckpt-folder", own, "--real", folder, "--real-split", "train",
                   "--train", folder, "--output", tmp_path / "e", "--num-samples", 2, "--sampler",
                   "ddim", "--num-sampling-steps", 2, "--device", "cpu", "--slices", 1)
-    assert done.stdout.count("covariates as in training") == 2
-    for step in ("0000002", "0000004"):
-        recorded = json.loads((tmp_path / "e" / "samples" / step / "samples.json").read_text())
-        assert recorded["recipe"]["conditions"] == "cohort"
+    assert "covariates as in training" in done.stdout
+    recorded = json.loads((tmp_path / "e" / "samples" / "0000004" / "samples.json").read_text())
+    assert recorded["recipe"]["conditions"] == "cohort"
 
 
 def test_samplers_are_compared_on_covariates_as_in_training(run, tmp_path):
@@ -383,7 +385,7 @@ def test_safetensors_hold_the_embedder(run, folder, tmp_path):
     assert "the training volumes' rows, which the checkpoint holds, are not" in done.stderr
     assert '"rows"' not in json.dumps(config)
     card = (tmp_path / "a" / "README.md").read_text()
-    assert "| covariates | age 61 to " in card and "sex F, M |" in card
+    assert f"| covariates | {age_of(run).describe()}; sex F, M |" in card
     check_lines(card, run, tmp_path / "a")
     weights = pretrained.load_weights(tmp_path / "a" / "model.safetensors")
     assert "what it learned of them is left out" in base_weights.describe_changes(

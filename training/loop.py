@@ -61,8 +61,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
     stop = end = False
     preview = begin_previews(options, run, metadata)
-    if held_out:
-        begin_held_out(model, state, held_out, run)
+    begin_held_out(model, state, held_out, run)
     clock, clock_step = time.monotonic(), state.step
     while not (stop or end):
         state.step += 1
@@ -145,7 +144,10 @@ def sample_preview(model, state, options, run, metadata, preview):
 
 
 def begin_held_out(model, state, held_out, run):
-    """Says what is measured, and measures what the job before this one had no time for."""
+    """Says what is measured, if anything is, and measures what the job before this one had no time
+    for."""
+    if held_out is None:
+        return
     if run:
         run.say(held_out.describe())
     is_lacking = run and bookkeeping.lacks_held_out(run, held_out, state.step)

@@ -52,6 +52,27 @@ def test_before_training_the_model_is_the_unconditional_one_bitwise(inputs, prec
         assert torch.equal(model(*inputs), plain(*inputs))
 
 
+@pytest.mark.parametrize(("classes", "covariates"), [(10, []), (2, []), (10, [3])])
+def test_a_base_with_covariates_starts_as_if_all_were_missing(inputs, classes, covariates):
+    base = randomize(small_dit(covariates=(0, 2)))
+    tensors = {name: p for name, p in base.state_dict().items() if name != "pos_embed"}
+    config = dict(input_size=8, patch_size=2, in_channels=4, hidden_size=64, depth=3, num_heads=4,
+                  num_classes=classes, base_grid=None, gamma_blocks=0, covariates=covariates)
+    weights = pretrained.Weights(tensors, 4, "official")
+    model = base_weights.assemble(config, base_weights.fit_base(weights, config), "base")
+    x, t, y = inputs                                    # of the base's classes 0, 3 and null
+    null = torch.full_like(y, 10)
+    with torch.no_grad():
+        expected = base(x, t, y if classes == 10 else null)
+        found = model(x, t, y if classes == 10 else y.clamp(max=classes))
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert torch.equal(base.y_embedder.embedding_table.weight,
+                       tensors["y_embedder.embedding_table.weight"])
+    spoiled = tensors | {"condition_embedder.projection": torch.zeros(3, 64)}
+    with pytest.raises(UserError, match="embedder of covariates is damaged"):
+        base_weights.fit_base(pretrained.Weights(spoiled, 4, "official"), config)
+
+
 def test_random_weights_are_those_of_a_model_without_covariates():
     torch.manual_seed(1)
     plain = small_dit().initialize_weights().state_dict()

@@ -237,7 +237,7 @@ def notes_of_covariates(asked, chosen):
         return [], []
     if chosen.folds_covariates:
         return [f"the class table holds one choice of covariates ({asked.describe_all()}), which "
-                "is that of all samples; another takes another export (--condition)"], []
+                "is that of all samples; to change it, export again with --condition"], []
     return [], ["names, scales, ranges and levels of the covariates are written; the training "
                 "volumes' rows, which the checkpoint holds, are not"]
 

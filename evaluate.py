@@ -274,9 +274,10 @@ def evaluate_run(args):
     checkpoints = checkpoint_choice.checkpoints_by_step(args.ckpt_folder)
     first = next(iter(checkpoints.values()))
     losses = log_lines.values_by_step(args.ckpt_folder / "log.jsonl", "held_out_loss")
-    flags = {"--sampler": args.sampler, "--num-sampling-steps": args.num_sampling_steps,
+    flags = {"--conditions": condition_choice.cohort_of(first), "--sampler": args.sampler,
+             "--num-sampling-steps": args.num_sampling_steps,
              "--class-label": args.class_label or "cohort", "--seed": args.seed,
-             "--device": args.device, "--conditions": condition_choice.cohort_of(first)}
+             "--device": args.device}
     rows = []
     for step, checkpoint in checkpoints.items():
         folder = args.output / over_training.SAMPLES_FOLDER / checkpoint.stem

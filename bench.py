@@ -115,8 +115,8 @@ def bench_samplers(args):
     trained = sampler_comparison.load(
         args.ckpt, base=args.base, vae_name=args.vae, device=args.device,
         precision=precision_of(args), compiled=args.compile)
-    if trained.message:
-        print(trained.message)
+    for message in filter(None, (trained.message, trained.conditions.describe())):
+        print(message)
     seconds, drawn = sampler_comparison.measure(trained, args.num_samples, args.seed, args.turns)
     lines = sampler_comparison.table(seconds, drawn, real, args.device)
     print("\n".join(lines))

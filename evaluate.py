@@ -270,11 +270,14 @@ def score_readers(args):
 
 def evaluate_run(args):
     """--ckpt-folder: quality and copying of samples of each checkpoint."""
-    from training import checkpoint_choice, log_lines  # here, as TensorBoard takes seconds
+    # here, as TensorBoard takes seconds
+    from training import checkpoint_choice, condition_choice, log_lines
 
     checkpoints = checkpoint_choice.checkpoints_by_step(args.ckpt_folder)
+    first = next(iter(checkpoints.values()))
     losses = log_lines.values_by_step(args.ckpt_folder / "log.jsonl", "held_out_loss")
-    flags = {"--sampler": args.sampler, "--num-sampling-steps": args.num_sampling_steps,
+    flags = {"--conditions": condition_choice.cohort_of(first), "--sampler": args.sampler,
+             "--num-sampling-steps": args.num_sampling_steps,
              "--class-label": args.class_label or "cohort", "--seed": args.seed,
              "--device": args.device}
     real, train = find_real_and_training(args)

@@ -32,6 +32,7 @@ from mri.geometry import voxel_sizes
 from mri.mosaic_files import read_mosaics
 from reporting import figures
 from training import acceleration, checkpoint_choice, pretrained, refiner_pairs, refiner_record
+from training.conditions import Conditions, encode_entries
 from training.refiner_loss import refiner_loss
 from utils import flags
 from utils.files import atomic_folder, require_new_folder, write_text
@@ -81,6 +82,7 @@ def read_data(folder, count, seed):
 class Denoiser:
     """The model whose samples are to be refined."""
     model: torch.nn.Module
+    conditions: Conditions | None   # covariates that it takes
     steps: np.ndarray       # as training.refiner_pairs.steps_between gives them
     sha256: str             # of the checkpoint
     path: Path
@@ -97,19 +99,13 @@ def load_models(args, data):
     for note in chosen.notes:
         print(f"note: {note}")
     model, metadata = pretrained.restore_model(chosen.path, base=args.base)
-    recorded = metadata["header"]
-    if any(recorded[key] != data.header[key] for key in ("size", "layout")):
-        raise UserError(f"--ckpt {chosen.path}: was trained on {recorded['layout']} mosaics of "
-                        f"{recorded['size']}^3, {args.data_path} holds {data.header['layout']} "
-                        f"mosaics of {data.header['size']}^3")
-    classes = metadata["config"]["num_classes"]
-    if max(entry["class"] for entry in data.train + data.held_out) >= classes:
-        raise UserError(f"--data-path {args.data_path}: has more classes than the {classes} of "
-                        f"{chosen.path}; name the data folder it was trained on")
+    conditions = refiner_pairs.check_data(metadata, chosen.path, data.header,
+                                          data.train + data.held_out, args.data_path)
     vae = vae_module.load_decoder(metadata, args.vae, args.device, chosen.path)
     acceleration.prepare_for_sampling(model, args.device, args.precision, compiled=False)
     steps = refiner_pairs.steps_between(*args.timesteps, args.num_sampling_steps)
-    return vae, Denoiser(model, steps, pretrained.sha256_of_weights(chosen.path), chosen.path)
+    sha256 = pretrained.sha256_of_weights(chosen.path)
+    return vae, Denoiser(model, conditions, steps, sha256, chosen.path)
 
 
 def make_pairs(args, data, entries, vae, denoiser, count, seed):
@@ -124,7 +120,8 @@ def make_pairs(args, data, entries, vae, denoiser, count, seed):
     labels = np.array([entry["class"] for entry in entries])
     return refiner_pairs.joined(pairs, *refiner_pairs.resampled(
         denoiser.model, vae, moments, labels, count, denoiser.steps, header=data.header,
-        num_steps=args.num_sampling_steps, seed=seed, precision=args.precision))
+        num_steps=args.num_sampling_steps, seed=seed, precision=args.precision,
+        covariates=encode_entries(denoiser.conditions, entries, args.data_path)))
 
 
 # --------------------------------------------------------------------------------------- training

@@ -12,6 +12,8 @@ from metrics.volume_sets import find_set
 from mri import geometry, manifest, mosaic
 from reporting import figures
 from training import acceleration, pretrained
+from training.condition_choice import ConditionChoice, choose_as_in_training
+from training.conditions import with_covariates
 from utils.files import atomic_folder, write_text
 from utils.precision import autocast
 from utils.seeding import seeded_generator
@@ -45,6 +47,8 @@ class TrainedModel:
     precision: str          # compute dtype of the network
     message: str | None     # what to tell the user about compilation
     foreground: Foreground | None   # tokens that the network computes; None: all
+    class_index: int = 0    # of all samples
+    conditions: ConditionChoice = ConditionChoice()     # what is asked for
 
 
 def load(checkpoint, *, base, vae_name, device, precision, compiled):
@@ -60,8 +64,10 @@ def load(checkpoint, *, base, vae_name, device, precision, compiled):
     header = manifest.check_header(metadata["header"], checkpoint)
     autoencoder = vae.load_decoder(metadata, vae_name, device, checkpoint)
     message = acceleration.prepare_for_sampling(network, device, precision, compiled)
+    conditions, class_index = choose_as_in_training(metadata, checkpoint)
     return TrainedModel(network, autoencoder, metadata["config"], header, device, precision,
-                        message, pretrained.read_foreground(checkpoint, metadata["config"]))
+                        message, pretrained.read_foreground(checkpoint, metadata["config"]),
+                        class_index, conditions)
 
 
 def read_volumes(folder):
@@ -80,12 +86,15 @@ def draw(trained, sampler, steps, num_samples, seed):
     """
     config = trained.config
     shape = (config["in_channels"], config["input_size"], config["input_size"])
-    labels = torch.zeros(num_samples, dtype=torch.long)
+    labels = torch.full((num_samples,), trained.class_index)
     generators = [seeded_generator(seed, i) for i in range(num_samples)]
+    asked = trained.conditions.encode(
+        [trained.conditions.of_sample(seed, i, trained.class_index) for i in range(num_samples)])
     with autocast(trained.device, trained.precision):
         z = samplers.sample(
-            trained.network, shape, labels, config["num_classes"], generators, sampler=sampler,
-            num_steps=steps, device=trained.device)
+            with_covariates(trained.network, asked, trained.device), shape, labels,
+            config["num_classes"], generators, sampler=sampler, num_steps=steps,
+            device=trained.device)
     if trained.foreground:
         z = trained.foreground.fill(z, trained.network.kept_latents)
     mosaics = vae.decode(trained.autoencoder, z)

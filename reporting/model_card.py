@@ -40,7 +40,7 @@ def _recipe(content):
     return found if isinstance(found, dict) else {}
 
 
-def model_card(metadata, *, sha256, weights, files, usage, notes, metrics=None):
+def model_card(metadata, *, sha256, weights, files, usage, notes, metrics=None, covariates=None):
     """The Markdown text of a model card.
 
     :param metadata: of the checkpoint
@@ -50,6 +50,7 @@ def model_card(metadata, *, sha256, weights, files, usage, notes, metrics=None):
     :param usage: Markdown, how the files are loaded
     :param notes: sentences about what is different from the checkpoint
     :param metrics: content of metrics.json, or None
+    :param covariates: phrase on what the model is conditioned on, or None
     """
     header = metadata["header"]
     size = header["size"]
@@ -59,7 +60,7 @@ def model_card(metadata, *, sha256, weights, files, usage, notes, metrics=None):
         "---", "", f"# {markup(metadata['model'])} for brain MRIs of {size} × {size} × {size} "
         "voxels", "", "Exported by MosaicDiT, which generates a 3D volume as one 2D mosaic of its "
         "slices.", "", "| | |", "|---|---|",
-        *(f"| {name} | {value} |" for name, value in _facts(metadata, sha256, weights)),
+        *(f"| {name} | {value} |" for name, value in _facts(metadata, sha256, weights, covariates)),
         "", "## Files", "", *(f"- {code(name)}: {text}" for name, text in files.items()),
         "", "## Use", "", usage, ""]
     if notes:
@@ -70,7 +71,7 @@ def model_card(metadata, *, sha256, weights, files, usage, notes, metrics=None):
     return "\n".join(parts)
 
 
-def _facts(metadata, sha256, weights):
+def _facts(metadata, sha256, weights, covariates):
     """(name, value in Markdown) of what there is to know about the weights."""
     header, vae, base = metadata["header"], metadata["vae"], metadata.get("begun_from")
     counts = metadata.get("class_counts")
@@ -78,8 +79,10 @@ def _facts(metadata, sha256, weights):
     if counts and len(counts) == len(classes):
         classes = [f"{name} ({count})" for name, count in zip(classes, counts)]
     pixels = metadata["image_size"]
+    conditioned = [("covariates", markup(covariates))] if covariates else []
     yield "training volumes", f"{sum(counts):,}" if counts else "not recorded"
     yield "classes", ", ".join(classes)
+    yield from conditioned
     yield "mosaics", f"{pixels} × {pixels} pixels, layout {markup(header['layout'])}"
     yield "base weights", (f"{code(base['name'])}, SHA-256 {code(base['sha256'])}" if base
                            else "none, trained from random weights")

@@ -1,19 +1,35 @@
 """Covariates from a table to samples, through the scripts as a user runs them."""
+import ast
 import json
+import math
+import re
+import shutil
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
+import original_dit
 import pytest
 import slurm_cluster
 import torch
 from helpers import error_line, finetune_flags, script
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from mri import manifest, tables
+import train_refiner
+from benchmarks import sampler_comparison
+from mri import manifest, mosaic_files, tables
 from sample import Plan
-from training import checkpoint
+from training import (
+    base_weights,
+    checkpoint,
+    checkpoint_choice,
+    conditions,
+    pretrained,
+    refiner_pairs,
+)
 from training.class_choice import COHORT, ClassChoice
-from training.condition_choice import ConditionChoice
+from training.condition_choice import ConditionChoice, describe_row
 
 TABLE = "participant_id\tage\tsex\n" + "".join(
     f"sub-{s:02d}\t{age}\t{sex}\n"
@@ -143,13 +159,58 @@ def test_lora_foreground_tokens_and_held_out_loss_resume_exactly_with_covariates
     assert [e["step"] for e in log if "held_out_loss" in e] == [1, 2, 3, 4]
     metadata = checkpoint.read_metadata(parts / "checkpoints" / "0000004.safetensors")
     assert metadata["lora"]["rank"] == 8 and metadata["config"]["covariates"] == [0, 2]
-    # read as --ckpt of a run without covariates, and refused by export.py
+    # read as --ckpt of a run without covariates
     path = parts / "checkpoints" / "0000004.safetensors"
     done, _ = train(tmp_path / "c", "--ckpt", path, "--max-steps", 1)
     assert "what it learned of them is left out" in done.stdout
-    done = script("export.py", "--ckpt", path, "--format", "peft", "--output", tmp_path / "p",
+
+
+def test_previews_have_the_covariates_of_a_training_volume(run, train, tmp_path):
+    """They are sample 0 of sample.py, and change nothing of the training."""
+    _, shown = train(tmp_path / "r", *CONDITION_ON, "--max-steps", 4, "--lr", 0.05,
+                     "--sample-every", 4)
+    plain, other = (load_file(folder / "checkpoints" / "0000004.state.safetensors")
+                    for folder in (run, shown))
+    assert plain.keys() == other.keys()
+    assert all(torch.equal(plain[key], other[key]) for key in plain)
+    sample(run, tmp_path / "s", "--num-samples", 1, "--conditions", "cohort",
+           "--num-sampling-steps", 25)
+    preview = (shown / "samples" / "0000004.png").read_bytes()
+    assert preview == (tmp_path / "s" / "mosaics" / "000000.png").read_bytes()
+    row = json.loads((tmp_path / "s" / "samples.json").read_text())["samples"][0]["condition"]
+    log = (shown / "log.txt").read_text()
+    assert f"--sample-every: previews are of class all, {describe_row(row)}, as one" in log
+    assert "previews are of" not in (run / "log.txt").read_text()
+
+
+def test_the_refiner_is_given_each_volumes_own(run, folder, data, vae_folder, tmp_path):
+    flags = ("--ckpt", run, "--pairs", 4, "--max-steps", 1, "--batch-size", 1, "--crop", 12,
+             "--num-sampling-steps", 10, "--precision", "fp32", "--device", "cpu")
+    script("train_refiner.py", "--data-path", folder, *flags, "--output", tmp_path / "r")
+    done = script("train_refiner.py", "--data-path", data, *flags, "--output", tmp_path / "x",
                   expect=2)
-    assert "was trained on covariates" in error_line(done)
+    assert f"{data}: lacks the covariates age, sex that" in error_line(done)
+    args = SimpleNamespace(
+        data_path=folder, ckpt=run, base=None, vae=vae_folder, device="cpu", precision="fp32",
+        timesteps=(40, 220), num_sampling_steps=10)
+    read = train_refiner.read_data(folder, 4, seed=0)
+    vae, denoiser = train_refiner.load_models(args, read)
+    inputs = train_refiner.make_pairs(args, read, read.train, vae, denoiser, 4, seed=0).inputs[-4:]
+    _, moments = refiner_pairs.round_trips(
+        vae, mosaic_files.read_mosaics(folder, read.header, read.train), read.header)
+    own = torch.tensor([[(e["covariates"].get("age", math.nan) - age_of(run).mean)
+                         / age_of(run).deviation, "FM".index(e["covariates"]["sex"])]
+                        for e in read.train])
+    found = {name: refiner_pairs.resampled(
+        denoiser.model, vae, moments, np.zeros(len(own), int), 4, denoiser.steps,
+        header=read.header, num_steps=10, seed=0, precision="fp32", covariates=values)[0]
+        for name, values in (("own", own), ("missing", torch.full_like(own, math.nan)))}
+    assert np.array_equal(inputs, found["own"]) and not np.array_equal(inputs, found["missing"])
+
+
+def age_of(run):
+    path = checkpoint_choice.choose_checkpoint(run).path
+    return conditions.recorded_conditions(checkpoint.read_metadata(path), path).columns[0]
 
 
 # ---------------------------------------------------------------------------------------- sampling
@@ -186,8 +247,8 @@ def test_a_sweep_is_of_one_class():
     """Drawn as the training set is made up, the class stays what it is for the first sample."""
     swept = ConditionChoice(rows=tuple({"age": 60 + i} for i in range(20)), swept="age")
     classes = {}
-    for name, conditions in (("swept", swept), ("not swept", ConditionChoice())):
-        plan = Plan({}, {}, 3, "fp32", ClassChoice(COHORT, (1, 1)), conditions, 20, "", None)
+    for name, choice in (("swept", swept), ("not swept", ConditionChoice())):
+        plan = Plan({}, {}, 3, "fp32", ClassChoice(COHORT, (1, 1)), choice, 20, "", None)
         classes[name] = {plan.class_of(seed=5, i=i) for i in range(20)}
     assert classes == {"swept": {plan.class_of(seed=5, i=0)}, "not swept": {0, 1}}
 
@@ -229,3 +290,125 @@ def test_two_processes_do_the_same_training(server, folder, vae_folder, pretrain
                     for r in (tmp_path / "r" / "000-DiT-T-4", run))
     assert ours.keys() == theirs.keys()
     assert max((ours[key] - theirs[key]).abs().max() for key in theirs) <= 1e-3
+
+
+def test_checkpoints_of_a_run_are_sampled_as_in_training(run, folder, tmp_path):
+    own = shutil.copytree(run, tmp_path / "run")
+    (own / "checkpoints" / "0000002.safetensors").unlink()      # one to sample is enough
+    done = script("evaluate.py", "--ckpt-folder", own, "--real", folder, "--real-split", "train",
+                  "--train", folder, "--output", tmp_path / "e", "--num-samples", 2, "--sampler",
+                  "ddim", "--num-sampling-steps", 2, "--device", "cpu", "--slices", 1)
+    assert "covariates as in training" in done.stdout
+    recorded = json.loads((tmp_path / "e" / "samples" / "0000004" / "samples.json").read_text())
+    assert recorded["recipe"]["conditions"] == "cohort"
+
+
+def test_samplers_are_compared_on_covariates_as_in_training(run, tmp_path):
+    _, expected = sample(run, tmp_path / "s", "--num-samples", 2, "--conditions", "cohort")
+    trained = sampler_comparison.load(run / "checkpoints" / "0000004.safetensors", base=None,
+                                      vae_name=None, device="cpu", precision="fp32", compiled=False)
+    drawn = sampler_comparison.draw(trained, "dpm++", 3, 2, seed=0)
+    assert np.abs(drawn / 255 - np.array(expected)).max() <= 1.01 / 255
+    assert trained.conditions.describe() == "covariates as in training"
+
+
+# ------------------------------------------------------------------------------------------ export
+
+@pytest.fixture(scope="module")
+def adapted(train, tmp_path_factory):
+    """A run of --tune lora with covariates."""
+    results = tmp_path_factory.mktemp("adapted")
+    return train(results, *CONDITION_ON, "--tune", "lora", "--max-steps", 2, "--lr", 0.05)[1]
+
+
+def export(run, output, *args, **kwargs):
+    return script("export.py", "--ckpt", run, "--output", output, *args, **kwargs)
+
+
+def inputs():
+    torch.manual_seed(1)
+    return torch.randn(3, 5, 12, 12), torch.tensor([0, 400, 999]), torch.tensor([0, 1, 2])
+
+
+def outputs_of(run, row):
+    """Of a run's model, asked for a row of age and sex; the last sample is of the null class."""
+    path = checkpoint_choice.choose_checkpoint(run).path
+    model, metadata = pretrained.restore_model(path)
+    columns = conditions.recorded_conditions(metadata, path).columns
+    with torch.no_grad():
+        return model(*inputs(), conditions.encode(columns, [row] * 3, "test"))
+
+
+def is_close(ours, theirs):
+    return (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
+
+
+@pytest.mark.parametrize(("asked", "row", "words"), [
+    (("age=70", "sex=F"), [70, "F"], "age=70 sex=F"),
+    (("sex=M",), [None, "M"], "sex=M, age missing"),
+    ((), [None, None], "age and sex missing")])
+def test_dit_holds_one_choice_of_covariates(run, tmp_path, asked, row, words):
+    flags = ("--condition", *asked) if asked else ()
+    done = export(run, tmp_path / "a", "--format", "dit", "--repo", *flags)
+    state = torch.load(tmp_path / "a" / "DiT-T-4-48x48.pt", weights_only=True)
+    assert {k: tuple(v.shape) for k, v in state.items()} == original_dit.shapes(384, 4, 4, 5, 2, 3)
+    theirs = original_dit.forward(state, *inputs(), heads=6)
+    assert is_close(outputs_of(run, row), theirs)
+    assert not is_close(outputs_of(run, [61, "M"]), theirs)
+    card, config = ((tmp_path / "a" / name).read_text() for name in ("README.md", "config.json"))
+    assert f"holds one choice of covariates ({words}), " in done.stderr
+    assert f"here {words} |" in card and f"one choice of covariates ({words}), " in card
+    config = json.loads(config)
+    assert "covariates" not in config["model"]
+    assert config["condition"] == {k: v for k, v in zip(("age", "sex"), row) if v is not None}
+
+
+def check_lines(card, run, folder):
+    """That the code of a model card builds what the run's model computes."""
+    lines = [line[4:] for line in card.splitlines() if line.startswith("    ")]
+    names = {}
+    exec("\n".join(lines).replace("FOLDER", str(folder)), names)
+    (row,) = ast.literal_eval(re.search(r"encode\(columns, (\[\[.*\]\])", card)[1])
+    with torch.no_grad():
+        asked, nothing = names["conditioned"](*inputs()), names["model"](*inputs())
+    assert None not in row and is_close(outputs_of(run, row), asked)
+    assert is_close(outputs_of(run, [None, None]), nothing) and not is_close(nothing, asked)
+
+
+def test_safetensors_hold_the_embedder(run, folder, tmp_path):
+    done = export(run, tmp_path / "a", "--format", "safetensors", "--repo")
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    columns = manifest.read_manifest(folder)[0]["covariates"]
+    assert config["covariates"] == columns and "condition" not in config
+    with safe_open(tmp_path / "a" / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["covariates"]) == columns
+    assert "the training volumes' rows, which the checkpoint holds, are not" in done.stderr
+    assert '"rows"' not in json.dumps(config)
+    card = (tmp_path / "a" / "README.md").read_text()
+    assert f"| covariates | {age_of(run).describe()}; sex F, M |" in card
+    check_lines(card, run, tmp_path / "a")
+    weights = pretrained.load_weights(tmp_path / "a" / "model.safetensors")
+    assert "what it learned of them is left out" in base_weights.describe_changes(
+        weights, {"num_classes": 2})[-1]
+
+
+def test_peft_holds_the_embedder(adapted, tmp_path):
+    pytest.importorskip("peft", reason="needs the library peft (requirements-dev.txt)")
+    export(adapted, tmp_path / "a", "--format", "peft", "--repo")
+    base = checkpoint.read_metadata(adapted / "checkpoints" / "0000002.safetensors")["base"]
+    card = (tmp_path / "a" / "README.md").read_text()
+    check_lines(card.replace(f"weights/{base['name']}", base["path"]), adapted, tmp_path / "a")
+
+
+def test_choices_that_cannot_be_exported(run, adapted, finetuned, tmp_path):
+    for ckpt, flags, message in (
+            (run, ("--format", "safetensors"), "--format safetensors holds the embedder, which"),
+            (adapted, ("--format", "peft"), "--format peft holds the embedder, which"),
+            (finetuned, ("--format", "dit"), "--condition: the model of"),
+            (finetuned, ("--format", "safetensors"), "takes no covariates")):
+        done = export(ckpt, tmp_path / "x", *flags, "--condition", "age=70", expect=2)
+        assert message in error_line(done) and not (tmp_path / "x").exists()
+    done = export(run, tmp_path / "x", "--format", "dit", "--condition", "height=3", expect=2)
+    assert "it knows age" in error_line(done) and not (tmp_path / "x").exists()
+    done = export(run, tmp_path / "y.pt", "--format", "dit", "--condition", "age=100")
+    assert "outside the training volumes' range" in done.stderr

@@ -17,9 +17,12 @@ def fit_base(weights, config):
     keeps its rows; the null class becomes their mean. With any other number of rows every class
     starts as the base's null class, its last row, the one that stands for any image.
 
+    Of weights that were trained with covariates, the classes start as they are without any.
+
     :param config: constructor arguments of models.DiT
+    :raises UserError: a class table that is too large, or a damaged embedder of covariates
     """
-    tensors = dict(weights.tensors)
+    tensors = _with_missing_covariates(weights.tensors)
     table = tensors.get(CLASS_TABLE)
     if table is not None and _lacks_null_row(weights, config):
         tensors[CLASS_TABLE] = torch.cat([table.float(), table.float().mean(0, keepdim=True)])
@@ -30,6 +33,20 @@ def fit_base(weights, config):
         for name in (f"blocks.{i}.gamma1", f"blocks.{i}.gamma2"):
             tensors.setdefault(name, torch.ones(config["hidden_size"]))
     return _with_new_condition_embedder(tensors, config)
+
+
+def _with_missing_covariates(tensors):
+    """Tensors whose class table holds what the embedder of covariates adds where all are missing,
+    which `models.ConditionEmbedder` computes as sum(missing) projection."""
+    table, missing, projection = (tensors.get(name) for name in (
+        CLASS_TABLE, f"{CONDITION_EMBEDDER}missing", f"{CONDITION_EMBEDDER}projection"))
+    if any(tensor is None for tensor in (table, missing, projection)):
+        return dict(tensors)
+    if not (missing.ndim == projection.ndim == table.ndim == 2
+            and missing.shape[1] == projection.shape[0] and projection.shape[1] == table.shape[1]):
+        raise UserError("--ckpt: its embedder of covariates is damaged; use another checkpoint")
+    vector = missing.float().sum(0) @ projection.float()            # (width,)
+    return tensors | {CLASS_TABLE: table.float() + vector}
 
 
 def _with_new_condition_embedder(tensors, config):
@@ -57,8 +74,8 @@ def describe_changes(weights, config):
     """What `fit_base` changes in the base weights, lines for the user."""
     dropped = None
     if any(name.startswith(CONDITION_EMBEDDER) for name in weights.tensors):
-        dropped = ("--ckpt was trained with covariates: what it learned of them is left out, and "
-                   "those of --condition-on start from nothing")
+        dropped = ("--ckpt was trained with covariates: what it learned of them is left out. Its "
+                   "classes start as they are without any, those of --condition-on from nothing")
     return tuple(filter(None, (describe_class_table(weights, config), dropped)))
 
 

@@ -1,5 +1,6 @@
 """What a run writes about itself: log lines, skipped steps, checkpoints, preview mosaics."""
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -9,6 +10,8 @@ from mri.mosaic import untile
 from mri.mosaic_files import write_mosaic
 from mri.view_images import view_images
 from training.checkpoint import save_checkpoint
+from training.condition_choice import choose_as_in_training, describe_row
+from training.conditions import with_covariates
 from training.log_lines import read_entries
 from utils import distributed
 from utils.errors import UserError
@@ -169,6 +172,44 @@ def save(run, state, metadata, *, with_checkpoint, keep, keep_every, lr):
     run.save_state(state.step, metadata | state.metadata(), state.groups(), keep, keep_every)
 
 
+@dataclass(frozen=True)
+class Preview:
+    """What previews are of: sample 0 of sample.py --conditions cohort, of the same seed.
+
+    :param class_index: its class
+    :param row: its covariates, {name: value}, those of a training volume; None: the model takes
+        none
+    :param covariates: the same for the network, (1, K), or None
+    """
+    class_index: int = 0
+    row: dict | None = None
+    covariates: torch.Tensor | None = None
+
+    def describe(self, names):
+        """A line for the log; None if there are no covariates.
+
+        :param names: of the classes
+        """
+        if self.row is None:
+            return None
+        values = describe_row(self.row) or "no covariates, as of a volume without any"
+        return (f"--sample-every: previews are of class {names[self.class_index]}, {values}, as "
+                "one of the training volumes")
+
+
+def choose_preview(metadata, seed, path):
+    """The Preview of a run.
+
+    :param metadata: of its checkpoints
+    :param path: of the run, for errors
+    """
+    choice, class_index = choose_as_in_training(metadata, path)
+    if choice.conditions is None:
+        return Preview(class_index)
+    row = choice.of_sample(seed, 0, class_index)
+    return Preview(class_index, row, choice.encode([row]))
+
+
 def show_preview(run, step, mosaic, header):
     """Shows a sampled mosaic, and the three views of its volume.
 
@@ -181,20 +222,23 @@ def show_preview(run, step, mosaic, header):
                     **{f"samples/{view}": image for view, image in views.items()}})
 
 
-def sample_preview(path, model, state, config, *, vae, seed, precision, device):
+def sample_preview(path, model, state, config, *, vae, seed, precision, device,
+                   preview=Preview()):
     """Writes one mosaic sampled from the EMA weights, to look at while training continues.
 
     The VAE is loaded for the one mosaic and freed after it.
 
     :param config: constructor arguments of the model
     :param vae: name or folder of the VAE
+    :param preview: Preview
     :return: the mosaic, (H, W, 3) uint8
     """
     shape = (config["in_channels"], config["input_size"], config["input_size"])
     with state.averaged_weights(), autocast(device, precision):
         latents = samplers.sample(
-            model, shape, torch.zeros(1, dtype=torch.long), model.num_classes,
-            [seeded_generator(seed, 0)], PREVIEW_SAMPLER, PREVIEW_STEPS, device=device)
+            with_covariates(model, preview.covariates, device), shape,
+            torch.tensor([preview.class_index]), model.num_classes, [seeded_generator(seed, 0)],
+            PREVIEW_SAMPLER, PREVIEW_STEPS, device=device)
     if state.foreground:
         latents = state.foreground.fill(latents, model.kept_latents)
     path.parent.mkdir(exist_ok=True)

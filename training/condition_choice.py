@@ -8,7 +8,8 @@ import numpy as np
 
 from mri import tables
 from mri.covariates import CATEGORY
-from training.conditions import Conditions, encode
+from training.checkpoint import read_metadata
+from training.conditions import Conditions, encode, recorded_conditions
 from utils.errors import UserError
 from utils.escaping import some_names
 
@@ -105,6 +106,12 @@ class ConditionChoice:
         """
         return f"{description} {describe_row(row)}" if row else description
 
+    def describe_all(self):
+        """The values that all samples have, and what is missing, of fixed covariates."""
+        missing = [name for name in self.names if name not in self.fixed]
+        return ", ".join(filter(None, (describe_row(self.fixed),
+                                       missing and f"{' and '.join(missing)} missing")))
+
     def describe(self):
         """A phrase for the user; None if the model takes no covariates."""
         if self.conditions is None:
@@ -170,6 +177,26 @@ def choose_condition(conditions, classes, *, condition, table, sweep, checkpoint
             raise UserError(f"--sweep {sweep}: --condition names {swept}, too; leave one out")
     warnings = _warn_of_range([*(rows or ()), fixed], columns)
     return ConditionChoice(conditions, fixed, rows, swept=swept, warnings=warnings)
+
+
+def choose_as_in_training(metadata, path):
+    """The choice of covariates as in training, where no flag says what to ask for.
+
+    :param metadata: of a checkpoint
+    :param path: of the checkpoint, for errors
+    :return: ConditionChoice; index of the class to sample, which has training volumes
+    :raises UserError: see `recorded_conditions`
+    """
+    conditions = recorded_conditions(metadata, path)
+    if conditions is None:
+        return ConditionChoice(), 0
+    return (ConditionChoice(conditions, is_cohort=True),
+            min(row.class_index for row in conditions.rows))
+
+
+def cohort_of(path):
+    """COHORT if the model of a checkpoint takes covariates, else None: a value of --conditions."""
+    return COHORT if recorded_conditions(read_metadata(path), path) else None
 
 
 def _choose_cohort(conditions, classes, checkpoint):

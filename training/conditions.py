@@ -44,9 +44,19 @@ class Conditions:
 
     def to_json(self):
         """For the metadata of a checkpoint; the inverse of `recorded_conditions`."""
-        return {"columns": [column.to_json() for column in self.columns],
+        return {"columns": self.columns_to_json(),
                 "rows": [[row.class_index, list(row.values), row.count] for row in self.rows],
                 "sha256": self.sha256}
+
+
+    def example_row(self):
+        """A row of plausible values, in the order of the columns; of no participant."""
+        return [column.levels[0] if column.kind == CATEGORY else float(f"{column.mean:.3g}")
+                for column in self.columns]
+
+    def columns_to_json(self):
+        """The columns alone, without what the rows tell of single participants."""
+        return [column.to_json() for column in self.columns]
 
 
 def choose_conditions(names, header, entries, path):

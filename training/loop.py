@@ -60,8 +60,8 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     parameters = list(state.trained.values())
     bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
     stop = end = False
-    if held_out:
-        begin_held_out(model, state, held_out, run)
+    preview = begin_previews(options, run, metadata)
+    begin_held_out(model, state, held_out, run)
     clock, clock_step = time.monotonic(), state.step
     while not (stop or end):
         state.step += 1
@@ -91,7 +91,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
                              keep=options.keep, keep_every=options.keep_every)
             stop_watch.saved()
         if run and options.sample_every and state.step % options.sample_every == 0:
-            sample_preview(model, state, options, run, metadata)
+            sample_preview(model, state, options, run, metadata, preview)
         if measure_due and (end or not stop):  # a run that is stopped measures when it resumes
             clock += measure_held_out(model, state, held_out, run)
     bar.close()
@@ -123,16 +123,31 @@ def take_step(model, state, batches, parameters, options):
     return lr
 
 
-def sample_preview(model, state, options, run, metadata):
+def begin_previews(options, run, metadata):
+    """Says which covariates the previews have. Returns the Preview, or None if there are none."""
+    if not (run and options.sample_every):
+        return None
+    preview = bookkeeping.choose_preview(metadata, options.seed, run.folder)
+    line = preview.describe(metadata["header"]["classes"])
+    if line:
+        run.say(line)
+    return preview
+
+
+def sample_preview(model, state, options, run, metadata, preview):
     """Samples a mosaic into the run folder, and shows it and its three views."""
     mosaic = bookkeeping.sample_preview(
         run.folder / "samples" / f"{state.step:07d}.png", model, state, metadata["config"],
-        vae=options.vae, device=options.device, seed=options.seed, precision=options.precision)
+        vae=options.vae, device=options.device, seed=options.seed, precision=options.precision,
+        preview=preview)
     bookkeeping.show_preview(run, state.step, mosaic, metadata["header"])
 
 
 def begin_held_out(model, state, held_out, run):
-    """Says what is measured, and measures what the job before this one had no time for."""
+    """Says what is measured, if anything is, and measures what the job before this one had no time
+    for."""
+    if held_out is None:
+        return
     if run:
         run.say(held_out.describe())
     is_lacking = run and bookkeeping.lacks_held_out(run, held_out, state.step)

@@ -1,5 +1,8 @@
 """The whole weights of a model, as the original repository (facebookresearch/DiT) loads them."""
+import torch
+
 import models
+from training.base_weights import CLASS_TABLE, CONDITION_EMBEDDER
 
 ORIGINAL_CHANNELS = 4           # of its latents
 ORIGINAL_CLASSES = 1000         # its sample.py takes class 1000 for the null class
@@ -9,13 +12,15 @@ ORIGINAL_SCALING = 0.18215      # of its latents
 UNPUBLISHED = "DiT-T/"          # beginning of the names of models that it does not have
 
 
-def official_state_dict(model):
-    """The state dict of a model under the official names and no others.
+def official_state_dict(model, covariates=None):
+    """The state dict of a model under the official names.
 
     DiffFit's scale vectors become part of the layers whose outputs they scale:
     gamma * (W x + b) = (gamma W) x + gamma b.
 
     :param model: models.DiT
+    :param covariates: (1, K), see `models.ConditionEmbedder`, of all samples: they become part of
+        the class table; None: the embedder of a model with covariates stays, under our names
     :return: {name: contiguous fp32 tensor on the CPU}, with the position table of its grid
     """
     tensors = {name: tensor.detach().float().cpu().contiguous()
@@ -27,7 +32,34 @@ def official_state_dict(model):
                 name = f"blocks.{i}.{layer}"
                 tensors[f"{name}.weight"] = scale[:, None] * tensors[f"{name}.weight"]
                 tensors[f"{name}.bias"] = scale * tensors[f"{name}.bias"]
-    return tensors
+    return tensors if covariates is None else _fold_covariates(tensors, model, covariates)
+
+
+def _fold_covariates(tensors, model, covariates):
+    """The state dict without the embedder, whose vectors are added to the rows of the class table.
+
+    t + table[y] + embedder(covariates) = t + (table[y] + embedder(covariates)). The null class, the
+    last row, has no covariates.
+    """
+    classes = model.num_classes
+    is_null = torch.arange(classes + 1) == classes
+    with torch.no_grad():
+        vectors = model.condition_embedder(covariates.expand(classes + 1, -1), is_null)
+    found = {name: tensor for name, tensor in tensors.items()
+             if not name.startswith(CONDITION_EMBEDDER)}
+    return found | {CLASS_TABLE: found[CLASS_TABLE] + vectors}
+
+
+def official_config(config, folded):
+    """Constructor arguments of a models.DiT that loads what `official_state_dict` returns.
+
+    :param config: of the model
+    :param folded: covariates became part of the class table
+    """
+    changed = {**config, "gamma_blocks": 0}
+    if folded:
+        changed.pop("covariates", None)
+    return changed
 
 
 def needed_changes(metadata):

@@ -12,6 +12,8 @@ import torch
 from diffusion import samplers
 from diffusion import vae as vae_module
 from mri import mosaic
+from training.conditions import encode_entries, recorded_conditions, with_covariates
+from utils.errors import UserError
 from utils.precision import autocast
 from utils.progress import counter
 from utils.seeding import seeded_generator
@@ -30,6 +32,35 @@ class Pairs:
     def kind(self, resampled):
         """Indices of the round trips, or of the resampled ones."""
         return np.flatnonzero((self.timesteps > 0) == resampled)
+
+
+def check_data(metadata, checkpoint, header, entries, folder):
+    """Checks that a data folder's volumes can be given to the model of a checkpoint.
+
+    :param metadata: of the checkpoint
+    :param checkpoint, folder: their paths, for errors
+    :param header, entries: of the manifest
+    :return: Conditions that the model takes, or None
+    :raises UserError: they are of another size, class or kind
+    """
+    recorded = metadata["header"]
+    if any(recorded[key] != header[key] for key in ("size", "layout")):
+        raise UserError(f"--ckpt {checkpoint}: was trained on {recorded['layout']} mosaics of "
+                        f"{recorded['size']}^3, {folder} holds {header['layout']} mosaics of "
+                        f"{header['size']}^3")
+    classes = metadata["config"]["num_classes"]
+    if max(entry["class"] for entry in entries) >= classes:
+        raise UserError(f"--data-path {folder}: has more classes than the {classes} of "
+                        f"{checkpoint}; name the data folder it was trained on")
+    conditions = recorded_conditions(metadata, checkpoint)
+    known = {column["name"] for column in header.get("covariates", ())}
+    lacking = [column.name for column in (conditions.columns if conditions else ())
+               if column.name not in known]
+    if lacking:
+        raise UserError(f"--data-path {folder}: lacks the covariates {', '.join(lacking)} that "
+                        f"{checkpoint} takes; preprocess again with --labels and --covariates")
+    encode_entries(conditions, entries, folder)     # names values that the model does not know
+    return conditions
 
 
 def untile_all(mosaics, header):
@@ -68,7 +99,8 @@ def steps_between(lowest, highest, num_steps):
     return 1 + np.flatnonzero((lowest <= timesteps) & (timesteps <= highest))
 
 
-def resampled(model, vae, moments, labels, count, steps, *, header, num_steps, seed, precision):
+def resampled(model, vae, moments, labels, count, steps, *, header, num_steps, seed, precision,
+              covariates=None):
     """Real volumes, noised part of the way and sampled again by the model.
 
     Input i draws its volume, its step and its noise from (seed, i).
@@ -80,6 +112,8 @@ def resampled(model, vae, moments, labels, count, steps, *, header, num_steps, s
     :param steps: see `steps_between`
     :param num_steps: of the whole sampler
     :param precision: compute dtype of the model
+    :param covariates: (N, K) of the real volumes, see `models.ConditionEmbedder`; None: the model
+        takes none
     :return: inputs (P, D, D, D) uint8, index of each one's volume (P,), timesteps (P,)
     """
     generators = [seeded_generator(seed, i) for i in range(count)]
@@ -93,9 +127,11 @@ def resampled(model, vae, moments, labels, count, steps, *, header, num_steps, s
             for batch in np.split(of_step, range(BATCH_SIZE, len(of_step), BATCH_SIZE)):
                 if len(batch) == 0:
                     continue
+                volumes = volume_of[batch]
+                asked = None if covariates is None else covariates[volumes]
                 latents, timesteps[batch] = _resample_batch(
-                    model, vae, moments[volume_of[batch]], labels[volume_of[batch]], step,
-                    [generators[i] for i in batch], num_steps, precision)
+                    with_covariates(model, asked, vae.device), vae, moments[volumes],
+                    labels[volumes], step, [generators[i] for i in batch], num_steps, precision)
                 inputs[batch] = untile_all(vae_module.decode(vae, latents), header)
                 update(len(batch))
     return inputs, volume_of, timesteps

@@ -42,6 +42,14 @@ def test_facts():
     assert "facebookresearch/DiT" in text and "## Evaluation" not in text
 
 
+def test_covariates_have_a_row():
+    assert "| covariates |" not in card()
+    text = model_card.model_card(
+        METADATA, sha256="ef" * 32, weights="ema", files={}, usage="", notes=(),
+        covariates="age 60 to 80 years; sex F, M|X")
+    assert "| covariates | age 60 to 80 years; sex F, M&#124;X |" in text.splitlines()
+
+
 def test_random_weights_have_no_license():
     text = card(begun_from=None)
     assert "license: other\n" in text and "CC-BY-NC" not in text

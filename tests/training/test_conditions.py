@@ -52,6 +52,27 @@ def test_before_training_the_model_is_the_unconditional_one_bitwise(inputs, prec
         assert torch.equal(model(*inputs), plain(*inputs))
 
 
+@pytest.mark.parametrize(("classes", "covariates"), [(10, []), (2, []), (10, [3])])
+def test_a_base_with_covariates_starts_as_if_all_were_missing(inputs, classes, covariates):
+    base = randomize(small_dit(covariates=(0, 2)))
+    tensors = {name: p for name, p in base.state_dict().items() if name != "pos_embed"}
+    config = dict(input_size=8, patch_size=2, in_channels=4, hidden_size=64, depth=3, num_heads=4,
+                  num_classes=classes, base_grid=None, gamma_blocks=0, covariates=covariates)
+    weights = pretrained.Weights(tensors, 4, "official")
+    model = base_weights.assemble(config, base_weights.fit_base(weights, config), "base")
+    x, t, y = inputs                                    # of the base's classes 0, 3 and null
+    null = torch.full_like(y, 10)
+    with torch.no_grad():
+        expected = base(x, t, y if classes == 10 else null)
+        found = model(x, t, y if classes == 10 else y.clamp(max=classes))
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+    assert torch.equal(base.y_embedder.embedding_table.weight,
+                       tensors["y_embedder.embedding_table.weight"])
+    spoiled = tensors | {"condition_embedder.projection": torch.zeros(3, 64)}
+    with pytest.raises(UserError, match="embedder of covariates is damaged"):
+        base_weights.fit_base(pretrained.Weights(spoiled, 4, "official"), config)
+
+
 def test_random_weights_are_those_of_a_model_without_covariates():
     torch.manual_seed(1)
     plain = small_dit().initialize_weights().state_dict()
@@ -245,6 +266,29 @@ def test_cohort_draws_rows_of_the_class_as_often_as_in_training():
     assert choice.of_sample(0, 3, 1) == {"age": 80, "sex": "M"} and choice.recipe() == "cohort"
     with pytest.raises(UserError, match="no training volume of class 2"):
         choose(table="cohort", classes={2})
+
+
+def test_what_is_asked_where_no_flag_says_it():
+    choice, class_index = condition_choice.choose_as_in_training(metadata_of(), "c")
+    assert choice.is_cohort and class_index == 0
+    assert choice.of_sample(3, 0, 0) == choose(table="cohort").of_sample(3, 0, 0)
+    rows = tuple(row for row in KNOWN.rows if row.class_index == 1)
+    other = Conditions(KNOWN.columns, rows, "ab")
+    assert condition_choice.choose_as_in_training(metadata_of(other), "c")[1] == 1
+    plain, class_index = condition_choice.choose_as_in_training({"config": {}}, "c")
+    assert plain.conditions is None and class_index == 0
+
+
+def test_all_values_in_words():
+    assert choose(condition=["age=70", "sex=F"]).describe_all() == "age=70 sex=F"
+    assert choose(condition=["sex=F"]).describe_all() == "sex=F, age missing"
+    assert choose().describe_all() == "age and sex missing"
+
+
+def test_columns_without_rows():
+    assert KNOWN.columns_to_json() == [AGE.to_json(), SEX.to_json()]
+    assert KNOWN.example_row() == [70.0, "F"]
+    assert conditions.encode(KNOWN.columns, [KNOWN.example_row()], "c").tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize(("given", "message"), [

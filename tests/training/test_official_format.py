@@ -1,4 +1,5 @@
 import json
+import math
 
 import original_dit
 import pytest
@@ -41,6 +42,35 @@ def test_scale_vectors_are_folded_into_the_weights():
     assert (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
     assert (ours - wrong).abs().max() > 1e-4 * ours.abs().max()
     assert "blocks.0.gamma1" in model.state_dict()      # the model itself is as it was
+
+
+def test_a_choice_of_covariates_is_folded_into_the_class_table():
+    model = randomize(small_dit(covariates=(0, 2), num_classes=2)).eval()
+    x, t, y = inputs(model)                             # y: 0, 1 and the null class
+    for row in ([0.7, 1.0], [math.nan, 0.0], [math.nan, math.nan]):
+        covariates = torch.tensor([row])
+        state = official_format.official_state_dict(model, covariates)
+        assert {k: tuple(v.shape) for k, v in state.items()} == original_dit.shapes(
+            64, 3, 2, 4, 2, 4)
+        with torch.no_grad():
+            ours = model(x, t, y, covariates.expand(3, -1))
+            nothing = model(x, t, y)
+            theirs = original_dit.forward(state, x, t, y, heads=4)
+        assert (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
+        differs = (theirs - nothing).abs().amax((1, 2, 3)) > 1e-4 * ours.abs().max()
+        is_asked = not all(map(math.isnan, row))
+        assert differs.tolist() == [is_asked, is_asked, False]
+    kept = official_format.official_state_dict(model)
+    assert torch.equal(kept["condition_embedder.missing"], model.condition_embedder.missing)
+    assert torch.equal(kept["y_embedder.embedding_table.weight"],
+                       model.y_embedder.embedding_table.weight)
+
+
+def test_the_config_is_of_the_weights():
+    config = dict(models.config_of("DiT-T/4"), num_classes=2, gamma_blocks=3, covariates=[0, 2])
+    folded, kept = (official_format.official_config(config, folded) for folded in (True, False))
+    assert folded == dict(models.config_of("DiT-T/4"), num_classes=2, gamma_blocks=0)
+    assert kept == folded | {"covariates": [0, 2]} and config["gamma_blocks"] == 3
 
 
 METADATA = dict(

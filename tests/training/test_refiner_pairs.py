@@ -1,4 +1,6 @@
 """Pairs for the refiner: which they are, and that each depends on the seed and its index alone."""
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,9 @@ from helpers import related
 from diffusion import samplers
 from diffusion import vae as vae_module
 from mri import mosaic
+from mri.covariates import CATEGORY, NUMBER, Column
 from training import refiner_pairs
+from utils.errors import UserError
 from utils.seeding import seeded_generator
 
 HEADER = {"size": 16, "layout": "rgb"}
@@ -19,6 +23,14 @@ class Zero(torch.nn.Module):
 
     def forward(self, x, t, y):
         return torch.cat([torch.zeros_like(x), -torch.ones_like(x)], 1)
+
+
+class Told(torch.nn.Module):
+    """Predicts as noise, everywhere, its class plus its covariate; of a missing one nothing."""
+
+    def forward(self, x, t, y, covariates):
+        value = y + covariates[:, 0].nan_to_num()
+        return torch.cat([value[:, None, None, None].expand_as(x), -torch.ones_like(x)], 1)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +49,10 @@ def pairs_and_moments(vae, volumes):
     return refiner_pairs.round_trips(vae, mosaics, HEADER)
 
 
-def resampled(vae, moments, count, seed=0):
+def resampled(vae, moments, count, seed=0, model=None, labels=(0, 0, 0), covariates=None):
     return refiner_pairs.resampled(
-        Zero(), vae, moments, np.zeros(len(moments), np.int64), count, [2, 3], header=HEADER,
-        num_steps=NUM_STEPS, seed=seed, precision="fp32")
+        model or Zero(), vae, moments, np.array(labels), count, [2, 3], header=HEADER,
+        num_steps=NUM_STEPS, seed=seed, precision="fp32", covariates=covariates)
 
 
 def test_round_trips_are_what_the_vae_makes_of_real_volumes(vae, volumes, pairs_and_moments):
@@ -70,6 +82,55 @@ def test_resampled_volumes_depend_on_seed_and_index(vae, pairs_and_moments):
     assert fewer[2].tolist() == timesteps[:5].tolist()
     assert np.abs(fewer[0].astype(int) - inputs[:5]).max() <= 1   # another batch, other rounding
     assert not np.array_equal(resampled(vae, moments, 5, seed=1)[0], fewer[0])
+
+
+def test_each_volume_has_its_own_class_and_covariates(vae, pairs_and_moments):
+    _, moments = pairs_and_moments
+    labels, values = (0, 2, 1), torch.tensor([[0.5], [math.nan], [-1.0]])
+    inputs, volume_of, _ = resampled(vae, moments, 12, model=Told(), labels=labels,
+                                     covariates=values)
+    assert set(volume_of) == {0, 1, 2}
+    plain = resampled(vae, moments, 12)[0]
+    for i, (label, value) in enumerate(zip(labels, values)):
+        alike = resampled(vae, moments, 12, model=Told(), labels=(label,) * 3,
+                          covariates=value.expand(3, 1))[0]
+        chosen = volume_of == i
+        assert np.array_equal(inputs[chosen], alike[chosen])
+        # volume 2: 1 + -1
+        assert np.array_equal(inputs[chosen], plain[chosen]) == (i == 2)
+
+
+def metadata_of(*columns):
+    config = {"num_classes": 2, **({"covariates": [len(c.levels) for c in columns]}
+                                   if columns else {})}
+    found = {"config": config, "header": HEADER}
+    if columns:
+        row = [c.levels[0] if c.levels else c.mean for c in columns]
+        found["covariates"] = {"columns": [c.to_json() for c in columns], "rows": [[0, row, 2]],
+                               "sha256": "ab"}
+    return found
+
+
+def test_a_data_folder_must_have_what_the_model_takes():
+    age, sex = Column("age", NUMBER, mean=70, lowest=60, highest=80), Column(
+        "sex", CATEGORY, levels=("F", "M"))
+    header = HEADER | {"covariates": [age.to_json()]}
+    entries = [{"class": 1, "covariates": {"age": 65}}, {"class": 0}]
+
+    def check(metadata, header=header, entries=entries):
+        return refiner_pairs.check_data(metadata, "c", header, entries, "d")
+
+    assert check(metadata_of()) is None
+    assert check(metadata_of(age)).columns == (age,)
+    for given, message in (
+            ((metadata_of(age, sex),), "d: lacks the covariates sex that c takes; preprocess"),
+            ((metadata_of(age), HEADER), "d: lacks the covariates age that c takes"),
+            ((metadata_of(sex), header | {"covariates": [sex.to_json()]},
+              [{"class": 0, "covariates": {"sex": "X"}}]), "d: 'X' is no value of .* sex F, M"),
+            ((metadata_of(), header | {"size": 20}), "c: was trained on rgb mosaics of 16.3"),
+            ((metadata_of(), header, [{"class": 2}]), "d: has more classes than the 2 of c")):
+        with pytest.raises(UserError, match=message):
+            check(*given)
 
 
 def test_resampling_a_step_takes_away_what_the_network_says_is_noise():

@@ -98,7 +98,7 @@ def test_thousands_of_scans_pass_through_all_scripts(vae_folder, tmp_path):
     text = run("postprocess.py", "--input", data, "--output", tmp_path / "n")
     assert f"{SCANS} NIfTI volumes" in text
     run("evaluate.py", "--real", data, "--synthetic", tmp_path / "n", "--train", data,
-        "--metrics", "ms-ssim", "mmd", "smoothness", "intensity", "--pairs", 2000, "--bootstrap",
+        "--metrics", "ms-ssim", "mmd", "smoothness", "histogram", "--pairs", 2000, "--bootstrap",
         100, "--permutations", 99, "--output", tmp_path / "e", "--device", "cpu")
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["sets"]["synthetic"][
         "n"] == SCANS

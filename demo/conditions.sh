@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-demo/out}
-steps=${2:-1500}
+steps=${2:-5000}
 base=$out/results/000-DiT-T-4/checkpoints/0000700.safetensors
 work=$out/conditions
 if [ ! -e "$base" ]; then
@@ -19,13 +19,17 @@ step() {
     "$@"
 }
 
-step python demo/cohort.py --contrast mixed --n 128 --seed 2 --output "$work/scans"
-step python preprocess.py --input "$work/scans" --output "$work/data" --size 32 --split 96:32 \
+step python demo/cohort.py --contrast mixed --n 400 --seed 2 --output "$work/scans"
+step python preprocess.py --input "$work/scans" --output "$work/data" --size 32 --split 320:80 \
     --labels "$work/scans/participants.tsv" --covariates ventricles:percent contrast
 
-training=(--data-path "$work/data" --vae "$out/vae" --ckpt "$base" --tune full
+# the demo's VAE has seen neither this mixture nor such ventricles: its decoder is adapted
+step python train_vae.py --data-path "$work/data" --init "$out/vae" --tune decoder \
+    --max-steps 600 --batch-size 8 --crop 96 --lr 1e-3 --output "$work/vae"
+
+training=(--data-path "$work/data" --vae "$work/vae" --ckpt "$base" --tune full
           --model DiT-T/4 --num-classes 1 --max-steps "$steps"
-          --global-batch-size 16 --lr 1e-3 --lr-schedule cosine --ema-decay 0.98
+          --global-batch-size 16 --lr 1.5e-3 --lr-schedule cosine --ema-decay 0.99 --precision bf16
           --ckpt-every "$steps")
 step python train.py "${training[@]}" --results-dir "$work/with" --condition-on ventricles contrast
 step python train.py "${training[@]}" --results-dir "$work/without"
@@ -37,8 +41,8 @@ step python sample.py --ckpt "$work/with" "${sampling[@]}" --conditions cohort -
     --output "$work/samples/guided"
 step python sample.py --ckpt "$work/with" "${sampling[@]}" --output "$work/samples/not-asked"
 step python sample.py --ckpt "$work/without" "${sampling[@]}" --output "$work/samples/without"
-step python sample.py --ckpt "$work/with" --num-sampling-steps 50 --sweep ventricles=60:200:7 \
-    --condition contrast=mprage --cfg-scale 4 --output "$work/samples/sweep"
+step python sample.py --ckpt "$work/with" --num-sampling-steps 50 --sweep ventricles=50:200:7 \
+    --condition contrast=mprage --output "$work/samples/sweep"
 
 step python demo/conditions.py --data-path "$work/data" --output "$work/conditions.json" \
     --samples "$work/samples/asked" "$work/samples/guided"

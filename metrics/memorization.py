@@ -103,8 +103,9 @@ def memorization_statistics(pool, options):
 def _correlations_with_training_set(pool, options):
     """Of the real and synthetic volumes, (N, M)."""
     what = ("correlation", options.device)
-    missing = [len(pool.sets[name]) for name in COMPARED if not pool.knows(what, (name, "train"))]
-    with counter("correlations with training volumes", sum(missing)) as update:
+    missing = [name for name in COMPARED if not pool.knows(what, (name, "train"))]
+    label = "correlations with training volumes: voxels"
+    with counter(label, len(missing) * pool.side ** 3) as update:
         return np.concatenate([
             pool.once(what, (name, "train"), partial(
                 correlations, pool.part(name), pool.part("train"),

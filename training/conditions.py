@@ -48,7 +48,6 @@ class Conditions:
                 "rows": [[row.class_index, list(row.values), row.count] for row in self.rows],
                 "sha256": self.sha256}
 
-
     def example_row(self):
         """A row of plausible values, in the order of the columns; of no participant."""
         return [column.levels[0] if column.kind == CATEGORY else float(f"{column.mean:.3g}")

@@ -6,7 +6,6 @@ import numpy as np
 from metrics import copy_features, copy_search, random_features, utility
 from metrics.statistic import Statistic
 from metrics.volume_sets import short_list
-from utils.progress import counter
 
 COMPARED = ("real", "synthetic")    # sets whose volumes are compared with the training set
 PLANTED = 8         # copies that are made to see whether the search finds them
@@ -48,25 +47,12 @@ def copies_statistic(pool, options):
 
 # ----------------------------------------------------------------------------------- the search
 
-def _searched(pool, options):
-    """{"real", "synthetic" or "planted": volumes, names of the sets that their matches are of}."""
-    planted = pool.once(("planted copies", options.seed), ("train",), partial(
-        _planted_copies, pool.part("train"), options.seed))
-    return {**{name: (pool.part(name), (name, "train")) for name in COMPARED},
-            "planted": (planted, ("train",))}
-
-
 def _best_matches(pool, options):
     """{"real", "synthetic" or "planted": copy_search.Match of each volume, or None}."""
     search = pool.once(("search for copies", options.device), ("train",), partial(
         copy_search.CopySearch, pool.part("train"), pool.train.subjects, options.device))
-    searched = _searched(pool, options)
-    what = ("matches", options.device, options.seed)
-    missing = [len(volumes) for volumes, names in searched.values()
-               if not pool.knows(what, names)]
-    with counter("search for copies", sum(missing)) as update:
-        return {name: pool.once(what, names, partial(search.best_matches, volumes, update))
-                for name, (volumes, names) in searched.items()}
+    return _searched(pool, options, "matches", "search for copies",
+                     lambda name, volumes, callback: search.best_matches(volumes, callback))
 
 
 def _feature_matches(pool, matches, options):
@@ -78,14 +64,25 @@ def _feature_matches(pool, matches, options):
         return {name: [None] * len(found) for name, found in matches.items()}
     scores = pool.once(("feature scores", options.device), ("train",), partial(
         copy_features.FeatureScores, pool.part("train"), options.device))
-    searched = _searched(pool, options)
-    what = ("feature matches", options.device, options.seed)
-    missing = [len(volumes) for volumes, names in searched.values()
-               if not pool.knows(what, names)]
-    with counter("features of copies", sum(missing)) as update:
-        return {name: pool.once(what, names, partial(
-            scores.matches, volumes, matches[name], update))
-            for name, (volumes, names) in searched.items()}
+    return _searched(pool, options, "feature matches", "features of copies",
+                     lambda name, volumes, callback: scores.matches(volumes, matches[name],
+                                                                    callback))
+
+
+def _searched(pool, options, what, label, compute):
+    """{"real", "synthetic" or "planted": what is found for its volumes}.
+
+    :param compute: (name, volumes, callback) -> list
+    """
+    planted = pool.once(("planted copies", options.seed), ("train",), partial(
+        _planted_copies, pool.part("train"), options.seed))
+    searched = {**{name: pool.part(name) for name in COMPARED}, "planted": planted}
+    # planted copies depend on the training set alone
+    keys = {name: (name, "train") if name in COMPARED else ("train",) for name in searched}
+    found = pool.each_once((what, options.device, options.seed), label, {
+        keys[name]: (len(volumes), partial(compute, name, volumes))
+        for name, volumes in searched.items()})
+    return {name: found[keys[name]] for name in searched}
 
 
 # ------------------------------------------------------------------------------- what it found

@@ -102,15 +102,14 @@ def memorization_statistics(pool, options):
 
 def _correlations_with_training_set(pool, options):
     """Of the real and synthetic volumes, (N, M)."""
-    what = ("correlation", options.device)
-    missing = [name for name in COMPARED if not pool.knows(what, (name, "train"))]
-    label = "correlations with training volumes: voxels"
-    with counter(label, len(missing) * pool.side ** 3) as update:
-        return np.concatenate([
-            pool.once(what, (name, "train"), partial(
-                correlations, pool.part(name), pool.part("train"),
-                memory_gb=options.memory_gb / 2, device=options.device, callback=update))
-            for name in COMPARED])
+    def of_set(name, callback):
+        return correlations(pool.part(name), pool.part("train"), memory_gb=options.memory_gb / 2,
+                            device=options.device, callback=callback)
+
+    found = pool.each_once(
+        ("correlation", options.device), "correlations with training volumes: voxels",
+        {(name, "train"): (pool.side ** 3, partial(of_set, name)) for name in COMPARED})
+    return np.concatenate(list(found.values()))
 
 
 def _nearest_by_ms_ssim(pool, correlation, options):

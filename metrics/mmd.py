@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from metrics.statistic import Statistic
-from utils.progress import counter
 
 ROWS_PER_PRODUCT = 256      # volumes of a matrix product, of which half would be computed twice
 MAX_VOXELS_PER_BLOCK = 2 ** 16
@@ -279,19 +278,20 @@ def mmd_statistics(pool, options):
 
 def _products_of_pool(pool, options):
     """Inner products of the compared volumes, (N, N), computed for each two sets."""
-    names, what = list(pool.sets), ("inner products", options.device)
+    def block(first, second, callback):
+        others = None if first == second else pool.part(second)
+        return gram(pool.part(first), others, memory_gb=options.memory_gb / 2,
+                    device=options.device, callback=callback)
+
+    names = list(pool.sets)
     blocks = [(first, second) for k, first in enumerate(names) for second in names[k:]]
-    missing = [block for block in blocks if not pool.knows(what, block)]
+    found = pool.each_once(
+        ("inner products", options.device), f"inner products of {pool.size:,} volumes: voxels",
+        {pair: (pool.side ** 3, partial(block, *pair)) for pair in blocks})
     products = np.empty((pool.size, pool.size))
-    label = f"inner products of {pool.size:,} volumes: voxels"
-    with counter(label, len(missing) * pool.side ** 3) as update:
-        for first, second in blocks:
-            others = None if first == second else pool.part(second)
-            found = pool.once(what, (first, second), partial(
-                gram, pool.part(first), others, memory_gb=options.memory_gb / 2,
-                device=options.device, callback=update))
-            products[np.ix_(pool.index(first), pool.index(second))] = found
-            products[np.ix_(pool.index(second), pool.index(first))] = found.T
+    for (first, second), values in found.items():
+        products[np.ix_(pool.index(first), pool.index(second))] = values
+        products[np.ix_(pool.index(second), pool.index(first))] = values.T
     return products
 
 

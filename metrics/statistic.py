@@ -159,11 +159,23 @@ class Pool:
         :param compute: (volumes (n, D, D, D), callback) -> (n, ...)
         :return: (N, ...)
         """
-        missing = [len(found) for name, found in self.sets.items() if not self.knows(what, (name,))]
-        with counter(label, sum(missing)) as update:
-            return np.concatenate([
-                self.once(what, (name,), partial(compute, self.part(name), update))
-                for name in self.sets])
+        found = self.each_once(what, label, {
+            (name,): (len(own), partial(compute, self.part(name)))
+            for name, own in self.sets.items()})
+        return np.concatenate(list(found.values()))
+
+    def each_once(self, what, label, parts):
+        """Values of several groups of sets, each as `once` gives it, with one progress for all.
+
+        :param what: as `once` takes it
+        :param label: of the progress
+        :param parts: {names: (amount of work, function of the callback that counts it)}
+        :return: {names: value}
+        """
+        missing = sum(amount for names, (amount, _) in parts.items() if not self.knows(what, names))
+        with counter(label, missing) as update:
+            return {names: self.once(what, names, partial(compute, update))
+                    for names, (_, compute) in parts.items()}
 
 
 # ------------------------------------------------------------------------------------ resampling

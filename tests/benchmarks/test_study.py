@@ -53,6 +53,7 @@ def test_speed_is_the_median_after_the_warm_up(small, monkeypatch):
 
     def fake_call(threads, script, *flags):
         results = flags[flags.index("--results-dir") + 1]
+        assert flags[-2:] == ("--full-steps", 0)    # of a run that has no room for them
         called.append(results.relative_to(small.output / "speed").as_posix())
         (results / "000").mkdir(parents=True)
         speeds = [100, 100, 2, 4] if "turn-0" in str(results) else [100, 100, 4, 4]
@@ -109,10 +110,3 @@ def test_a_small_study(data, vae_folder, tmp_path):
     content = json.loads((tmp_path / "study" / "study.json").read_text())
     assert [o["variant"] for o in content["equal_steps"]] == ["a", "b"]
     assert all(o["numbers"]["mmd_linear"] > 0 for o in content["equal_steps"])
-
-
-def test_the_speed_of_a_variant_with_full_steps_is_that_of_its_other_steps():
-    """A run of a few steps has no room for them."""
-    flags = ["--token-drop", "0.5", "--full-steps", "30", "--lr", "1e-2"]
-    assert study._without_full_steps(flags) == ["--token-drop", "0.5", "--lr", "1e-2"]
-    assert study._without_full_steps(flags[:2]) == flags[:2]

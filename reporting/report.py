@@ -84,7 +84,7 @@ def report_blocks(content, figures, viewers=()):
         blocks.append(_table_of_numbers(entries, layouts))
     if "copies" in entries:
         blocks += _copies(entries["copies"], content["sets"])
-    blocks += [_not_computed(", ".join(titles), reason)
+    blocks += [_not_computed(", ".join(titles), reason, "was" if len(titles) == 1 else "were")
                for reason, titles in _by_reason(content["skipped"]).items()]
     if entries:
         blocks += [Bullets(_notes(content, layouts)), Heading(2, "What each number is"),
@@ -138,8 +138,8 @@ def _table_of_numbers(entries, layouts):
     return Table(head + [f"ceiling: real after VAE, {layout}" for layout in layouts], rows)
 
 
-def _not_computed(title, reason):
-    return Paragraph(f"**{markup(title)}** was not computed: {sentence(reason)}.")
+def _not_computed(title, reason, verb="was"):
+    return Paragraph(f"**{markup(title)}** {verb} not computed: {sentence(reason)}.")
 
 
 def _own(target):

@@ -115,6 +115,7 @@ def test_a_reader_rates_closes_returns_and_saves(made, tmp_path):
         browser.press("6")              # is no rating
         browser.click("#study-forward")
         browser.click("#study-rating button:nth-child(3)")
+        time.sleep(0.5)     # Chromium hands localStorage to its other processes a moment later
         browser.open(path)              # as after closing the page
         browser.wait_for("typeof study !== 'undefined' && study.views.voxels !== null")
         assert shown(browser, "progress") == "3 of 6 rated"

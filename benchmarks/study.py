@@ -10,7 +10,7 @@ import shlex
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ SPEED_STEPS = 12            # of a run that measures speed, the first of which w
 WARM_UP_STEPS = 2
 SAME_STEPS = 0.03           # relative difference of steps that is not worth another run
 KEYS = ("mmd_linear", "ms_ssim", "through_plane")   # of metrics.json
+
+_running = set()            # processes of the scripts that run now
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,13 @@ def _compute(study, plan, description):
     with ThreadPoolExecutor(study.jobs) as pool:
         tasks = [pool.submit(_outcome, study, *planned) for planned in plan]
         try:
-            return [task.result() for task in progress(tasks, description)]
+            for task in progress(as_completed(tasks), description, total=len(tasks)):
+                task.result()                   # raises what it raised
+            return [task.result() for task in tasks]
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(_running):      # or this process would wait for their ends
+                process.terminate()
             raise
 
 
@@ -206,10 +212,19 @@ def _call(threads, script, *flags):
     :param threads: of PyTorch
     :raises UserError: it failed
     """
+    command = [sys.executable, str(ROOT / script), *map(str, flags)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run([sys.executable, str(ROOT / script), *map(str, flags)],
-                          capture_output=True, text=True, env=environment)
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise UserError(f"{script} {' '.join(map(str, flags))}: exit code {done.returncode}; "
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          env=environment) as process:
+        _running.add(process)
+        try:
+            output, errors = process.communicate()
+        except BaseException:
+            process.terminate()
+            raise
+        finally:
+            _running.discard(process)
+    if process.returncode:
+        last = (errors.strip() or output.strip() or "no output").splitlines()[-1]
+        raise UserError(f"{script} {' '.join(map(str, flags))}: exit code {process.returncode}; "
                         f"{last}")

@@ -1,6 +1,7 @@
 """A study of variants of train.py: its plan, its table, and a small one from end to end."""
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,24 @@ def test_a_small_study(data, vae_folder, tmp_path):
     content = json.loads((tmp_path / "study" / "study.json").read_text())
     assert [o["variant"] for o in content["equal_steps"]] == ["a", "b"]
     assert all(o["numbers"]["mmd_linear"] > 0 for o in content["equal_steps"])
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_study_that_is_ended_ends_its_scripts(small, tmp_path, monkeypatch, jobs):
+    """One that fails ends those that run beside it, too."""
+    (tmp_path / "train.py").write_text(
+        "import pathlib, sys, time\n"
+        "folder = pathlib.Path(sys.argv[sys.argv.index('--results-dir') + 1]).parent\n"
+        "folder.mkdir(parents=True)\n"
+        "if 'fast-one' in str(folder) and 'seed-0' in str(folder):\n"
+        "    sys.exit('cannot')\n"
+        "time.sleep(60)\n"
+        "(folder / 'went on').touch()\n")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    plan = [("slow", 0, 40), ("fast one", 0, 40)][2 - jobs:]
+    start = time.monotonic()
+    with pytest.raises(UserError, match="train.py .*exit code 1; cannot"):
+        study._compute(dataclasses.replace(small, jobs=jobs), plan, "equal steps")
+    assert time.monotonic() - start < 30
+    assert not list(small.output.rglob("went on"))
+    assert not study._running

@@ -174,7 +174,7 @@ def test_previews_have_the_covariates_of_a_training_volume(run, train, tmp_path)
     assert plain.keys() == other.keys()
     assert all(torch.equal(plain[key], other[key]) for key in plain)
     sample(run, tmp_path / "s", "--num-samples", 1, "--conditions", "cohort",
-           "--num-sampling-steps", 25)
+           "--sampler", "ddpm", "--num-sampling-steps", 50)
     preview = (shown / "samples" / "0000004.png").read_bytes()
     assert preview == (tmp_path / "s" / "mosaics" / "000000.png").read_bytes()
     row = json.loads((tmp_path / "s" / "samples.json").read_text())["samples"][0]["condition"]

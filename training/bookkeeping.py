@@ -19,7 +19,9 @@ from utils.precision import autocast
 from utils.seeding import seeded_generator
 
 MAX_SKIPPED_IN_A_ROW = 20  # after that the weights are to blame, not a batch
-PREVIEW_SAMPLER, PREVIEW_STEPS = "dpm++", 25
+# deterministic samplers keep the errors of a model at the beginning of its training, which would
+# look worse than it is
+PREVIEW_SAMPLER, PREVIEW_STEPS = "ddpm", 50
 
 
 def announce(run, model, state, *, name, method, volumes, precision, device, notes,

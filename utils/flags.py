@@ -20,7 +20,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text = action.help or ""
-        if action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool):
+        if action.default in (None, [], argparse.SUPPRESS) or isinstance(action.default, bool):
             return text  # such a help text says itself what happens without the flag
         default = action.default
         if isinstance(default, (list, tuple)):

@@ -137,7 +137,7 @@ def _from_intensities(pool):
     return Anatomy(
         tissue_volumes.TISSUES, ml, "three tissues by intensity, of a skull-stripped T1 (Otsu)",
         warnings=[f"voxels of {_largest_voxel(pool):.3g} mm are too coarse for structures (at most "
-                  f"{MAX_VOXEL_MM:g} mm), so that fractions of three tissues are compared"])
+                  f"{MAX_VOXEL_MM:g} mm), so fractions of three tissues are compared"])
 
 
 def _from_tables(pool, options):
@@ -150,8 +150,8 @@ def _from_tables(pool, options):
             ids = tables.some(pool.sets[name].ids)
             raise NotComputed(
                 f"--anatomy-{name} {found[name].paths[0]}: its rows "
-                f"({tables.some(found[name].volumes)}) are of fewer than 2 volumes of "
-                f"{pool.sets[name].flag} ({ids}); name them alike")
+                f"({tables.some(found[name].volumes)}) match fewer than 2 volumes of "
+                f"{pool.sets[name].flag} ({ids}); use the same names in both")
     names = _structures_of_all(found, notes)
     nothing = {key: np.nan for key in names}
     ml = np.full((pool.size, len(names)), np.nan)

@@ -243,11 +243,11 @@ def test_an_evaluation_is_done_again_if_its_volumes_changed(real, tmp_path):
     path = fake / "mosaics" / "m00.png"
     mosaic_files.write_mosaic(path, mosaic.tile(FAKE[5], "rgb"))
     _, done = evaluate(output, *flags)
-    assert "synthetic: other voxels in volumes of the same names" in done.stdout
+    assert "synthetic: different voxels in volumes of the same names" in done.stdout
     shutil.rmtree(fake)
     samples_folder(tmp_path / "s", FAKE, ["AD"] * 12)
     content, done = evaluate(output, *flags)
-    assert "is replaced, as it is of other volumes or settings: synthetic: 4 volumes, now 12" in (
+    assert "because volumes or settings have changed: synthetic: 4 volumes, now 12" in (
         done.stdout)
     assert content["sets"]["synthetic"]["n"] == 12
     done = script("evaluate.py", *flags[:-1], "--output", output, *METRICS, expect=2)

@@ -106,7 +106,7 @@ def test_volumes_without_a_row_are_left_out(tmp_path, capsys):
     d = structure_statistics.cohens_d(pool.weights("real"), known, ml)[0]
     assert found["anatomy_volume_caudate"] == pytest.approx(d[STRUCTURES.index("caudate")],
                                                             abs=1e-3)
-    assert "has no row of 2 of 5 volumes, which are left out" in capsys.readouterr().out
+    assert "has no row for 2 of 5 volumes, which are left out" in capsys.readouterr().out
     assert anatomy.tables_of(pool, options)["anatomy-synthetic.tsv"].count("n/a") == 2 * 17
 
 
@@ -125,7 +125,7 @@ def test_tables_that_do_not_fit_are_not_computed(tmp_path):
     pool = a_pool()
     options, _ = table_options(tmp_path, pool)
     write_table(tmp_path / "real.tsv", ["x", "y", "z"], random_volumes(3, 1))
-    with pytest.raises(NotComputed, match="its rows .x, y, z. are of fewer than 2 volumes of "
+    with pytest.raises(NotComputed, match="its rows .x, y, z. match fewer than 2 volumes of "
                                           "--real .real-00, real-01"):
         anatomy.check_anatomy(pool, options)
     one = MetricOptions(anatomy_real=options.anatomy_real)

@@ -237,8 +237,8 @@ def add_comparison_flags(command):
     group.add_argument("--turns", type=int, default=2, help="number of times that each way is "
                        "measured, in a process of its own")
     group.add_argument("--only", type=training_cost.way_named, choices=training_cost.WAYS,
-                       help="measure one way only (plain and ours, the former names, are "
-                       "accepted); default: both")
+                       help="measure one way only (the former names plain and ours are accepted, "
+                       "too); default: all of them")
     return group
 
 

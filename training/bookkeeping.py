@@ -38,7 +38,7 @@ def announce(run, model, state, *, name, method, volumes, precision, device, not
     if model.kept_tokens is not None:
         tokens = f"{model.computed_tokens:,} of {tokens}"
     message = (f"{run.folder}: {name} on {volumes} mosaics, --tune {method}: "
-               f"{values:,} trainable values, {tokens} tokens, {precision} on {device}")
+               f"{values:,} trainable parameters, {tokens} tokens, {precision} on {device}")
     if distributed.world_size() > 1:
         message += (f", {distributed.world_size()} processes, {4 * values / 1e6:.1f} MB reduced "
                     "per step")

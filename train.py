@@ -299,8 +299,8 @@ def announce(args, run, model, state, volumes, precision, device, notes):
 
 def say_that_it_is_done(run, step):
     if run:
-        print(f"{run.folder} is already at step {step}; give --resume none for a new run, or a "
-              "higher --max-steps to continue this one")
+        print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
+              "a higher --max-steps to continue this one")
     return 0
 
 

@@ -150,8 +150,8 @@ def _from_tables(pool, options):
             ids = tables.some(pool.sets[name].ids)
             raise NotComputed(
                 f"--anatomy-{name} {found[name].paths[0]}: its rows "
-                f"({tables.some(found[name].volumes)}) match fewer than 2 volumes of "
-                f"{pool.sets[name].flag} ({ids}); use the same names in both")
+                f"({tables.some(found[name].volumes)}) are of fewer than 2 volumes of "
+                f"{pool.sets[name].flag} ({ids}); name them alike")
     names = _structures_of_all(found, notes)
     nothing = {key: np.nan for key in names}
     ml = np.full((pool.size, len(names)), np.nan)

@@ -210,9 +210,9 @@ def _notes(content, layouts):
         notes.append(
             f"*Interval*: 95%, from {settings['bootstrap']} bootstrap replicates over subjects, or "
             "Student's t with the jackknife's error where a set has fewer than 50 subjects; of "
-            "shares, beta-binomial. It is meant to contain the mean over many evaluations with as "
-            "many volumes. Distances between two sets have no interval, because none has the right "
-            "coverage near 0; they have a p.")
+            "shares, beta-binomial. It is for the average over many evaluations with as many "
+            "volumes. Distances of two sets have none, as none covers what it says near 0: they "
+            "have a p.")
     tested = [entry for entry in entries if "p" in entry]
     if tested:
         notes.append(

@@ -81,7 +81,7 @@ def test_tables_of_another_program(cubes, tmp_path):
 
 
 @pytest.mark.parametrize("case, message", [
-    ("ids", "its rows (a, b, c) match fewer than 2 volumes of --real"),
+    ("ids", "its rows (a, b, c) are of fewer than 2 volumes of --real"),
     ("one side", "--anatomy-real and --anatomy-synthetic go together"),
     ("no structure", "none of its columns is the volume of a structure"),
     ("absent", "no such file")])

@@ -159,7 +159,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     assert same(tensors(run, "0000004.state"), tensors(finetuned, "0000004.state"))
     assert same(tensors(run, "0000004"), tensors(finetuned, "0000004"))
     assert (
-        "is already at step 4"
+        "has its 4 steps already"
         in train(data, vae_folder, tmp_path, "--max-steps", 4, *args).stdout
     )
     train(data, vae_folder, tmp_path, "--max-steps", 1, *args, "--resume", "none")

@@ -125,7 +125,7 @@ def test_tables_that_do_not_fit_are_not_computed(tmp_path):
     pool = a_pool()
     options, _ = table_options(tmp_path, pool)
     write_table(tmp_path / "real.tsv", ["x", "y", "z"], random_volumes(3, 1))
-    with pytest.raises(NotComputed, match="its rows .x, y, z. match fewer than 2 volumes of "
+    with pytest.raises(NotComputed, match="its rows .x, y, z. are of fewer than 2 volumes of "
                                           "--real .real-00, real-01"):
         anatomy.check_anatomy(pool, options)
     one = MetricOptions(anatomy_real=options.anatomy_real)

@@ -141,4 +141,4 @@ def test_an_offline_run_and_its_resumption(train, tmp_path):
         names = [path.name.split("_")[0] for path in part.glob("files/media/images/samples/*.png")]
         assert sorted(names) == sorted(PREVIEWS)
     # the flag is no part of what a run is
-    assert "is already at step 4" in train("--max-steps", 4).stdout
+    assert "has its 4 steps already" in train("--max-steps", 4).stdout

@@ -202,7 +202,7 @@ def is_there_already(args, sets, skipped):
         print(f"{args.output}: is replaced, because volumes or settings have changed: "
               f"{'; '.join(changes)}", flush=True)
     else:
-        print(f"{args.output}: already up to date, for the same volumes, recipe and settings")
+        print(f"{args.output}: is there already, of the same volumes, recipe and settings")
     return not changes
 
 

@@ -185,7 +185,7 @@ def match(volume_set, found):
     missing = [name for name, row in zip(volume_set.ids, named) if row is None]
     unused = [subject for subject in found.volumes if subject not in named]
     if missing:
-        notes.append(f"{where}: has no row for {len(missing)} of {len(named)} volumes, which are "
+        notes.append(f"{where}: has no row of {len(missing)} of {len(named)} volumes, which are "
                      f"left out of anatomy: {tables.some(missing)}")
     if unused:
         notes.append(f"{where}: {len(unused)} of its {len(found.volumes)} rows belong to no volume "

@@ -71,7 +71,7 @@ def test_tables_of_another_program(cubes, tmp_path):
     evaluate(cubes, tmp_path / "e", *flags)
     content = json.loads((tmp_path / "e" / "metrics.json").read_text())
     again = evaluate(cubes, tmp_path / "e", *flags, "--update")
-    assert "already up to date" in again.stdout
+    assert "is there already" in again.stdout
     table(synthetic, IDS, 3)
     again = evaluate(cubes, tmp_path / "e", *flags, "--update")
     assert "or settings: content of the tables of --anatomy-real" in again.stdout

@@ -238,7 +238,7 @@ def test_an_evaluation_is_done_again_if_its_volumes_changed(real, tmp_path):
     evaluate(output, *flags)
     before = (output / "metrics.json").read_bytes()
     _, done = evaluate(output, *flags)
-    assert f"{output}: already up to date" in done.stdout
+    assert f"{output}: is there already" in done.stdout
     assert (output / "metrics.json").read_bytes() == before
     path = fake / "mosaics" / "m00.png"
     mosaic_files.write_mosaic(path, mosaic.tile(FAKE[5], "rgb"))

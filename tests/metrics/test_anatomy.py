@@ -106,7 +106,7 @@ def test_volumes_without_a_row_are_left_out(tmp_path, capsys):
     d = structure_statistics.cohens_d(pool.weights("real"), known, ml)[0]
     assert found["anatomy_volume_caudate"] == pytest.approx(d[STRUCTURES.index("caudate")],
                                                             abs=1e-3)
-    assert "has no row for 2 of 5 volumes, which are left out" in capsys.readouterr().out
+    assert "has no row of 2 of 5 volumes, which are left out" in capsys.readouterr().out
     assert anatomy.tables_of(pool, options)["anatomy-synthetic.tsv"].count("n/a") == 2 * 17
 
 

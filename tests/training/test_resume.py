@@ -99,7 +99,7 @@ def test_a_run_without_warm_up_of_its_average(begun, tmp_path):
     line = train(*flags(*command), "--no-ema-warmup", cwd=begun).stdout
     assert "in --ema-warmup (False, there True)" in line
     done = train(*flags(*command, steps=3), "--no-ema-warmup", cwd=begun)
-    assert "resumes at step 2" in done.stdout and "as this run began" not in done.stdout
+    assert "resumes at step 2" in done.stdout and "as this run was started" not in done.stdout
     train(*flags(*command, steps=3), "--no-ema-warmup", "--results-dir", tmp_path / "whole",
           cwd=begun)
     ours, theirs = (folder / "checkpoints" / "0000003.safetensors" for folder in (

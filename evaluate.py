@@ -199,7 +199,7 @@ def is_there_already(args, sets, skipped):
         return False
     changes = evaluation.changes(args.output, sets, settings_of(args), skipped)
     if changes:
-        print(f"{args.output}: is replaced, because volumes or settings have changed: "
+        print(f"{args.output}: is replaced, as it is of other volumes or settings: "
               f"{'; '.join(changes)}", flush=True)
     else:
         print(f"{args.output}: is there already, of the same volumes, recipe and settings")

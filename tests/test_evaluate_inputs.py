@@ -247,7 +247,7 @@ def test_an_evaluation_is_done_again_if_its_volumes_changed(real, tmp_path):
     shutil.rmtree(fake)
     samples_folder(tmp_path / "s", FAKE, ["AD"] * 12)
     content, done = evaluate(output, *flags)
-    assert "because volumes or settings have changed: synthetic: 4 volumes, now 12" in (
+    assert "is replaced, as it is of other volumes or settings: synthetic: 4 volumes, now 12" in (
         done.stdout)
     assert content["sets"]["synthetic"]["n"] == 12
     done = script("evaluate.py", *flags[:-1], "--output", output, *METRICS, expect=2)

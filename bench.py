@@ -216,7 +216,7 @@ def add_network_flags(command):
     group.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
                        help="network with random weights: DiT-{XL,L,B,S,T}/{2,4,8}")
     group.add_argument("--foreground", type=flags.positive, default=0.68, metavar="SHARE",
-                       help="share of the tokens that the way foreground computes, 0 to 1; "
+                       help="share of the tokens that `foreground` computes, 0 to 1; "
                        "14 skull-stripped brains touch 0.68 of them at 896 x 896")
     flags.add_precision_flag(group, "the optimized way", default=None)
     flags.add_compile_flag(group)
@@ -234,11 +234,11 @@ def add_comparison_flags(command):
                        "weights: of Stable Diffusion's shape, or 16 times narrower for tests")
     group.add_argument("--image-size", type=int, default=896, help="side of the mosaics, pixels")
     group.add_argument("--batch-size", type=int, default=1, help="mosaics per step")
-    group.add_argument("--turns", type=int, default=2, help="turns of each way, in processes of "
-                       "their own")
+    group.add_argument("--turns", type=int, default=2, help="number of times that each way is "
+                       "measured, in a process of its own")
     group.add_argument("--only", type=training_cost.way_named, choices=training_cost.WAYS,
-                       help="measure one way only (plain and ours, the former names, are "
-                       "accepted); default: both")
+                       help="measure one way only (the former names plain and ours are accepted, "
+                       "too); default: all of them")
     return group
 
 

@@ -77,11 +77,11 @@ def check_flags(args):
     check_output(args)
     for name in ("vae_layouts", "refiner", "precision"):
         if getattr(args, name) is not None and not args.vae:
-            raise UserError(f"{flag_of(name)} is of no use without --vae")
+            raise UserError(f"{flag_of(name)} has no effect without --vae")
     for metric in registry.METRICS:
         for name in metric.flags:
             if getattr(args, name) is not None and not metric.chosen(chosen_metrics(args)):
-                raise UserError(f"{flag_of(name)} is of no use without "
+                raise UserError(f"{flag_of(name)} has no effect without "
                                 f"{' or '.join(metric.titles)} among --metrics")
     for name in ("mmd_batch", "num_samples", "pairs", "shortlist", "slices"):
         value = getattr(args, name)

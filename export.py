@@ -5,10 +5,10 @@
     python export.py --ckpt results/000-DiT-XL-2 --format safetensors --repo --output published/adni
     python export.py --ckpt results/001-DiT-XL-2 --format peft --output adapter/
 
-dit and safetensors hold all weights under the official names: LoRA and scale vectors are part of
-them, and so is the position table of the mosaic's grid. peft holds what --tune lora trained, for
-the library peft. With --repo, --output is a folder that also gets a model card and config.json.
-Of a model with covariates, dit holds one choice of them (--condition), the others its embedder.
+dit and safetensors contain all weights under the official names, with LoRA and scale vectors merged
+into them, and the position table of the mosaic's grid. peft contains what --tune lora trained, for
+the library peft. With --repo, --output is a folder that also gets a model card and config.json. For
+a model with covariates, dit fixes one choice of them (--condition); the others keep its embedder.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -173,14 +173,14 @@ def parse_args():
     g.add_argument("--base", metavar="FILE",
                    help="base weights; default: where train.py read them, or weights/")
     g.add_argument("--weights", choices=("ema", "raw"), default="ema",
-                   help="trained parameters to export: their moving average, or their last values")
+                   help="trained parameters to export: their moving average (ema), or their "
+                   "values at that step (raw)")
     g = p.add_argument_group("output")
     g.add_argument("--format", choices=FORMATS, required=True,
                    help="; ".join(f"{name}: {known.help}" for name, known in FORMATS.items()))
     g.add_argument("--condition", nargs="+", default=[], metavar="NAME=VALUE",
                    help="with --format dit and a model of train.py --condition-on: covariates of "
-                   "all samples, such as age=70 sex=F, that become part of the class table; what "
-                   "is left out is missing; default: none")
+                   "all samples, such as age=70 sex=F; the others count as missing; default: none")
     g.add_argument("--output", type=Path, required=True, metavar="FILE|DIR",
                    help="new file, or with --repo and for peft a new folder")
     g.add_argument("--repo", action="store_true",

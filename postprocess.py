@@ -1,20 +1,20 @@
 #!/usr/bin/env python3
-"""Converts mosaics to NIfTI volumes with their place in the world; the inverse of preprocess.py.
+"""Converts mosaics to NIfTI volumes in world coordinates; the inverse of preprocess.py.
 
     python postprocess.py --input data/adni --output nifti/
     python postprocess.py --input data/adni --output restored/ --restore-shape
     python postprocess.py --input some/pngs --manifest data/adni --output nifti/
     python postprocess.py --input samples/adni --refiner refiner/adni --output nifti/
 
-Writes cubes in [0, 1] (uint8 x 1/255); with --restore-shape, volumes on the grid, axis order and
-intensities of their source scans: a crop is put back into its place, a registered brain back into
-its head, and a bias field that --n4 removed is put back. What a mask removed is gone. A mosaic
-without a source scan, such as a sample, gets the cohort's median geometry. With --refiner, the
-slices of sampled volumes are made to fit together. source.json takes along how samples were made,
+Writes cubes in [0, 1] (uint8 x 1/255). With --restore-shape, writes volumes with the grid, axis
+order and intensities of their source scans: cropped and registered brains go back to where they
+were in the scan, and the bias field that --n4 removed is put back. What a mask removed is lost. A
+mosaic without a source scan, such as a sample, gets the cohort's median geometry. With --refiner,
+the slices of sampled volumes are made to fit together. source.json records how samples were made,
 and the class and subject of each volume.
 
-A mosaic that the manifest of --input lists and that is not there is named; the others are
-converted, and the exit code is then 1.
+If mosaics that the manifest of --input lists are missing, they are named, the others are converted,
+and the exit code is 1.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 

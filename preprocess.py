@@ -6,16 +6,15 @@
     python preprocess.py --input bids/ --labels bids/participants.tsv --label-column group \\
         --output data/adni
 
-    python preprocess.py --input heads/ --mask 'masks/{id}_mask.nii.gz' --n4 --crop brain \\
-        --fit pad --output data/heads
+    python preprocess.py --input heads/ --mask 'masks/{id}_mask.nii.gz' --n4 --output data/heads
 
     python preprocess.py --input heads/ --recipe paper --output data/brains
 
 Each scan is brought to RAS order, resampled to a cube over the same field of view, mapped from a
 window between two percentiles of its intensities to 8 bits, and laid out as a mosaic. A scan that
 cannot be used is skipped; a line names it and what to fix. The others are converted, and the exit
-code is then 1. Into a data folder with the same settings, scans that it does not hold are added.
-Contact sheets and a table of what is odd about each scan are in qc/: look at them.
+code is then 1. If --output is a data folder with the same settings, only scans that it does not
+contain yet are converted. Look at qc/: it has contact sheets, and a table with warnings.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -57,7 +56,7 @@ def parse_args():
     g.add_argument("--label-column", metavar="NAME",
                    help="column of --labels that holds the class")
     g.add_argument("--covariates", nargs="+", default=[], metavar="NAME[:UNIT]",
-                   help="columns of --labels for train.py --condition-on; default: none")
+                   help="columns of --labels to store for train.py --condition-on; default: none")
     g.add_argument("--split", default="63:32", metavar="TRAIN:TEST",
                    help="approximate proportion of subjects for training and for testing; each "
                    "subject's side depends on --seed and its name alone")
@@ -73,7 +72,7 @@ def parse_args():
 
     g = p.add_argument_group("work")
     g.add_argument("--workers", type=int, default=CPU_CORES,
-                   help="number of processes of one thread each; by default one per CPU core")
+                   help="number of processes, of one thread each; by default one per CPU core")
     g.add_argument("--shard", type=shard, metavar="I/N",
                    help="convert part I of N only, counted from 1, as one task of a job array; the "
                    "last task to finish writes --output; by default all scans are converted")
@@ -90,14 +89,15 @@ def add_input_flags(p):
                    "path and, optionally, id, subject, session_id, class, split and mask. "
                    f"Formats: {scan_formats.help_phrase()}")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
-                   help="data folder to create, or one of the same settings to add scans to")
+                   help="data folder to create, or an existing one with the same settings, to add "
+                   "scans to")
     g.add_argument("--dicom", action="store_true",
-                   help="--input is a folder of DICOM series: convert those that are T1-weighted "
-                   "volumes, in a temporary folder (TMPDIR), by dcm2niix (on the PATH, or from "
-                   "requirements-extra.txt); by default scans are read as they are")
+                   help="--input is a folder of DICOM series: convert the T1-weighted volumes "
+                   "among them with dcm2niix (on the PATH, or from requirements-extra.txt), in a "
+                   "temporary folder (TMPDIR); by default scans are read as they are")
     g.add_argument("--series", metavar="REGEX",
-                   help="regular expression that the SeriesDescription of DICOM series must match, "
-                   "which are then used whatever their weighting; by default T1-weighted ones are")
+                   help="regular expression: use the DICOM series whose SeriesDescription matches "
+                   "it, whatever their weighting; by default T1-weighted series are used")
     g.add_argument("--suffix", metavar="NAME",
                    help="take the files whose names end in _NAME; by default T1w in a BIDS tree, "
                    "T1 in FreeSurfer's mri folders, and all files elsewhere")
@@ -106,15 +106,15 @@ def add_input_flags(p):
     g.add_argument("--run", metavar="NAME",
                    help="take the scans of this run (run-NAME) only; by default all")
     g.add_argument("--space", metavar="NAME",
-                   help="take the scans in this space (space-NAME) only, native for those without; "
-                   "by default all, and an error where scans are there in several")
+                   help="take the scans in this space (space-NAME) only; native: those without a "
+                   "space in their name; by default all, but scans in several spaces are an error")
     g.add_argument("--subject-pattern", metavar="REGEX",
-                   help="regular expression that finds the subject in a scan's path; its groups "
-                   "count, or all that matches. By default BIDS, ADNI, OASIS, IXI, BraTS and "
+                   help="regular expression that finds the subject in a scan's path: its groups, "
+                   "joined by _, or the whole match. By default BIDS, ADNI, OASIS, IXI, BraTS and "
                    "FreeSurfer names are known, and any other file is its own subject")
     g.add_argument("--id-pattern", metavar="REGEX",
-                   help="regular expression that finds the scan's id in its path, likewise; by "
-                   "default the file's name, with folders' names where several files have one")
+                   help="the same for the scan's id; by default the file's name, preceded by "
+                   "folder names where several files have the same name")
     g.add_argument("--volume", type=whole_number, metavar="K",
                    help="volume to take from files with several, counted from 0; by default such "
                    "files are skipped")
@@ -125,8 +125,8 @@ def add_input_flags(p):
                    f"{scan_formats.IDENTITY}: voxels of 1 mm, axes right, anterior, superior; by "
                    "default such scans are left out")
     g.add_argument("--orientation", metavar="LETTERS",
-                   help="directions of the axes of Analyze 7.5 files, which do not say it: LAS "
-                   "where the first axis runs to the left, the second to anterior, the third to "
+                   help="directions of the axes of Analyze 7.5 files, which do not record them: "
+                   "LAS if the first axis runs to the left, the second to anterior, the third to "
                    "superior; by default such scans are skipped")
     g.add_argument("--nan", choices=("refuse", "zero"), default="refuse",
                    help="voxels that are NaN: refuse skips such a scan, zero sets them to 0")
@@ -151,8 +151,8 @@ def add_volume_flags(p):
                    "suffix) and {dir} (its folder) stand for each scan's own, and * for anything. "
                    "By default the column mask of a list given as --input, or else no mask")
     g.add_argument("--skull-strip", action="store_true",
-                   help="find the brain by a network, mindgrab, and keep it alone; the masks are "
-                   "in masks/ of --output; off by default")
+                   help="find the brain with a network (mindgrab) and remove everything else; the "
+                   "masks are in masks/ of --output; off by default")
     g.add_argument("--meshnet", type=Path, metavar="DIR",
                    help="folder of the network of --skull-strip; by default "
                    f"{WEIGHTS_DIR}/{skull_strip.NETWORK_FOLDER}, from download.py meshnet")
@@ -168,15 +168,15 @@ def add_volume_flags(p):
 
     g = p.add_argument_group("registration")
     g.add_argument("--register", choices=("none", *registration.SPACES), default="none",
-                   help="mni: bring each brain to the space of the MNI152 template by an affine "
+                   help="mni: align each brain with the MNI152 template by an affine "
                    "transform; needs SimpleITK and nilearn (requirements-extra.txt), and "
                    "--skull-strip, --mask or scans that are skull-stripped")
     g.add_argument("--template", metavar="FILE",
                    help="another template for --register: the scan of a skull-stripped brain, 0 "
                    "outside; by default the MNI152 template in nilearn's package")
     g.add_argument("--field-of-view", type=positive, nargs=3, metavar=("X", "Y", "Z"),
-                   help="extent of registered volumes, mm, placed where it holds the most of the "
-                   "template's brain; by default the template's own field of view")
+                   help="size of the field of view of registered volumes, mm, placed where it "
+                   "contains the most of the template's brain; by default the template's own")
 
 
 def check_args(args):

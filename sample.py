@@ -4,10 +4,10 @@
     python sample.py --ckpt results/000-DiT-XL-2 --num-samples 32 --output samples/adni
     torchrun --nproc-per-node 4 sample.py --ckpt results/000-DiT-XL-2 --output samples/adni
 
-The checkpoint knows its model, VAE and NIfTI geometry. Sample i draws from (seed, i), and batch b
-holds the samples from b times --batch-size on, no matter which process computes it. Processes of
-torchrun and jobs with a --shard each write into one folder; on a CPU the result is bitwise
-identical to that of one process. The same command again computes only the samples that are missing.
+The checkpoint records its model, VAE and NIfTI geometry. Sample i depends only on (seed, i), and
+batch b holds the samples from b times --batch-size on, no matter which process computes it.
+Processes of torchrun, and jobs with a --shard each, write into one folder; on a CPU the result is
+bitwise identical to that of one process. Run the same command again to compute missing samples.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -105,18 +105,19 @@ def check_cfg_interval(args):
 def add_model_and_output_flags(p):
     g = p.add_argument_group("model")
     g.add_argument("--ckpt", type=Path, required=True, metavar="FILE|DIR",
-                   help="checkpoint of train.py; for a run folder its newest checkpoint, or if it "
-                   "was interrupted before the first, its state; for a results folder that of the "
-                   "last run that has one")
+                   help="checkpoint of train.py; of a run folder, its newest checkpoint (or its "
+                   "state, if it was interrupted before the first one); of a results folder, that "
+                   "of the newest run that has one")
     g.add_argument("--base", metavar="FILE",
                    help="base weights; default: where train.py read them, or weights/")
     g.add_argument("--weights", choices=("ema", "raw"), default="ema",
-                   help="trained parameters to use: their moving average, or their last values")
+                   help="trained parameters to use: their moving average (ema), or their values "
+                   "at that step (raw)")
     g.add_argument("--vae", metavar="ema|mse|DIR",
                    help="VAE that decodes; default: the one that the model was trained with")
     g.add_argument("--refiner", type=Path, metavar="DIR",
                    help="refiner of train_refiner.py that makes the slices of each volume fit "
-                   "together; its mosaics are of the refined volume, too; default: none")
+                   "together; mosaics then show the refined volumes; default: none")
     g = p.add_argument_group("output")
     g.add_argument("--output", type=Path, required=True, metavar="DIR",
                    help="samples folder, which gets mosaics/, nifti/ and samples.json")

@@ -80,7 +80,7 @@ def parse_args():
 def add_data_and_model_flags(p):
     g = p.add_argument_group("data")
     g.add_argument("--data-path", type=Path, required=True, metavar="DIR",
-                   help="data folder written by preprocess.py; its train split is trained on")
+                   help="data folder written by preprocess.py; its train split is used")
     g.add_argument("--vae", default="ema", metavar="ema|mse|DIR",
                    help="VAE whose latents are trained on: a public one, a folder, or the folder "
                    "of a pipeline that has one in vae/")
@@ -106,7 +106,7 @@ def add_data_and_model_flags(p):
     g.add_argument("--base-grid", type=int, metavar="PATCHES",
                    help="only with --ckpt none: patches along a side to which positions are "
                    "scaled; default: the grid itself. A larger value spaces positions on a small "
-                   "grid further apart")
+                   "grid farther apart")
     g.add_argument("--condition-on", nargs="+", default=[], metavar="NAME",
                    help="covariates of the data folder that the model is conditioned on, such as "
                    "age sex; see preprocess.py --covariates; default: none")
@@ -115,7 +115,8 @@ def add_data_and_model_flags(p):
                    "that a training volume touches, while the background is filled with its mean "
                    "latents; all: as in the paper")
     g.add_argument("--token-margin", type=whole_number, default=0, metavar="N",
-                   help="tokens that --tokens foreground adds around those that are touched")
+                   help="number of tokens by which --tokens foreground grows the touched area on "
+                   "each side")
     add_token_drop_flags(p.add_argument_group("tokens left out while training"))
     g = p.add_argument_group("trainable parameters")
     g.add_argument("--tune", choices=finetuning.TUNING_METHODS, default="difffit",
@@ -135,7 +136,8 @@ def add_resuming_flags(p):
                    help="stop after MIN minutes: end the step, save, exit with code 75; default: "
                    "no limit")
     g.add_argument("--dry-run", action="store_true",
-                   help="check --ckpt, print what would train and the memory it needs, then exit")
+                   help="check --ckpt, print which parameters would be trained and the memory "
+                   "that takes, then exit")
 
 
 def check_flags(args):
@@ -153,7 +155,7 @@ def check_flags(args):
         raise UserError("--ema-decay must be in [0, 1), --label-dropout in [0, 1], "
                         "--weight-decay 0 or more")
     if args.ckpt == "none" and finetuning.TUNING_METHODS[args.tune].needs_base:
-        raise UserError(f"--ckpt none: --tune {args.tune} is of no use on random weights; "
+        raise UserError(f"--ckpt none: --tune {args.tune} needs pretrained weights; give them, or "
                         "add --tune full")
     if min(args.max_steps, args.log_every, args.ckpt_every, args.num_classes) < 1:
         raise UserError("--max-steps, --log-every, --ckpt-every and --num-classes must be at "

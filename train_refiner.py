@@ -5,11 +5,11 @@
         --output refiner/adni
     python sample.py --ckpt results/000-DiT-XL-2 --refiner refiner/adni --output samples/refined
 
-It learns from the train split what real volumes look like that went through the VAE, and with
---ckpt also what the model makes of real volumes that were noised part of the way. The folder gets
-the refiner, refiner.json with the numbers of held-out volumes before and after, and a figure.
-Training takes minutes, so it starts over if it was interrupted. The same seed on the same machine
-gives the same refiner.
+It learns to restore real volumes of the train split after a round trip through the VAE, and with
+--ckpt also after they were partly noised and sampled again by the model. The folder gets the
+refiner, refiner.json with the numbers of held-out volumes before and after, and a figure. Training
+takes minutes; if it is interrupted, it starts over. The same seed on the same machine gives the
+same refiner.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -224,14 +224,14 @@ def parse_flags():
                    help="base weights of --ckpt; default: where train.py read them, or weights/")
     g = parser.add_argument_group("pairs")
     g.add_argument("--pairs", type=int, default=200, metavar="N",
-                   help="number of volumes that --ckpt samples again, and most training volumes "
-                   "to use; all are kept in memory")
+                   help="number of volumes that --ckpt samples again, and largest number of "
+                   "training volumes to use; all are kept in memory")
     g.add_argument("--timesteps", type=flags.whole_number, nargs=2, default=(40, 220),
                    metavar=("LOWEST", "HIGHEST"),
                    help="range of timesteps, 0 to 999, that real volumes are noised to")
     g.add_argument("--num-sampling-steps", type=int, default=50, metavar="N",
-                   help="steps of the whole ddpm sampler, of which those from the timestep on are "
-                   "taken")
+                   help="steps of the full ddpm sampler; a volume that was noised to a timestep "
+                   "takes the steps from there on")
     g = parser.add_argument_group("training")
     g.add_argument("--max-steps", type=int, default=1000, help="number of optimizer steps")
     g.add_argument("--batch-size", type=int, default=8, help="crops per step")

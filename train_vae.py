@@ -5,10 +5,9 @@
         --output vae/adni
     python train_vae.py --data-path data/t1w data/t2w --init tiny --tune all --output vae/tiny
 
-`--tune decoder` keeps the encoder and so the latent space: a pretrained DiT still fits. `--init
-tiny` is a small VAE of factor 4 with 8 channels, for CPUs. At the end, the PSNR of held-out volumes
-after the round trip volume, mosaic, latent, mosaic, volume is written with a figure of them: what
-the VAE loses, no DiT can restore.
+`--tune decoder` keeps the encoder, and so the latent space: a pretrained DiT still fits. `--init
+tiny` is a small VAE of factor 4 with 8 channels, for CPUs. At the end, held-out volumes go through
+the VAE, and their PSNR is written, with a figure: what the VAE loses, no DiT can restore.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 

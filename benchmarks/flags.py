@@ -10,7 +10,8 @@ def add_layouts_flags(command):
     group = command.add_argument_group("data and output")
     group.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="data folder: "
                        "train split for decoders and refiners, test split for the numbers")
-    group.add_argument("--vae", required=True, metavar="ema|mse|PATH", help="VAE to compare with")
+    group.add_argument("--vae", required=True, metavar="ema|mse|PATH", help="VAE that encodes and "
+                       "decodes in both layouts")
     group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the "
                        "results, decoders and refiners; the same command again continues it")
     group = command.add_argument_group("training and cost")
@@ -56,7 +57,8 @@ def add_study_flags(command):
     group.add_argument("--data-path", type=Path, required=True, metavar="DIR", help="data folder: "
                        "train split to train on, test split for the numbers")
     group.add_argument("--train-flags", default="", metavar="TEXT", help="flags of train.py that "
-                       "all variants share, as one text; the data, seed and steps are added")
+                       "all variants share, as one text; data, seed and steps are added; default: "
+                       "none")
     group.add_argument("--sample-flags", metavar="TEXT", help="flags of sample.py, as one text",
                        default="--num-samples 32 --batch-size 16 --num-sampling-steps 50")
     group.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for "

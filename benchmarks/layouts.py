@@ -105,7 +105,7 @@ def _begin(study):
     path = study.output / SETTINGS_NAME
     if path.is_file():
         if read_json(path) != settings:
-            raise UserError(f"--output {study.output}: was begun with other settings "
+            raise UserError(f"--output {study.output}: was started with other settings "
                             f"({SETTINGS_NAME}); name a new folder")
         return
     if study.output.exists() and any(study.output.iterdir()):

@@ -201,9 +201,15 @@ def _outcome(study, variant, seed, steps):
     log = (run_folder / "log.txt").read_text()
     return Outcome(
         variant, seed, steps,
-        trainable=int(re.search(r"([\d,]+) trainable values", log)[1].replace(",", "")),
+        trainable=_trainable_parameters(log),
         numbers={key: found[key]["value"] for key in KEYS},
         targets={key: found[key]["target"]["value"] for key in KEYS if "target" in found[key]})
+
+
+def _trainable_parameters(log):
+    """Their number, from a run's log.txt; versions up to 0.8.0 called them values."""
+    count = re.search(r"([\d,]+) trainable (?:parameters|values)", log)[1]
+    return int(count.replace(",", ""))
 
 
 def _call(threads, script, *flags):

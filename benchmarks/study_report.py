@@ -23,7 +23,7 @@ def table(study, seconds, equal_steps, equal_time):
     :param seconds: {variant: seconds per step}
     :param equal_steps, equal_time: lists of Outcomes
     """
-    head = ["variant", "trainable values", "s per step", "relative",
+    head = ["variant", "trainable parameters", "s per step", "relative",
             *(f"{TITLES[key]}, equal steps" for key in KEYS), "steps in equal time",
             *(f"{TITLES[key]}, equal time" for key in KEYS)]
     lines = [f"{study.seeds} seeds, {study.steps} steps; mean (lowest … highest) over the seeds. "

@@ -88,12 +88,12 @@ def _make_unipc(num_steps):
 
 
 SAMPLERS = {
-    "ddpm": Sampler(_make_ddpm, "as in the DiT paper, with fresh noise at every step; 250 steps",
+    "ddpm": Sampler(_make_ddpm, "as in the DiT paper, with fresh noise at every step, 250 steps",
                     default_steps=250, learned_variance=True),
-    "ddim": Sampler(_make_ddim, "deterministic; 50 to 250 steps", default_steps=250),
-    "dpm++": Sampler(_make_dpm_solver, "DPM-Solver++, deterministic; 20 to 50 steps",
+    "ddim": Sampler(_make_ddim, "deterministic, 50 to 250 steps", default_steps=250),
+    "dpm++": Sampler(_make_dpm_solver, "DPM-Solver++, deterministic, 20 to 50 steps",
                      max_steps=NUM_TIMESTEPS - 1),
-    "unipc": Sampler(_make_unipc, "UniPC, deterministic; 10 to 50 steps",
+    "unipc": Sampler(_make_unipc, "UniPC, deterministic, 10 to 50 steps",
                      max_steps=NUM_TIMESTEPS - 1),
 }
 

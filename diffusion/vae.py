@@ -152,7 +152,7 @@ def load_decoder(metadata, name, device, checkpoint):
     recorded = metadata["vae"]
     place = name or _recorded_place(recorded, checkpoint)
     if not name and distributed.is_main():
-        print(f"VAE {printable(place)}, as {printable(checkpoint)} records; --vae takes another",
+        print(f"VAE: {printable(place)}, recorded in {printable(checkpoint)}; --vae names another",
               file=sys.stderr, flush=True)
     vae = load_vae(place, device)
     if not name and fingerprint(vae) != recorded["sha256"]:

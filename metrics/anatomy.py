@@ -137,7 +137,7 @@ def _from_intensities(pool):
     return Anatomy(
         tissue_volumes.TISSUES, ml, "three tissues by intensity, of a skull-stripped T1 (Otsu)",
         warnings=[f"voxels of {_largest_voxel(pool):.3g} mm are too coarse for structures (at most "
-                  f"{MAX_VOXEL_MM:g} mm), so that fractions of three tissues are compared"])
+                  f"{MAX_VOXEL_MM:g} mm), so fractions of three tissues are compared"])
 
 
 def _from_tables(pool, options):

@@ -18,8 +18,8 @@ def class_names(real, synthetic):
         if volume_set.classes is None:
             raise UserError(
                 f"--by-class: {volume_set.flag} {volume_set.path} does not say the classes of its "
-                "volumes; give a data folder, a samples folder, or what postprocess.py wrote of "
-                "one")
+                "volumes; give a data folder, a samples folder, or the output of postprocess.py "
+                "for one")
     return sorted({*real.classes, *synthetic.classes})
 
 

@@ -158,7 +158,7 @@ def announce(found, real):
 def _summary_of_set(found):
     split = ""
     if found.split and found.flag != "--train":
-        split = f", split {found.split} ({found.flag}-split chooses)"
+        split = f", split {found.split} ({found.flag}-split chooses another)"
     elif found.split:
         split = f", split {found.split}"
     return (f"{found.flag} {found.path}: {len(found)} volumes of {len(set(found.subjects))} "
@@ -243,5 +243,5 @@ def _changed_voxels(old, sets):
         if recorded is None:
             found.append(f"{name}: its voxels were not recorded by the earlier version")
         elif recorded != volume_sets.fingerprint(volume_sets.read_all(volume_set)):
-            found.append(f"{name}: other voxels in volumes of the same names")
+            found.append(f"{name}: different voxels in volumes of the same names")
     return found

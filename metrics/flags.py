@@ -35,10 +35,10 @@ def add_set_flags(g):
                    help="intensities that mean black and white in --synthetic, if these are NIfTI "
                    "cubes, such as -1 1 or 0 255; default: 0 1")
     g.add_argument("--synthetic-axes", metavar="ORDER",
-                   help="where the axes of the arrays in --synthetic run, whatever their affines "
-                   "say: zyx for (z, y, x), or letters of R L A P S I; default: as the affines say")
+                   help="axes of the arrays in --synthetic, instead of what their affines say: zyx "
+                   "for (z, y, x), or three of the letters R L A P S I; default: the affines'")
     g.add_argument("--by-class", action="store_true",
-                   help="give every number for each class, too; by default for the whole sets only")
+                   help="also compute every number for each class; default: only for whole sets")
     g.add_argument("--output", type=Path, metavar="DIR",
                    help="new folder for metrics.json, report.md, report.html and figures/")
     g.add_argument("--update", action="store_true",
@@ -67,12 +67,12 @@ def add_metric_flags(g):
     g.add_argument("--protocol", choices=tuple(ms_ssim.PROTOCOLS), default=DEFAULTS.protocol,
                    help="published protocol that MS-SSIM follows")
     g.add_argument("--pairs", type=_pairs, metavar=f"N|{ALL_PAIRS}",
-                   help="largest number of pairs of volumes per set for MS-SSIM: of a set that has "
-                   f"more, so many random ones; {ALL_PAIRS}: every pair (500 volumes have 124,750, "
-                   f"29 minutes of two cores at 128 voxels); default: {DEFAULTS.pairs}")
+                   help="largest number of pairs of volumes per set for MS-SSIM; from a set with "
+                   f"more pairs, N are drawn; {ALL_PAIRS}: every pair (500 volumes have 124,750, "
+                   f"29 minutes on two cores at 128 voxels); default: {DEFAULTS.pairs}")
     g.add_argument("--shortlist", type=int, default=DEFAULTS.shortlist, metavar="K",
-                   help="training volumes per synthetic volume, the most correlated ones, that are "
-                   "compared by MS-SSIM")
+                   help="number of training volumes, the most correlated ones, that each synthetic "
+                   "volume is compared with by MS-SSIM")
     g.add_argument("--mmd-batch", type=int, metavar="B",
                    help="number of volumes per batch that the linear MMD is averaged over; "
                    "default: whole sets at once")
@@ -99,7 +99,7 @@ def add_metric_flags(g):
                    help="network of 3D features, TorchScript (.pt) or ONNX (.onnx), that maps "
                    "(N, 1, D, D, D) in [0, 1] to (N, F); for the Fréchet distance, MMD and "
                    "coverage beside those of the random network; a TorchScript file is a program: "
-                   "only from those you trust; default: the random network alone")
+                   "run only files that you trust; default: the random network alone")
     g.add_argument("--utility", metavar="LABEL",
                    help="label that a small network learns from real, synthetic and both, tested "
                    "on other real subjects: class, or the name of a covariate in manifest.json "
@@ -134,8 +134,8 @@ def add_ceiling_flags(g):
                    help="layouts of the mosaics that are encoded: rgb (three slices per tile), "
                    "gray (one slice per tile); default: both")
     g.add_argument("--refiner", metavar="DIR",
-                   help="refiner of train_refiner.py, with which the ceiling is given once more; "
-                   "default: none")
+                   help="refiner of train_refiner.py, for one more ceiling: real volumes after the "
+                   "VAE and the refiner; default: none")
     g.add_argument("--precision", choices=("bf16", "fp32"),
                    help="compute dtype of the VAE; default: fp32")
 
@@ -145,7 +145,7 @@ def add_computation_flags(g):
     g.add_argument("--bootstrap", type=int, default=1000, metavar="N",
                    help="bootstrap replicates for the 95%% intervals; 0: no intervals")
     g.add_argument("--permutations", type=int, default=999, metavar="N",
-                   help="permutations of the subjects for the p of every number; 0: no p")
+                   help="permutations of the subjects for the p-value of every number; 0: no p")
     g.add_argument("--seed", type=whole_number, default=DEFAULTS.seed,
                    help="seed of random pairs, bootstrap replicates, permutations and halves")
     g.add_argument("--memory-gb", type=positive, default=DEFAULTS.memory_gb, metavar="GB",

@@ -42,7 +42,7 @@ def check_label(pool, options):
 def why_not_by_class(options):
     """Why the volumes of one class have no usefulness; None if they have one."""
     if options.utility == labels.CLASS:
-        return "as the volumes of one class have no two classes to learn"
+        return "as it needs volumes of two classes"
     return None
 
 

@@ -66,8 +66,8 @@ def find_set(path, split, flag, default_split="test", value_range=None, axes=Non
     if (path / "manifest.json").is_file() or (path / "samples.json").is_file():
         for name, value in (("range", value_range), ("axes", axes)):
             if value is not None:
-                raise UserError(f"{flag}-{name}: {path} holds mosaics, which need none; leave the "
-                                "flag out")
+                raise UserError(f"{flag}-{name}: {path} holds mosaics, which do not need it; leave "
+                                "the flag out")
         found = _find_mosaics(path, split, flag, default_split)
     else:
         reader = nifti_cubes.CubeReader(flag, path, value_range, axes, like and like.header)

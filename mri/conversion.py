@@ -121,7 +121,7 @@ def prepare_scan(scan, folder, settings, threads=1):
                                             settings.orientation, settings.nan_to_zero)
         if scan_volume.has_few_values(source.array):
             return SkippedScan(
-                f"{scan.lasting_path}: no scan: it holds {len(np.unique(source.array))} values "
+                f"{scan.lasting_path}: not a scan: it holds {len(np.unique(source.array))} values "
                 "only, as masks and label maps do", is_scan=False)
         ras, affine = geometry.to_ras(source.array, source.affine)
         masked = quality_control.is_masked(ras)

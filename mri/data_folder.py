@@ -89,7 +89,7 @@ def sort_results(cohort, results, unlabeled):
             skipped[scan.id] = result.reason
         else:
             no_scans.append(result.reason)
-    notes = [f"left out: {len(no_scans)} files that are no scans", *no_scans] if no_scans else []
+    notes = [f"left out: {len(no_scans)} files that are not scans", *no_scans] if no_scans else []
     shifted = sum("n4_shift" in result.entry for result in prepared)
     if shifted:
         notes.append(f"N4 was estimated on shifted intensities of {shifted} scans, which have "

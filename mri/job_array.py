@@ -181,7 +181,7 @@ def _checked_names(path):
         for record in archive.infolist():
             with archive.open(record) as f:
                 if np.lib.format.read_magic(f) != (1, 0):
-                    raise ValueError(f"{record.filename} is no array that numpy.savez writes")
+                    raise ValueError(f"{record.filename} is not an array that numpy.savez writes")
                 shape, _, dtype = np.lib.format.read_array_header_1_0(f)
                 if f.tell() + math.prod(shape) * dtype.itemsize != record.file_size:
                     raise ValueError(f"{record.filename} claims an array of shape {shape}")

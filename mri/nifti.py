@@ -202,7 +202,7 @@ def _open_voxels(path, offset, total_bytes, skipped_bytes, volume_bytes):
                         "convert it again")
     warnings = ()
     if junk_bytes:
-        warnings = (f"{junk_bytes} bytes after its gzip stream are no gzip and were not read",)
+        warnings = (f"{junk_bytes} bytes after its gzip stream are not gzip and were not read",)
     return io.BytesIO(kept), 0, warnings
 
 

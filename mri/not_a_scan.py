@@ -48,7 +48,7 @@ def check_file(path):
         raise UserError(f"{path}: empty, 0 bytes; copy or download it again")
     found = describe(head)
     if found:
-        raise UserError(f"{path}: no scan, but {found}")
+        raise UserError(f"{path}: not a scan, but {found}")
 
 
 def describe(head):

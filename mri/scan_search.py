@@ -120,7 +120,7 @@ def _named_as_scans(files, found):
             scans.append(path)
         elif not _is_second_half(path, known):
             suffix = path.suffix.lower() or "without a suffix"
-            what = "DICOM, which --dicom converts" if suffix in DICOM_SUFFIXES else "no scan"
+            what = "DICOM, which --dicom converts" if suffix in DICOM_SUFFIXES else "not a scan"
             found.left_out[f"{what} ({suffix})"] += 1
     return scans
 

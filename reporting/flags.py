@@ -47,7 +47,7 @@ def check_purpose(parser, values):
 
     :param parser: that read them
     :param values: {name: value} of all flags
-    :raises UserError: a flag is missing, or of no use for what was asked
+    :raises UserError: a flag is missing, or has no effect on what was asked
     """
     purpose = next((name for name in USEFUL if values[name] is not None), None)
     for name in NEEDED.get(purpose, ("real", "synthetic", "output")):
@@ -57,7 +57,7 @@ def check_purpose(parser, values):
             raise UserError(f"{flag_of(name)} is missing{wanted}")
     for name, of in {"key": "score", **dict.fromkeys(SAMPLING, "ckpt_folder")}.items():
         if purpose != of and values[name] is not None:
-            raise UserError(f"{flag_of(name)} is of no use without {flag_of(of)}")
+            raise UserError(f"{flag_of(name)} has no effect without {flag_of(of)}")
     for name, value in values.items():
         if purpose and name not in USEFUL[purpose] and value != parser.get_default(name):
-            raise UserError(f"{flag_of(name)} is of no use with {flag_of(purpose)}")
+            raise UserError(f"{flag_of(name)} has no effect with {flag_of(purpose)}")

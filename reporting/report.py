@@ -216,13 +216,13 @@ def _notes(content, layouts):
     tested = [entry for entry in entries if "p" in entry]
     if tested:
         notes.append(
-            "*p*: how often a difference at least as large appears if both sets are drawn from one "
+            "*p*: how often a difference at least as large appears if both sets come from one "
             "distribution. From permutations of the subjects between the sets, with one volume per "
-            "subject; of the difference in MS-SSIM, from Student's t.")
+            "subject; for the difference in MS-SSIM, from Student's t.")
         notes.append(
             f"*p, adjusted*: for {len(tested)} numbers (Holm). Even for a perfect generator, one "
             "in twenty p is below 0.05 and one in twenty intervals misses its target, so many "
-            "reports hold one; the chance that any *adjusted* p is below 0.05 is at most 5%.")
+            "reports have one; the chance that any *adjusted* p is below 0.05 is at most 5%.")
     notes.append(
         "*Floor*: the same number between two random halves of the real set, which is what even a "
         "perfect generator gets with as few subjects. Mean (lowest … highest) over random splits "
@@ -238,8 +238,8 @@ def _notes(content, layouts):
             "*Ceiling*: the real volumes after a round trip through the VAE "
             f"({code(settings['vae'])}), the best that samples can reach with it. `rgb` against "
             "`gray` shows what it costs to store three slices in the three colors of a pixel. MMD, "
-            "FID and KID are lower than for other subjects, as these are the same ones. PSNR of "
-            f"the round trip: {psnr}.")
+            "FID and KID are lower than they would be for other subjects, because the subjects are "
+            f"the same. PSNR of the round trip: {psnr}.")
     return notes
 
 

@@ -43,8 +43,9 @@ def structure_blocks(entries, layouts):
             *(f"d of volume, real after VAE, {layout}" for layout in layouts)]
     how = (f"Volumes: {whole['source']}; means over subjects. *d*: Cohen's, synthetic − real; "
            "below 0.2 is small. *Share of brain*: of all structures but the ventricles. *Given the "
-           "others*: of what a regression on all other structures leaves, so whether a structure "
-           "fits the brain around it. *p, adjusted*: for the structures of its column (Holm). "
+           "others*: d of what a regression on all other structures does not explain: whether a "
+           "structure fits the brain around it. *p, adjusted*: for the structures in its column "
+           "(Holm). "
            "*Floor*: lowest … highest of halves of the real set.")
     return [Heading(2, "Anatomy"), *lines, Table(head, rows), Paragraph(how)]
 

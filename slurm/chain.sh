@@ -46,7 +46,7 @@ vae=${vae:-$(vae_in "${TRAIN:-}")}
 # shellcheck disable=SC2086
 {
     if [ -e "$data/manifest.json" ]; then
-        echo "preprocess: $data is there already"
+        echo "preprocess: $data already exists"
     else
         submit preprocess "${SBATCH_FOR_PREPROCESS:-}" \
             --input "$SCANS" --output "$data" ${PREPROCESS:-}

@@ -114,4 +114,4 @@ def test_half_of_a_set_and_missing_structures_are_said(cubes, tmp_path):
 
 def test_flags_of_anatomy_need_it(cubes, tmp_path):
     done = evaluate(cubes, tmp_path / "e", "--meshnet", tmp_path, metrics=("mmd",), expect=2)
-    assert "--meshnet is of no use without anatomy" in error_line(done)
+    assert "--meshnet has no effect without anatomy" in error_line(done)

@@ -70,14 +70,14 @@ def test_recorded_base_weights_that_never_end(ckpt, tmp_path, kind):
 def test_recorded_paths_are_printed_and_give_way_to_flags(ckpt, pretrained, vae_folder, tmp_path):
     base = pretrained / "checkpoints" / "0000002.safetensors"
     done = sample(ckpt, tmp_path)
-    assert f"base weights {base}, as {ckpt} records; --base takes others" in done.stderr
-    assert f"VAE {vae_folder}, as {ckpt} records; --vae takes another" in done.stderr
+    assert f"base weights: {base}, recorded in {ckpt}; --base names others" in done.stderr
+    assert f"VAE: {vae_folder}, recorded in {ckpt}; --vae names another" in done.stderr
     other = shutil.copy(base, tmp_path / "other.safetensors")
     path = rewrite(ckpt, tmp_path / "c" / "a.safetensors",
                    base=lambda recorded: {**recorded, "path": "/dev/zero"},
                    vae=lambda recorded: {**recorded, "path": "/dev"})
     done = sample(path, tmp_path / "2", "--base", other, "--vae", vae_folder)
-    assert "records" not in done.stderr
+    assert "recorded in" not in done.stderr
     assert (tmp_path / "2" / "s" / "nifti" / "000000.nii.gz").is_file()
 
 

@@ -162,7 +162,7 @@ def test_lora_foreground_tokens_and_held_out_loss_resume_exactly_with_covariates
     # read as --ckpt of a run without covariates
     path = parts / "checkpoints" / "0000004.safetensors"
     done, _ = train(tmp_path / "c", "--ckpt", path, "--max-steps", 1)
-    assert "what it learned of them is left out" in done.stdout
+    assert "its embedder of covariates is not used" in done.stdout
 
 
 def test_previews_have_the_covariates_of_a_training_volume(run, train, tmp_path):
@@ -179,8 +179,8 @@ def test_previews_have_the_covariates_of_a_training_volume(run, train, tmp_path)
     assert preview == (tmp_path / "s" / "mosaics" / "000000.png").read_bytes()
     row = json.loads((tmp_path / "s" / "samples.json").read_text())["samples"][0]["condition"]
     log = (shown / "log.txt").read_text()
-    assert f"--sample-every: previews are of class all, {describe_row(row)}, as one" in log
-    assert "previews are of" not in (run / "log.txt").read_text()
+    assert f"--sample-every: previews have class all and {describe_row(row)}, those" in log
+    assert "previews have" not in (run / "log.txt").read_text()
 
 
 def test_the_refiner_is_given_each_volumes_own(run, folder, data, vae_folder, tmp_path):
@@ -388,7 +388,7 @@ def test_safetensors_hold_the_embedder(run, folder, tmp_path):
     assert f"| covariates | {age_of(run).describe()}; sex F, M |" in card
     check_lines(card, run, tmp_path / "a")
     weights = pretrained.load_weights(tmp_path / "a" / "model.safetensors")
-    assert "what it learned of them is left out" in base_weights.describe_changes(
+    assert "its embedder of covariates is not used" in base_weights.describe_changes(
         weights, {"num_classes": 2})[-1]
 
 

@@ -393,11 +393,11 @@ def test_refuses_flags(data, folders, scans, refused, tmp_path):
     assert "--slices 17: the volumes have 16" in refused(data, fake, "--slices", 17)
     assert "--pairs 0: must be at least 1" in refused(data, fake, "--pairs", 0)
     assert "'some': must be a whole number" in refused(data, fake, "--pairs", "some")
-    assert ("--precision is of no use without --vae"
+    assert ("--precision has no effect without --vae"
             in refused(data, fake, "--precision", "bf16"))
-    assert ("--mmd-batch is of no use without mmd among --metrics"
+    assert ("--mmd-batch has no effect without mmd among --metrics"
             in refused(data, fake, "--mmd-batch", 2, "--metrics", "fid"))
-    assert ("--inception-weights is of no use without fid or kid or coverage-2d among --metrics"
+    assert ("--inception-weights has no effect without fid or kid or coverage-2d among --metrics"
             in refused(data, fake, "--inception-weights", fake, "--metrics", "mmd"))
     assert "invalid choice: 'ssim'" in refused(data, fake, "--metrics", "ssim")
     assert "--bootstrap 1: must be 0, or at least 2" in refused(data, fake, "--bootstrap", 1)
@@ -405,7 +405,7 @@ def test_refuses_flags(data, folders, scans, refused, tmp_path):
             in refused(data, fake, "--permutations", 5))
     assert ("--mmd-range 1 -1: the first must be smaller than the second"
             in refused(data, fake, "--mmd-range", 1, -1))
-    assert ("--mmd-range is of no use without mmd among --metrics"
+    assert ("--mmd-range has no effect without mmd among --metrics"
             in refused(data, fake, "--mmd-range", -1, 1, "--metrics", "histogram"))
     (tmp_path / "w.pth").write_bytes(b"junk")
     assert ("--inception-weights"

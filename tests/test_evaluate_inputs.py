@@ -243,7 +243,7 @@ def test_an_evaluation_is_done_again_if_its_volumes_changed(real, tmp_path):
     path = fake / "mosaics" / "m00.png"
     mosaic_files.write_mosaic(path, mosaic.tile(FAKE[5], "rgb"))
     _, done = evaluate(output, *flags)
-    assert "synthetic: other voxels in volumes of the same names" in done.stdout
+    assert "synthetic: different voxels in volumes of the same names" in done.stdout
     shutil.rmtree(fake)
     samples_folder(tmp_path / "s", FAKE, ["AD"] * 12)
     content, done = evaluate(output, *flags)

@@ -117,13 +117,13 @@ def test_answers_of_another_study_are_refused(folders, tmp_path):
 @pytest.mark.parametrize("args, message", [
     (["--score", "a.csv"], "--key is missing"),
     (["--score", "a.csv", "--key", "k.json"], "--key k.json: no such file"),
-    (["--score", "a.csv", "--key", "k.json", "--real", "r"], "--real is of no use with --score"),
-    (["--score", "a.csv", "--key", "k", "--reader-study", "2"], "--reader-study is of no use"),
+    (["--score", "a.csv", "--key", "k.json", "--real", "r"], "--real has no effect with --score"),
+    (["--score", "a.csv", "--key", "k", "--reader-study", "2"], "--reader-study has no effect"),
     (["--reader-study", "2", "--real", "r"], "--synthetic is missing"),
     (["--reader-study", "2", "--real", "r", "--synthetic", "s", "--output", "o", "--latex"],
-     "--latex is of no use with --reader-study"),
+     "--latex has no effect with --reader-study"),
     (["--key", "k.json", "--real", "r", "--synthetic", "s", "--output", "o"],
-     "--key is of no use without --score"),
+     "--key has no effect without --score"),
     (["--real", "r", "--output", "o"], "--synthetic is missing; an evaluation")])
 def test_flags_that_do_not_fit(args, message, tmp_path):
     assert message in error_line(script("evaluate.py", *args, cwd=tmp_path, expect=2))

@@ -53,7 +53,7 @@ def test_a_run_is_resumed(evaluated):
 @pytest.mark.parametrize("flags, message", [
     (("--train", "data"), "holds no checkpoints/STEP.safetensors"),
     ((), "--train is missing, which --ckpt-folder needs"),
-    (("--train", "data", "--synthetic", "x"), "--synthetic is of no use with --ckpt-folder"),
+    (("--train", "data", "--synthetic", "x"), "--synthetic has no effect with --ckpt-folder"),
 ])
 def test_a_run_that_cannot_be_evaluated(data, tmp_path, flags, message):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
@@ -68,7 +68,7 @@ def test_flags_that_need_another(data, tmp_path):
     done = script("evaluate.py", *both, expect=2)
     assert "--synthetic is missing; an evaluation needs --real, --synthetic" in error_line(done)
     done = script("evaluate.py", *both, "--synthetic", data, "--sampler", "ddim", expect=2)
-    assert "--sampler is of no use without --ckpt-folder" in error_line(done)
+    assert "--sampler has no effect without --ckpt-folder" in error_line(done)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning",

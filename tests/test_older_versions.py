@@ -61,7 +61,7 @@ def test_an_interrupted_run_resumes_and_ends_as_it_did_then(folder):
     log = (run_folder / "log.jsonl").read_text().splitlines()
     (run_folder / "log.jsonl").write_text("".join(line + "\n" for line in log[:3]))
     text = run(folder, "train.py", *TUNING)
-    assert "the EMA continues without warm-up, as this run began" in text
+    assert "the EMA continues without warm-up, as this run was started" in text
     assert "25.0% of it the initial weights" in text  # 0.5 ** 2
     assert "resumes at step 2" in text and [p.name for p in (folder / "results").iterdir()] == [
         "000-DiT-N-4"]

@@ -59,7 +59,7 @@ def test_an_output_below_a_file_is_refused_in_one_line(tmp_path, name, flag, arg
     (tmp_path / "file").write_text("")
     line = error_line(script(f"{name}.py", *argv, flag, tmp_path / "file" / "x", expect=2))
     assert f"{flag} {tmp_path}/file/x" in line
-    assert f"cannot be created ({tmp_path}/file is no folder); name" in line
+    assert f"cannot be created ({tmp_path}/file is not a folder); name" in line
 
 
 def test_an_array_of_jobs_into_a_link(tmp_path):

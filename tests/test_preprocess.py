@@ -172,8 +172,8 @@ def test_masks_among_the_scans_are_no_scans(tmp_path):
         save_nifti(tmp_path / "in" / f"s{i}_seg.nii.gz", array > 50, AFFINE, np.uint8)
     done = script("preprocess.py", "--input", tmp_path / "in", "--output", tmp_path / "d",
                   "--size", 16, "--workers", 1)
-    assert "left out: 3 files that are no scans" in done.stdout
-    assert "s0_seg.nii.gz: no scan: it holds 2 values only, as masks and label maps" in done.stdout
+    assert "left out: 3 files that are not scans" in done.stdout
+    assert "s0_seg.nii.gz: not a scan: it holds 2 values only, as masks and label" in done.stdout
     assert [v["id"] for v in manifest.read_manifest(tmp_path / "d")[1]] == ["s0", "s1", "s2"]
     for i in range(3):
         save_nifti(tmp_path / "two" / "t1" / f"s{i}.nii.gz", brain(seed=i), AFFINE)

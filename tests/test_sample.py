@@ -211,7 +211,7 @@ def test_which_run_and_step_is_printed(finetuned, tmp_path):
                     ignore=shutil.ignore_patterns("*[0-9].safetensors"))
     done, content = sampled(results, tmp_path / "a", "--num-samples", 1)
     assert "run 001-DiT-T-4, step 4, class 0 (AD)" in done.stdout
-    assert "001-DiT-T-4 has no checkpoint yet: sampling from the state" in done.stderr
+    assert "001-DiT-T-4 has no checkpoint yet: sampling from its last state" in done.stderr
     assert content["provenance"]["checkpoint"].endswith("0000004.state.safetensors")
     done, content = sampled(results / "000-DiT-T-4", tmp_path / "b", "--num-samples", 1)
     assert "run 000-DiT-T-4, step 4" in done.stdout

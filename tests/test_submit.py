@@ -105,7 +105,7 @@ def test_the_chain_again(run, tmp_path):
     (tmp_path / "evaluation" / "x" / "metrics.json").write_text("{}")
     calls, said = run("chain.sh", SCANS="s/", NAME="x", ROOT=str(tmp_path), MULTI="1",
                       SAMPLE="--vae=mse --num-samples 64")
-    assert said.splitlines()[0] == f"preprocess: {tmp_path}/data/x is there already"
+    assert said.splitlines()[0] == f"preprocess: {tmp_path}/data/x already exists"
     assert [line.split(":")[0] for line in said.splitlines()[1:]] == ["train", "sample", "evaluate"]
     assert "--array=1-8" in calls[1]
     assert calls[2][calls[2].index("--vae") + 1] == "mse"

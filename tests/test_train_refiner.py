@@ -166,7 +166,7 @@ def test_samples_are_refined(refiner, samples, ckpt, tmp_path):
 def test_sampling_names_the_refiner_of_a_checkpoint(refiner, samples, ckpt, tmp_path):
     refiner_record.record_refiner(ckpt, refiner, "a" * 64)
     done = script("sample.py", "--ckpt", ckpt, *SAMPLER, "--output", samples)
-    assert f"note: a refiner was trained for it: --refiner {refiner} (" in done.stderr
+    assert f"note: a refiner was trained for this checkpoint: --refiner {refiner} (" in done.stderr
     assert json.loads((samples / "samples.json").read_text())["recipe"]["refiner_sha256"] is None
 
 
@@ -230,7 +230,7 @@ def test_the_ceiling_with_and_without_it(refiner, data, vae_folder, tmp_path):
         assert content["vae_psnr_db"][name] == pytest.approx(found[row]["psnr_db"])
     assert "ceiling: real after VAE, rgb, refined" in (tmp_path / "e" / "report.md").read_text()
     for more, message in (
-            (("--refiner", refiner), "--refiner is of no use without --vae"),
+            (("--refiner", refiner), "--refiner has no effect without --vae"),
             (("--vae", vae_folder, "--refiner", refiner, "--vae-layouts", "gray"),
              "is for rgb mosaics; name rgb among --vae-layouts"),
             (("--vae", vae_folder, "--refiner", tmp_path), "holds no config.json")):

@@ -130,7 +130,7 @@ def test_the_dry_run_counts(command, flags, lines):
     (("--tune", "lora", "--lora-rank", 0), "--lora-rank 0: must be 1"),
     (("--tune", "lora", "--lora-targets", "all"), "invalid choice: 'all'"),
     (("--tune", "lora", "--lora-alpha", 0), "must be a finite number above 0"),
-    (("--tune", "lora", "--ckpt", "none"), "--tune lora is of no use on random weights"),
+    (("--tune", "lora", "--ckpt", "none"), "--tune lora needs pretrained weights"),
     (("--tune", "bitfit", "--gamma-blocks", 2), "--tune bitfit does not train scale vectors"),
     (("--tune", "lora", "--gamma-blocks", 2), "--tune lora does not train scale vectors")])
 def test_flags_that_do_not_go_together(command, tmp_path, flags, words):

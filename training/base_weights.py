@@ -67,15 +67,16 @@ def _check_table_size(rows, width):
     if rows * width * 4 > MAX_TABLE_BYTES:      # fp32
         raise UserError(f"--num-classes {rows - 1}: the class table would take "
                         f"{rows * width * 4 / 1e9:.3g} GB, more than the {MAX_TABLE_BYTES >> 30} "
-                        "GiB that are allowed; is it the number of classes?")
+                        "GiB allowed; give the number of classes")
 
 
 def describe_changes(weights, config):
     """What `fit_base` changes in the base weights, lines for the user."""
     dropped = None
     if any(name.startswith(CONDITION_EMBEDDER) for name in weights.tensors):
-        dropped = ("--ckpt was trained with covariates: what it learned of them is left out. Its "
-                   "classes start as they are without any, those of --condition-on from nothing")
+        dropped = ("--ckpt was trained with covariates: its embedder of covariates is not used. "
+                   "Its classes start as they are without covariates, and those of --condition-on "
+                   "start without effect")
     return tuple(filter(None, (describe_class_table(weights, config), dropped)))
 
 

@@ -40,7 +40,7 @@ def announce(run, model, state, *, name, method, volumes, precision, device, not
     if model.kept_tokens is not None:
         tokens = f"{model.computed_tokens:,} of {tokens}"
     message = (f"{run.folder}: {name} on {volumes} mosaics, --tune {method}: "
-               f"{values:,} trainable values, {tokens} tokens, {precision} on {device}")
+               f"{values:,} trainable parameters, {tokens} tokens, {precision} on {device}")
     if distributed.world_size() > 1:
         message += (f", {distributed.world_size()} processes, {4 * values / 1e6:.1f} MB reduced "
                     "per step")
@@ -151,7 +151,7 @@ def report_skipped_steps(run, state, batches, entries, *, lr, tolerate):
                 f"on the volumes {volumes}")
         if not tolerate or skipped.in_a_row >= MAX_SKIPPED_IN_A_ROW:
             count = f" ({skipped.in_a_row} steps in a row were skipped)" if tolerate else ""
-            raise UserError(f"--lr {lr:g}: {what}; use a lower one, look at these volumes, or "
+            raise UserError(f"--lr {lr:g}: {what}; use a lower rate, look at these volumes, or "
                             f"give --skip-nonfinite. Earlier checkpoints are intact{count}")
         if run:
             run.say(f"skipped: {what}")
@@ -166,7 +166,7 @@ def save(run, state, metadata, *, with_checkpoint, keep, keep_every, lr):
     tensors = [tensor for named in state.weights().values() for tensor in named.values()]
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise UserError(f"--lr {lr:g}: the weights are no longer finite at step {state.step}; "
-                        "use a lower one. Earlier checkpoints are intact")
+                        "use a lower rate. Earlier checkpoints are intact")
     if with_checkpoint:
         path = run.checkpoints / f"{state.step:07d}.safetensors"
         save_checkpoint(path, dict(metadata, step=state.step, average=state.lag.metadata()),
@@ -194,9 +194,9 @@ class Preview:
         """
         if self.row is None:
             return None
-        values = describe_row(self.row) or "no covariates, as of a volume without any"
-        return (f"--sample-every: previews are of class {names[self.class_index]}, {values}, as "
-                "one of the training volumes")
+        values = describe_row(self.row) or "no covariates"
+        return (f"--sample-every: previews have class {names[self.class_index]} and {values}, "
+                "those of one training volume")
 
 
 def choose_preview(metadata, seed, path):

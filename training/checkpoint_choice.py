@@ -42,8 +42,8 @@ def choose_checkpoint(path):
                         "a file, or a run folder that has one")
     notes = []
     if chosen not in _checkpoints(chosen.parent):
-        notes.append(f"{run_of(chosen)} has no checkpoint yet: sampling from the state that it "
-                     f"was interrupted with, {chosen.name}")
+        notes.append(f"{run_of(chosen)} has no checkpoint yet: sampling from its last state, "
+                     f"{chosen.name}")
     return ChosenCheckpoint(chosen, (*notes, *_other_runs(chosen, beside)))
 
 
@@ -89,8 +89,8 @@ def _other_runs(chosen, runs):
             what = f"has {newest.name}" if newest else "has no checkpoint yet"
             notes.append(f"{run_of(chosen)} is not the newest run: {folder.name} {what}")
         elif newest and newest.stat().st_mtime > chosen.stat().st_mtime:
-            notes.append(f"{run_of(chosen)} was not trained last: {folder.name} has {newest.name}, "
-                         "written later")
+            notes.append(f"{run_of(chosen)} is not the run that was trained last: {folder.name} "
+                         f"has {newest.name}, which is newer")
     return notes
 
 
@@ -123,5 +123,5 @@ def warn_of_average(metadata, weights):
     share = metadata.get("average", {}).get("initial_share", 0)
     if weights != "ema" or share <= MAX_INITIAL_SHARE:
         return None
-    return (f"the EMA of step {metadata['step']} still consists to {share:.0%} of the weights that "
-            "the run began with; --weights raw takes the last ones")
+    return (f"{share:.0%} of the EMA of step {metadata['step']} is still the weights that the run "
+            "started from; --weights raw uses those of the last step instead")

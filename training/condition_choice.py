@@ -159,7 +159,7 @@ def choose_condition(conditions, classes, *, condition, table, sweep, checkpoint
                             "with train.py --condition-on")
         return ConditionChoice()
     if table and len(given) > 1:
-        raise UserError(f"--conditions {table}: says all there is about covariates; leave out "
+        raise UserError(f"--conditions {table}: gives all covariates already; leave out "
                         f"{' and '.join(flag for flag in given if flag != '--conditions')}")
     columns = {column.name: column for column in conditions.columns}
     if table == COHORT:

@@ -129,7 +129,7 @@ def _encode_value(column, value, path):
     if value is None:
         return math.nan
     if not column.has(value):
-        raise UserError(f"{path}: {value!r} is no value of the covariate {column.describe()}; "
+        raise UserError(f"{path}: {value!r} is not a value of the covariate {column.describe()}; "
                         "preprocess again")
     if column.kind == CATEGORY:
         return column.levels.index(value)

@@ -24,8 +24,8 @@ def add_optimization_flags(g):
     g.add_argument("--label-dropout", type=float, default=0.1,
                    help="probability of training a volume without its class, for guidance")
     g.add_argument("--condition-dropout", type=float, default=0.1,
-                   help="probability of training a volume without one of its covariates, of each "
-                   "on its own, so that any subset of them can be asked for")
+                   help="probability of leaving out a covariate of a volume, separately for each "
+                   "covariate, so that any subset of them can be asked for")
     g.add_argument("--max-steps", type=int, default=66000, help="number of optimizer steps")
     g.add_argument("--epochs", type=positive,
                    help="passes over the data, instead of --max-steps; default: --max-steps")
@@ -47,8 +47,8 @@ def add_cost_flags(g):
     """Adds the flags that trade time for memory and name the device."""
     add_precision_flag(g, "the transformer; trainable parameters stay fp32", default=None)
     g.add_argument("--accum", type=int, default=1, metavar="N",
-                   help="gradient accumulation: compute the batch in N smaller ones, to save "
-                   "memory")
+                   help="gradient accumulation: compute the batch in N parts, one after another, "
+                   "to save memory")
     g.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K",
                    help="recompute every K-th block in the backward pass, to save memory; without "
                    "a number every block; 0: none")
@@ -81,7 +81,7 @@ def add_condition_flags(group):
     group.add_argument(
         "--condition", nargs="+", default=[], metavar="NAME=VALUE",
         help="covariates of all samples, such as age=70 sex=F, of a model of train.py "
-        "--condition-on; what is left out may be anything; default: none")
+        "--condition-on; those that are left out count as missing; default: none")
     group.add_argument(
         "--conditions", metavar=f"TABLE|{COHORT}",
         help="covariates of each sample: a table (TSV or CSV) with a row per sample and a column "
@@ -96,7 +96,8 @@ def add_logging_flags(group):
     """Adds the flags of logs, checkpoints, previews and the held-out loss."""
     group.add_argument("--results-dir", type=Path, default=Path("results"), metavar="DIR",
                        help="folder in which each run gets a folder NNN-MODEL")
-    group.add_argument("--log-every", type=int, default=100, metavar="N", help="log every N steps")
+    group.add_argument("--log-every", type=int, default=100, metavar="N",
+                       help="write a line to the log every N steps")
     group.add_argument("--ckpt-every", type=int, default=5000, metavar="N",
                        help="write a checkpoint and a state to resume from every N steps")
     group.add_argument("--ckpt-minutes", type=positive, default=30.0, metavar="MIN",
@@ -135,8 +136,8 @@ def add_sampling_flags(g):
                    "code; default: all")
     g.add_argument("--cfg-interval", type=whole_number, nargs=2, metavar=("LO", "HI"),
                    default=list(samplers.EVERYWHERE),
-                   help="timesteps LO <= t < HI at which guidance acts, of 0 (no noise) to 1000 "
-                   "(noise alone); a step elsewhere takes half the time")
+                   help="timesteps LO <= t < HI at which guidance acts, from 0 (no noise) to 1000 "
+                   "(pure noise); other steps take half the time")
     g.add_argument("--class-label", default="0", metavar=f"INDEX|NAME|{COHORT}",
                    help="class to sample, by its index or name in the manifest; cohort: each "
                    "sample's class is drawn, as frequent as among the training volumes")
@@ -154,5 +155,5 @@ def add_token_drop_flags(g):
                    help="blocks that tokens of --token-route bypass, counted from 1; default: all "
                    "but the first two and the last four (3 to 24 of DiT-XL)")
     g.add_argument("--full-steps", type=whole_number, default=0, metavar="N",
-                   help="last steps of a run that compute all tokens despite --token-drop or "
-                   "--token-route")
+                   help="number of steps at the end of a run that compute all tokens in spite of "
+                   "--token-drop or --token-route")

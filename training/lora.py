@@ -148,7 +148,7 @@ def merge(tensors, options, path):
         if layer == name or not _ends_with(layer, options.layers()):
             continue
         if weight.ndim != 2:
-            raise UserError(f"{path}: {name} is no matrix; use another checkpoint")
+            raise UserError(f"{path}: {name} is not a matrix; use another checkpoint")
         rows, columns = weight.shape
         a = _take(merged, f"{layer}.lora_A", (options.rank, columns), path)
         b = _take(merged, f"{layer}.lora_B", (rows, options.rank), path)

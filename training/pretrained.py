@@ -110,8 +110,8 @@ def _find_base(recorded, checkpoint, override=None, compare=True):
     for path in dict.fromkeys(path.resolve() for path in found):
         if sha256_of_weights(path) == recorded["sha256"]:
             if not override and distributed.is_main():
-                print(f"base weights {printable(path)}, as {printable(checkpoint)} records; --base "
-                      "takes others", file=sys.stderr, flush=True)
+                print(f"base weights: {printable(path)}, recorded in {printable(checkpoint)}; "
+                      "--base names others", file=sys.stderr, flush=True)
             return path
     raise UserError(f"{found[0]}: not the base weights of {checkpoint} (the SHA-256 differs); "
                     "give their path with --base FILE")
@@ -143,8 +143,8 @@ def load_weights(path, base=None, headers_only=False):
     path = locate(path)
     is_ours = path.suffix == ".safetensors" and path.is_file() and _is_our_checkpoint(path)
     if base and not is_ours:
-        raise UserError(f"--base {base}: only for a --ckpt that train.py wrote; {path} is none, "
-                        "leave --base out")
+        raise UserError(f"--base {base}: only for a --ckpt that train.py wrote, which {path} is "
+                        "not; leave --base out")
     if path.is_dir():
         return _load_diffusers_folder(path, headers_only)
     if not path.is_file():

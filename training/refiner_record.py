@@ -35,6 +35,7 @@ def refiner_hint(checkpoint):
     try:
         content = read_json(record_path(checkpoint))
         folder, sha256 = content["refiner"], content["sha256"]
-        return f"a refiner was trained for it: --refiner {folder} ({sha256[:12]}) applies it"
+        return (f"a refiner was trained for this checkpoint: --refiner {folder} ({sha256[:12]}) "
+                "applies it")
     except (UserError, OSError, KeyError, TypeError):
         return None

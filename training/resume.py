@@ -42,8 +42,8 @@ def open_run(state, metadata, *, results_dir, model, resume, flags):
             _check_unchanged(content, recorded, resume, run.folder)
             run.resume_from(path)
             if "identity" not in recorded:
-                notes.append(f"{path.name} was written by an earlier version and does not say of "
-                             "which run it is: taken to be of this one")
+                notes.append(f"{path.name} was written by an earlier version, which did not record "
+                             "the run; it is assumed to belong to this one")
             newest = str(path.resolve()), recorded
         if run is None:
             note = _why_new(results_dir, flags, content) if resume == "auto" else None
@@ -54,7 +54,7 @@ def open_run(state, metadata, *, results_dir, model, resume, flags):
     if newest:
         state.load(*newest)
         if flags["ema_warmup"] and not state.lag.warm_up:
-            notes.append("the EMA continues without warm-up, as this run began: "
+            notes.append("the EMA continues without warm-up, as this run was started: "
                          f"{state.lag.describe()}")
     return OpenedRun(run, tuple(notes))
 
@@ -63,7 +63,7 @@ def _check_unchanged(content, recorded, resume, folder):
     theirs = run_identity.content_of(recorded)
     for key, what in run_identity.CONTENT.items():
         if content[key] != theirs[key]:
-            raise UserError(f"--resume {resume}: {what} changed since {folder} was begun; "
+            raise UserError(f"--resume {resume}: {what} changed since {folder} was started; "
                             "restore it, or give --resume none")
 
 
@@ -80,10 +80,10 @@ def _why_new(results_dir, flags, content):
         return None
     folder, differences = nearest
     if not differences:
-        return f"a new run, as another job is writing to {folder}, which has the same flags"
+        return f"a new run: another job is writing to {folder}, which has the same flags"
     more = len(differences) - MAX_NAMED_FLAGS
     rest = f", and {more} more flags" if more > 0 else ""
-    return (f"a new run, as it differs from {folder} in {', '.join(differences[:MAX_NAMED_FLAGS])}"
+    return (f"a new run: it differs from {folder} in {', '.join(differences[:MAX_NAMED_FLAGS])}"
             f"{rest}")
 
 

@@ -63,7 +63,7 @@ def read_flags(folder):
     """
     flags = read_json(folder / "args.json")
     if not isinstance(flags, dict):
-        raise UserError(f"{folder / 'args.json'}: holds no flags of train.py")
+        raise UserError(f"{folder / 'args.json'}: holds no train.py flags")
     return flags
 
 
@@ -142,7 +142,7 @@ class Run:
             folder = folder.parent.parent
         theirs = read_flags(folder)
         for name in run_identity.differing_flags(flags, theirs):
-            raise UserError(f"{flag_of(name)} {flags[name]}: {folder} was begun with "
+            raise UserError(f"{flag_of(name)} {flags[name]}: {folder} was started with "
                             f"{theirs.get(name)}; give that, or --resume none")
         try:
             run = cls(folder, lock_patience(folder))

@@ -67,8 +67,8 @@ def _files_of_kind(folder, stem, suffix):
         return [variants[0]] if variants else _shards(indices[0])
     numbered = sorted(folder.glob(f"{stem}-*-of-*{suffix}"))
     if numbered:
-        raise UserError(f"{numbered[0]}: one of several files, without the list of them, "
-                        f"{index.name}; copy that, too")
+        raise UserError(f"{numbered[0]}: one of several files, but their index "
+                        f"{index.name} is missing; copy it, too")
     return []
 
 

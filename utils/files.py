@@ -102,7 +102,7 @@ def make_folder(path, reported):
     except OSError as e:
         file = next((place for place in (path, *path.parents)
                      if os.path.lexists(place) and not place.is_dir()), None)
-        reason = f"{file} is no folder" if file else e.strerror
+        reason = f"{file} is not a folder" if file else e.strerror
         raise UserError(f"{reported}: cannot be created ({reason}); name a folder where you may "
                         "write") from None
 

@@ -20,7 +20,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text = action.help or ""
-        if action.default in (None, argparse.SUPPRESS) or isinstance(action.default, bool):
+        if action.default in (None, "", [], argparse.SUPPRESS) or isinstance(action.default, bool):
             return text  # such a help text says itself what happens without the flag
         default = action.default
         if isinstance(default, (list, tuple)):
@@ -106,7 +106,7 @@ def _device(text):
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; give cpu or cuda") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a device; give cpu or cuda") from None
     if device.type not in DEVICE_TYPES:
         raise argparse.ArgumentTypeError(
             f"{text!r}: not supported; give one of {', '.join(DEVICE_TYPES)}")

@@ -74,7 +74,7 @@ def _checked_bytes(name, tensor, path):
     :raises UserError: it is larger than its storage, or not of plain numbers
     """
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise UserError(f"{path}: {shorten(name, 60)} is no tensor of plain numbers; save the "
+        raise UserError(f"{path}: {shorten(name, 60)} is not a tensor of plain numbers; save the "
                         "state dict of a model and give that")
     claimed = tensor.numel() * tensor.element_size()
     held = tensor.untyped_storage().nbytes()

@@ -55,7 +55,7 @@ def test_the_study_is_continued(data, vae_folder, tmp_path, monkeypatch, capsys)
     assert layouts.run(study) == table and len(ran) == 6
     command = ("bench.py", "layouts", "--data-path", data, "--vae", vae_folder, "--device", "cpu")
     line = error_line(script(*command, "--output", study.output, expect=2))
-    assert "was begun with other settings (settings.json); name a new folder" in line
+    assert "was started with other settings (settings.json); name a new folder" in line
     line = error_line(script(*command, "--output", tmp_path, expect=2))
     assert "exists already and was not begun by bench.py; name a new folder" in line
     line = error_line(script(*command, "--output", study.output, "--refiner-steps", 0, expect=2))

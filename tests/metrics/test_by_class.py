@@ -87,10 +87,10 @@ def test_classes_cannot_be_told_apart_within_a_class(pool, tmp_path, capsys):
             names=names, utility=label), replicates=0, permutations=0, folder=tmp_path)
 
     found = of_classes("class")
-    line = "utility: not computed by class, as the volumes of one class have no two classes"
+    line = "utility: not computed by class, as it needs volumes of two classes"
     assert capsys.readouterr().out.count(line) == 1
     assert list(found["CN"]["metrics"]) == ["histogram", "histogram_foreground"]
-    assert found["CN"]["skipped"]["utility"].startswith("as the volumes of one class have no two")
+    assert found["CN"]["skipped"]["utility"].startswith("as it needs volumes of two")
     assert list(found["MCI"]["skipped"]) == ["everything"]
     found = of_classes("age")
     assert line not in capsys.readouterr().out

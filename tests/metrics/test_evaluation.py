@@ -79,7 +79,8 @@ def test_other_voxels_in_volumes_of_the_same_names(tmp_path):
 
     assert changes(voxels, sets, ["FID", "p"], ["FID"]) == []
     assert changes(voxels, sets, ["FID", "p"]) == ["FID can be computed now"]
-    assert changes(voxels[::-1], sets, []) == ["real: other voxels in volumes of the same names"]
+    assert changes(voxels[::-1], sets, []) == [
+        "real: different voxels in volumes of the same names"]
     del sets["real"]["sha256"]
     assert changes(voxels, sets, []) == [
         "real: its voxels were not recorded by the earlier version"]

@@ -6,7 +6,7 @@ from mri import mosaic
 
 
 def tile_by_definition(volume, layout):
-    """The definition in the README, slice by slice."""
+    """The definition in `mosaic.tile`, slice by slice."""
     d = len(volume)
     per_tile = {"rgb": 3, "gray": 1}[layout]
     tiles = -(-d // per_tile)

@@ -105,7 +105,7 @@ def test_junk_after_the_gzip_stream_is_a_warning(tmp_path, junk):
     scan = nifti.read_volume(path)
     assert np.array_equal(scan.array, array)
     assert scan.warnings == (
-        f"{len(junk)} bytes after its gzip stream are no gzip and were not read",)
+        f"{len(junk)} bytes after its gzip stream are not gzip and were not read",)
     path.write_bytes(good + bytes(1024))                           # padding, as of a tape
     assert nifti.read_volume(path).warnings == ()
     damaged = bytearray(good)

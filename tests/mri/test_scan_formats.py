@@ -164,7 +164,7 @@ def test_damaged_npy_files_are_refused(tmp_path):
             affine=np.eye(4))
     with zipfile.ZipFile(path, "w") as f:
         f.writestr("a.npy", raw)
-    refused(path, "no scan, but a zip archive; unpack it", affine=np.eye(4))
+    refused(path, "not a scan, but a zip archive; unpack it", affine=np.eye(4))
     refused(tmp_path / "none.npy", "no such file", affine=np.eye(4))
     refused(tmp_path, "is a directory|no such file|not a NIfTI")
 

@@ -36,7 +36,7 @@ def test_links_to_folders_are_followed_each_folder_once(tmp_path):
     (tmp_path / "in" / "self").symlink_to("self")
     found = search(tmp_path / "in")
     assert names(found, tmp_path / "in") == ["a.nii", "link/b.nii", "link/deep/c.nii"]
-    assert found.left_out == {"folders linked a second time": 2, "no scan (without a suffix)": 1}
+    assert found.left_out == {"folders linked a second time": 2, "not a scan (without a suffix)": 1}
 
 
 def test_hidden_files_and_folders_named_like_scans(tmp_path):
@@ -44,7 +44,7 @@ def test_hidden_files_and_folders_named_like_scans(tmp_path):
           "sub/.snapshot/d.nii", "e.nii/e.nii", "e.nii/note.txt")
     found = search(tmp_path)
     assert names(found, tmp_path) == ["a.nii.gz", "e.nii/e.nii"]
-    assert found.left_out == {"hidden (.name)": 4, "no scan (.txt)": 1}
+    assert found.left_out == {"hidden (.name)": 4, "not a scan (.txt)": 1}
     assert names(search(tmp_path / "*.nii*"), tmp_path) == ["a.nii.gz"]
 
 
@@ -52,7 +52,7 @@ def test_capitals_do_not_matter(tmp_path):
     touch(tmp_path, "a.NII.GZ", "b.Nii", "c.MGZ", "d.HDR", "d.IMG", "e.img")
     found = search(tmp_path)
     assert names(found, tmp_path) == ["a.NII.GZ", "b.Nii", "c.MGZ", "d.HDR"]
-    assert found.left_out == {"no scan (.img)": 1}
+    assert found.left_out == {"not a scan (.img)": 1}
     assert [s.id for s in scans.search(tmp_path).scans] == ["a", "b", "c", "d"]
     touch(tmp_path, "t/sub-1/sub-1_T1w.nii", "t/sub-2/sub-2_t1w.nii.gz")
     assert len(search(tmp_path / "t").paths) == 2
@@ -68,8 +68,8 @@ def test_a_bids_tree_gives_one_suffix_and_says_what_else_there_is(tmp_path):
     assert names(found, tmp_path) == [
         "sub-01/anat/sub-01_T1w.nii.gz", "sub-02/anat/sub-02_T1w.nii.gz"]
     assert found.left_out == {
-        "*_FLAIR": 1, "*_epi": 1, "in derivatives/, sourcedata/": 2, "no scan (.json)": 2,
-        "no scan (.tsv)": 1}
+        "*_FLAIR": 1, "*_epi": 1, "in derivatives/, sourcedata/": 2, "not a scan (.json)": 2,
+        "not a scan (.tsv)": 1}
     assert "it also has FLAIR (1), epi (1) (--suffix)" in found.notes[0]
     assert names(search(tmp_path, suffix="flair"), tmp_path) == ["sub-01/anat/sub-01_FLAIR.nii.gz"]
 
@@ -112,7 +112,7 @@ def test_freesurfers_subjects_dir(tmp_path):
               f"{subject}/surf/lh.white", f"{subject}/mri/orig/001.mgz")
     found = scans.search(tmp_path)
     assert [(s.id, s.subject) for s in found.scans] == [("bert_T1", "bert"), ("ernie_T1", "ernie")]
-    assert found.left_out["aseg"] == 2 and found.left_out["no scan (.white)"] == 2
+    assert found.left_out["aseg"] == 2 and found.left_out["not a scan (.white)"] == 2
     assert "T1 files are taken; it also has aseg (2), norm (2)" in found.notes[0]
     assert [s.id for s in scans.search(tmp_path, Choice(suffix="norm")).scans] == [
         "bert_norm", "ernie_norm"]

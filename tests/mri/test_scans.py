@@ -46,7 +46,7 @@ def test_a_folder_gives_the_files_of_every_format(tmp_path):
     ids = [f"s{i}" for i in range(len(scan_formats.SCAN_SUFFIXES))]
     found = scans.search(tmp_path, scan_search.Choice(has_affine=True))
     assert [s.id for s in found.scans] == ids
-    assert found.left_out == {"no scan (.npz)": 1, "no scan (.png)": 1}
+    assert found.left_out == {"not a scan (.npz)": 1, "not a scan (.png)": 1}
     found = scans.search(tmp_path)
     assert [s.id for s in found.scans] == ids[:-1]
     assert found.left_out["without an affine (.npy; --affine says where they lie)"] == 1

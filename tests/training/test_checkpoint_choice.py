@@ -39,7 +39,8 @@ def test_a_results_folder(tmp_path):
     chosen = choose_checkpoint(tmp_path)
     assert chosen.path == tmp_path / "001-DiT-T-4" / "checkpoints" / "0000002.safetensors"
     assert chosen.notes == (
-        "001-DiT-T-4 was not trained last: 000-DiT-T-4 has 0000009.safetensors, written later",
+        "001-DiT-T-4 is not the run that was trained last: 000-DiT-T-4 has 0000009.safetensors, "
+        "which is newer",
         "001-DiT-T-4 is not the newest run: 002-DiT-T-4 has no checkpoint yet")
 
 
@@ -47,7 +48,7 @@ def test_an_interrupted_run_has_a_state(tmp_path):
     run = add(tmp_path, "000-DiT-T-4", "0000003.state", "0000005.state")
     chosen = choose_checkpoint(run)
     assert chosen.path.name == "0000005.state.safetensors"
-    assert "no checkpoint yet: sampling from the state" in chosen.notes[0]
+    assert "no checkpoint yet: sampling from its last state" in chosen.notes[0]
     with pytest.raises(UserError, match="holds no checkpoints/STEP.safetensors and no state"):
         choose_checkpoint(add(tmp_path, "001-DiT-T-4"))
 
@@ -67,6 +68,6 @@ def test_what_samples_record(tmp_path):
 def test_an_average_that_is_behind_is_named():
     metadata = {"step": 300, "average": {"initial_share": 0.97}}
     note = checkpoint_choice.warn_of_average(metadata, "ema")
-    assert "EMA of step 300 still consists to 97% of the weights" in note
+    assert "97% of the EMA of step 300 is still the weights" in note
     assert checkpoint_choice.warn_of_average(metadata, "raw") is None
     assert checkpoint_choice.warn_of_average({"step": 1}, "ema") is None

@@ -147,7 +147,7 @@ def test_values_are_standardized_and_levels_counted():
     assert torch.equal(encoded.isnan(), expected.isnan())
     assert torch.equal(encoded.nan_to_num(), expected.nan_to_num())
     assert conditions.encode_entries(None, ENTRIES, "m") is None
-    with pytest.raises(UserError, match="'X' is no value of the covariate sex F, M"):
+    with pytest.raises(UserError, match="'X' is not a value of the covariate sex F, M"):
         conditions.encode([SEX], [["X"]], "m")
 
 

@@ -158,7 +158,7 @@ def test_damaged_adapters():
                   tensors | {name: torch.zeros(64, 5)}):
         with pytest.raises(UserError, match=rf"has no {name} of shape \(64, 4\)"):
             lora.merge(wrong, ALL, "a")
-    with pytest.raises(UserError, match="blocks.0.attn.qkv.weight is no matrix"):
+    with pytest.raises(UserError, match="blocks.0.attn.qkv.weight is not a matrix"):
         lora.merge(tensors | {"blocks.0.attn.qkv.weight": torch.zeros(4)}, ALL, "a")
     with pytest.raises(UserError, match="--lora-rank 0"):
         lora.choose(0)

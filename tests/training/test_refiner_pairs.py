@@ -126,7 +126,7 @@ def test_a_data_folder_must_have_what_the_model_takes():
             ((metadata_of(age, sex),), "d: lacks the covariates sex that c takes; preprocess"),
             ((metadata_of(age), HEADER), "d: lacks the covariates age that c takes"),
             ((metadata_of(sex), header | {"covariates": [sex.to_json()]},
-              [{"class": 0, "covariates": {"sex": "X"}}]), "d: 'X' is no value of .* sex F, M"),
+              [{"class": 0, "covariates": {"sex": "X"}}]), "d: 'X' is not a value of .* sex F, M"),
             ((metadata_of(), header | {"size": 20}), "c: was trained on rgb mosaics of 16.3"),
             ((metadata_of(), header, [{"class": 2}]), "d: has more classes than the 2 of c")):
         with pytest.raises(UserError, match=message):

@@ -8,7 +8,8 @@ def test_the_note_lies_beside_the_checkpoint(tmp_path):
     assert refiner_record.record_refiner(checkpoint, tmp_path / "r", "a" * 64) is None
     assert (tmp_path / "0000004.refiner.json").is_file()
     assert refiner_record.refiner_hint(checkpoint) == (
-        f"a refiner was trained for it: --refiner {tmp_path / 'r'} ({'a' * 12}) applies it")
+        f"a refiner was trained for this checkpoint: --refiner {tmp_path / 'r'} ({'a' * 12}) "
+        "applies it")
     (tmp_path / "0000004.refiner.json").write_text("[]")
     assert refiner_record.refiner_hint(checkpoint) is None
 

@@ -77,7 +77,7 @@ def test_a_moved_project_samples(begun, tmp_path):
 def test_a_new_run_says_what_differs(begun, tmp_path):
     paths = ("data", "vae", "base.safetensors")
     line = train(*flags(*paths), "--lr", 2e-3, cwd=begun).stdout
-    assert "a new run, as it differs from results/000-DiT-T-4 in --lr (0.002, there 0.001)" in line
+    assert "a new run: it differs from results/000-DiT-T-4 in --lr (0.002, there 0.001)" in line
     assert runs(begun / "results") == ["000-DiT-T-4", "001-DiT-T-4"]
     line = train(*flags(*paths), "--lr", 2e-3, "--label-dropout", 0.2, cwd=begun).stdout
     assert "differs from results/001-DiT-T-4 in --label-dropout (0.2, there 0.1)" in line
@@ -99,7 +99,7 @@ def test_a_run_without_warm_up_of_its_average(begun, tmp_path):
     line = train(*flags(*command), "--no-ema-warmup", cwd=begun).stdout
     assert "in --ema-warmup (False, there True)" in line
     done = train(*flags(*command, steps=3), "--no-ema-warmup", cwd=begun)
-    assert "resumes at step 2" in done.stdout and "as this run began" not in done.stdout
+    assert "resumes at step 2" in done.stdout and "as this run was started" not in done.stdout
     train(*flags(*command, steps=3), "--no-ema-warmup", "--results-dir", tmp_path / "whole",
           cwd=begun)
     ours, theirs = (folder / "checkpoints" / "0000003.safetensors" for folder in (
@@ -178,7 +178,7 @@ def test_a_copy_of_the_data_with_other_covariates_is_named(tmp_path):
     content = run_identity.content_of(metadata)
     assert "another job" in resume._why_new(tmp_path, flags_, content)
     note = resume._why_new(tmp_path, flags_ | {"data_path": "b"}, content | {"covariates": "2"})
-    assert note == f"a new run, as it differs from {run.folder} in the covariates of the volumes"
+    assert note == f"a new run: it differs from {run.folder} in the covariates of the volumes"
 
 
 def test_base_weights_that_moved(data, vae_folder, pretrained, finetuned, tmp_path):

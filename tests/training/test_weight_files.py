@@ -131,8 +131,8 @@ def test_pickled_shards_of_official_names(tmp_path):
     with pytest.raises(UserError, match=f"{names[1]}: holds no state dict"):
         pretrained.load_weights(tmp_path / "d")
     (tmp_path / "d" / "pytorch_model.bin.index.json").unlink()
-    with pytest.raises(UserError, match=f"{names[0]}: one of several files, without the list of "
-                                        "them, pytorch_model.bin.index.json"):
+    with pytest.raises(UserError, match=f"{names[0]}: one of several files, but their index "
+                                        "pytorch_model.bin.index.json is missing"):
         pretrained.load_weights(tmp_path / "d")
 
 

@@ -13,11 +13,13 @@ def test_help_shows_defaults_that_mean_something():
     parser.add_argument("--pair", nargs=2, default=(0.0, 99.9), help="two percentiles, in %%")
     parser.add_argument("--switch", action="store_true", help="do it; default: do not")
     parser.add_argument("--file", help="a file; default: none")
+    parser.add_argument("--names", nargs="+", default=[], help="some names; default: none")
+    parser.add_argument("--text", default="", help="a text; default: none")
     text = " ".join(parser.format_help().split())
     assert "a number, in mm (default: 0.5)" in text
     assert "two percentiles, in % (default: 0.0 99.9)" in text
     assert "default: do not" in text and "(default: False)" not in text
-    assert "(default: None)" not in text
+    assert "(default: None)" not in text and "(default: )" not in text
 
 
 def test_version_and_abbreviations(capsys):
@@ -55,7 +57,7 @@ def test_device_compile_and_precision(capsys):
     args = parser.parse_args(["--device", "cpu"])
     assert (args.device, args.compile, args.precision) == ("cpu", None, "bf16")
     assert parser.parse_args(["--no-compile"]).compile is False
-    for device, words in (("nonsense", "is no device"), ("cuda:99", "PyTorch sees")):
+    for device, words in (("nonsense", "is not a device"), ("cuda:99", "PyTorch sees")):
         with pytest.raises(SystemExit):
             parser.parse_args(["--device", device])
         assert words in capsys.readouterr().err

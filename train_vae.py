@@ -289,7 +289,8 @@ def main():
         history = train(vae, mosaics, parameters, crop, args)
         if args.tune == "all":
             count = min(SCALING_MOSAICS, len(mosaics))
-            set_scaling_factor(vae, [mosaics[i] for i in range(count)])
+            # evenly over all data folders, whose contrasts may differ
+            set_scaling_factor(vae, [mosaics[i * len(mosaics) // count] for i in range(count)])
         rows, columns = evaluate(vae, folders)
         means = {key: float(np.mean([row[key] for row in rows])) for key in ("volume", *VIEWS)}
         report = dict(unit="dB", mean=means, volumes=rows, steps=history, args=vars(args))

@@ -9,6 +9,7 @@ from diffusion import vae as vae_module
 from mri.mosaic import untile
 from mri.mosaic_files import write_mosaic
 from mri.view_images import view_images
+from training import run_identity
 from training.checkpoint import save_checkpoint
 from training.condition_choice import choose_as_in_training, describe_row
 from training.conditions import with_covariates
@@ -109,6 +110,20 @@ def say_how_it_ended(run, last_step, max_steps, stop_watch):
     else:
         run.say(f"stopped by {stop_watch.reason()} after step {last_step}/{max_steps}, saved; "
                 "the same command resumes")
+
+
+def say_that_it_is_done(run, step, flags):
+    """Says that a run has all its steps, and how to train further.
+
+    :param step: its last
+    :param flags: {name: value} of all flags, as `args.json` holds them
+    """
+    how = f"a higher --{'epochs' if flags['epochs'] else 'max-steps'} to continue this one"
+    if run_identity.depends_on_its_end(flags):
+        how = ("its checkpoint as --ckpt of another run, as --lr-schedule cosine and --full-steps "
+               "end with the last step")
+    print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
+          f"{how}")
 
 
 def log_means(run, state, *, max_steps, lr, steps_per_second, batch_size):

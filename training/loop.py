@@ -91,7 +91,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
                              keep=options.keep, keep_every=options.keep_every)
             stop_watch.saved()
         if run and options.sample_every and state.step % options.sample_every == 0:
-            sample_preview(model, state, options, run, metadata, preview)
+            clock += sample_preview(model, state, options, run, metadata, preview)
         if measure_due and (end or not stop):  # a run that is stopped measures when it resumes
             clock += measure_held_out(model, state, held_out, run)
     bar.close()
@@ -135,12 +135,15 @@ def begin_previews(options, run, metadata):
 
 
 def sample_preview(model, state, options, run, metadata, preview):
-    """Samples a mosaic into the run folder, and shows it and its three views."""
+    """Samples a mosaic into the run folder, and shows it and its three views. Returns the seconds
+    it took."""
+    began = time.monotonic()
     mosaic = bookkeeping.sample_preview(
         run.folder / "samples" / f"{state.step:07d}.png", model, state, metadata["config"],
         vae=options.vae, device=options.device, seed=options.seed, precision=options.precision,
         preview=preview)
     bookkeeping.show_preview(run, state.step, mosaic, metadata["header"])
+    return time.monotonic() - began
 
 
 def begin_held_out(model, state, held_out, run):

@@ -127,14 +127,23 @@ def _check_gammas(options, weights):
                         "train scale vectors, and --ckpt has none; leave it out")
 
 
-def _configure(options, latent_side, channels, headers_only=False):
-    """Constructor arguments of the model, and its pretrained weights or None."""
-    size = models.config_of(options.name)
-    grid = latent_side // size["patch_size"]
-    config = dict(size, input_size=latent_side, in_channels=channels,
+def model_config(options, latent_side, channels):
+    """Constructor arguments of the model, but for those that its weights decide.
+
+    :param options: ModelOptions
+    :param latent_side, channels: of the latents
+    """
+    config = dict(models.config_of(options.name), input_size=latent_side, in_channels=channels,
                   num_classes=options.num_classes, gamma_blocks=options.gamma_blocks)
     if options.covariates:
         config["covariates"] = list(options.covariates)
+    return config
+
+
+def _configure(options, latent_side, channels, headers_only=False):
+    """Constructor arguments of the model, and its pretrained weights or None."""
+    config = model_config(options, latent_side, channels)
+    grid = latent_side // config["patch_size"]
     if options.weights_path == "none":
         config.update(base_grid=options.base_grid or grid, numerics="official")
         return config, None

@@ -384,9 +384,7 @@ def main():
                           resume=args.resume, flags=flags)
         run = opened.run
         if state.step >= max_steps:
-            if run:
-                bookkeeping.say_that_it_is_done(run, state.step, flags)
-            return 0
+            return bookkeeping.say_that_it_is_done(run, state.step, flags)
         if run:
             notes = (*start.notes, *describe_conditions(conditions, args.condition_dropout),
                      *opened.notes, dropped and dropped.describe(tokens), compile_message)

@@ -6,7 +6,6 @@ from training.finetuning import parameter_kind, set_trainable
 from utils.errors import UserError, shorten
 from utils.precision import NARROW_DTYPES, autocast
 
-
 # Variants of a block that are compiled: with and without scale vectors and what is recomputed; in
 # steps that leave out tokens and in full ones, held-out losses and previews. PyTorch allows 8, and
 # would run further ones uncompiled.

@@ -113,17 +113,21 @@ def say_how_it_ended(run, last_step, max_steps, stop_watch):
 
 
 def say_that_it_is_done(run, step, flags):
-    """Says that a run has all its steps, and how to train further.
+    """Says that a run has all its steps, and how to train further. Returns the exit code.
 
+    :param run: the Run, or None in a process that does not write
     :param step: its last
     :param flags: {name: value} of all flags, as `args.json` holds them
     """
+    if run is None:
+        return 0
     how = f"a higher --{'epochs' if flags['epochs'] else 'max-steps'} to continue this one"
     if run_identity.depends_on_its_end(flags):
         how = ("its checkpoint as --ckpt of another run, as --lr-schedule cosine and --full-steps "
                "end with the last step")
     print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
           f"{how}")
+    return 0
 
 
 def log_means(run, state, *, max_steps, lr, steps_per_second, batch_size):

@@ -70,6 +70,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
 
         end = state.step == options.max_steps
         stop, overdue = stop_watch.decide()
+        stop = stop and not end     # what belongs to the last step is done in any case
         checkpoint_due = end or state.step % options.ckpt_every == 0
         measure_due = held_out is not None and held_out.is_due(state.step, end)
         # also before the held-out loss, which takes long: a job killed meanwhile loses nothing
@@ -91,8 +92,8 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
                              keep=options.keep, keep_every=options.keep_every)
             stop_watch.saved()
         if run and options.sample_every and state.step % options.sample_every == 0:
-            clock += sample_preview(model, state, options, run, metadata, preview)
-        if measure_due and (end or not stop):  # a run that is stopped measures when it resumes
+            clock += sample_preview(model, state, options, run, metadata, preview, stop)
+        if measure_due and not stop:  # a run that is stopped measures when it resumes
             clock += measure_held_out(model, state, held_out, run)
     bar.close()
     if run:
@@ -134,9 +135,15 @@ def begin_previews(options, run, metadata):
     return preview
 
 
-def sample_preview(model, state, options, run, metadata, preview):
+def sample_preview(model, state, options, run, metadata, preview, is_stopping):
     """Samples a mosaic into the run folder, and shows it and its three views. Returns the seconds
-    it took."""
+    it took.
+
+    :param is_stopping: there is no preview then, as the job may be killed before it is done
+    """
+    if is_stopping:
+        run.say(f"step {state.step}: no preview, as the run stops")
+        return 0
     began = time.monotonic()
     mosaic = bookkeeping.sample_preview(
         run.folder / "samples" / f"{state.step:07d}.png", model, state, metadata["config"],

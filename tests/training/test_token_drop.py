@@ -105,15 +105,16 @@ def test_routed_steps_equal_a_plain_loop(checkpoint):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
 
 
-@pytest.mark.parametrize("blocks, kinds_and_shapes", [((0, 4), 12), ((1, 3), 10)])
-def test_compiled_blocks_give_the_same_steps(monkeypatch, blocks, kinds_and_shapes):
+@pytest.mark.parametrize("blocks, kinds_and_shapes", [
+    ((1, 3), 10), pytest.param((0, 4), 12, marks=pytest.mark.slow)])
+def test_compiled_blocks_compute_the_same(monkeypatch, blocks, kinds_and_shapes):
     """All kinds of blocks, in every shape that a run has: steps that leave out tokens, full ones,
     held-out losses and previews. Each is compiled once, and none is left uncompiled."""
     monkeypatch.setattr(models, "LONG_SEQUENCE", 1)
     model = model_of(depth=4, gamma_blocks=2).route_around(*blocks).save_memory(True, 2)
     trained = list(finetuning.set_trainable(model, "difffit").values())
     x, t, y = inputs()
-    shapes = (x, t, y), (torch.cat([x, x]), t.repeat(2), y.repeat(2)), (x[:1], t[:1], y[:1])
+    larger, smaller = (torch.cat([x, x]), t.repeat(2), y.repeat(2)), (x[:1], t[:1], y[:1])
 
     def outputs():
         found = []
@@ -122,7 +123,7 @@ def test_compiled_blocks_give_the_same_steps(monkeypatch, blocks, kinds_and_shap
             out = out.flatten(2)[..., model.latents_of(PASSING)[0]]
             found += [out, *torch.autograd.grad(out.square().mean(), trained)]
         with torch.no_grad():
-            return found + [model(*shape) for shape in shapes[1:]]
+            return [*found, model(*larger), model(*smaller)]
 
     expected = outputs()
     torch.compiler.reset()

@@ -189,9 +189,13 @@ def set_scaling_factor(vae, mosaics):
     """Makes the latents of mosaics have unit variance for the DiT, as Stable Diffusion's constant
     does.
 
-    :param mosaics: list of (H, W, 3) uint8
+    It is estimated from some of them, evenly over all data folders, whose contrasts may differ.
+
+    :param mosaics: MosaicReader
     """
-    mean, std = encode_moments(vae, mosaics).chunk(2, 1)
+    count = min(SCALING_MOSAICS, len(mosaics))
+    chosen = [mosaics[i * len(mosaics) // count] for i in range(count)]
+    mean, std = encode_moments(vae, chosen).chunk(2, 1)
     variance = mean.var() + (std ** 2).mean()
     vae.register_to_config(scaling_factor=float(1 / variance.sqrt()))
 
@@ -288,9 +292,7 @@ def main():
     with atomic_folder(args.output) as folder:  # before training, so that it can be created
         history = train(vae, mosaics, parameters, crop, args)
         if args.tune == "all":
-            count = min(SCALING_MOSAICS, len(mosaics))
-            # evenly over all data folders, whose contrasts may differ
-            set_scaling_factor(vae, [mosaics[i * len(mosaics) // count] for i in range(count)])
+            set_scaling_factor(vae, mosaics)
         rows, columns = evaluate(vae, folders)
         means = {key: float(np.mean([row[key] for row in rows])) for key in ("volume", *VIEWS)}
         report = dict(unit="dB", mean=means, volumes=rows, steps=history, args=vars(args))

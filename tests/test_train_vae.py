@@ -66,7 +66,7 @@ def test_the_scaling_factor_is_of_all_data_folders(monkeypatch):
     assert len(set(encoded)) == 64
     latents = [0.0 if i < 80 else 2.0 for i in encoded]
     assert config["scaling_factor"] == pytest.approx(1 / np.std(latents, ddof=1), rel=1e-6)
-    assert np.std(latents) == pytest.approx(0.8, abs=0.01)      # as of all 100
+    assert np.std(latents) == pytest.approx(0.8, abs=0.03)      # 0.8 of all 100
 
 
 def test_the_scaling_factor_gives_latents_of_unit_variance(tiny, data):

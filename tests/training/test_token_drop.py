@@ -196,7 +196,7 @@ def test_middle_blocks_by_hand(depth, blocks):
     (dict(drop=1.0), "--token-drop 1: a share of the tokens, must be below 1"),
     (dict(route=1.5), "--token-route 1.5: a share of the tokens, must be below 1"),
     (dict(full_steps=3), "--full-steps 3: needs --token-drop or --token-route"),
-    (dict(drop=0.5, full_steps=100), "--full-steps 100: must be below the 100 steps of the run"),
+    (dict(drop=0.5, full_steps=100), "--full-steps 100: must be below the run's 100 steps"),
     (dict(route_blocks=[3, 4]), "--route-blocks: needs --token-route"),
     (dict(route=0.5, route_blocks=[0, 4]), "--route-blocks 0 4"),
     (dict(route=0.5, route_blocks=[4, 3]), "--route-blocks 4 3"),

@@ -383,20 +383,20 @@ def main():
         opened = open_run(state, metadata, results_dir=args.results_dir, model=args.model,
                           resume=args.resume, flags=flags)
         run = opened.run
-        if state.step >= max_steps:
+        batches = step.Batches(
+            latents, labels, vae_config, start.model.num_classes, last_step=max_steps,
+            device=device, covariates=encode_entries(conditions, entries, args.data_path),
+            token_drop=dropped, tokens=tokens, **batch_options(args))
+        measured = held_out_loss(args, held_out_volumes, batches, precision, device)
+        if loop.is_done(state.step, max_steps, measured, run):
             return bookkeeping.say_that_it_is_done(run, state.step, flags)
         if run:
             notes = (*start.notes, *describe_conditions(conditions, args.condition_dropout),
                      *opened.notes, dropped and dropped.describe(tokens), compile_message)
             announce(args, run, start.model, state, len(entries), precision, device, notes)
-        batches = step.Batches(
-            latents, labels, vae_config, start.model.num_classes, last_step=max_steps,
-            device=device, covariates=encode_entries(conditions, entries, args.data_path),
-            token_drop=dropped, tokens=tokens, **batch_options(args))
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         options = loop_options(args, max_steps, precision, device)
-        measured = held_out_loss(args, held_out_volumes, batches, precision, device)
         exit_code = loop.train(start.model, state, batches, options, run=run, entries=entries,
                                metadata=metadata, stop_watch=watch, held_out=measured)
         if run and exit_code == 0:

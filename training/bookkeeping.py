@@ -78,9 +78,9 @@ def best_entry(run, held_out):
     return min(entries, key=lambda entry: entry["held_out_loss"], default=None)
 
 
-def lacks_held_out(run, held_out, step):
+def lacks_held_out(run, held_out, step, is_last):
     """Whether the job that saved this step ended before it had measured the held-out loss."""
-    return step > 0 and step % held_out.every == 0 and not any(
+    return step > 0 and held_out.is_due(step, is_last) and not any(
         entry["step"] == step and entry.get("key") == held_out.key
         for entry in read_entries(run.log_path))
 

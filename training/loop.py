@@ -59,9 +59,9 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     """
     parameters = list(state.trained.values())
     bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
-    stop = end = False
+    stop, end = False, state.step == options.max_steps
     preview = begin_previews(options, run, metadata)
-    begin_held_out(model, state, held_out, run)
+    begin_held_out(model, state, held_out, run, options.max_steps)
     clock, clock_step = time.monotonic(), state.step
     while not (stop or end):
         state.step += 1
@@ -153,15 +153,31 @@ def sample_preview(model, state, options, run, metadata, preview, is_stopping):
     return time.monotonic() - began
 
 
-def begin_held_out(model, state, held_out, run):
+def is_done(step, max_steps, held_out, run):
+    """Whether nothing is left to do: not even the held-out loss of the last step.
+
+    :param step: the run's last so far
+    :param held_out, run: see `train`
+    """
+    return step > max_steps or (
+        step == max_steps and not lacks_held_out(step, max_steps, held_out, run))
+
+
+def lacks_held_out(step, max_steps, held_out, run):
+    """Whether the job that saved this step had no time for its held-out loss; in all processes."""
+    is_lacking = run and held_out is not None and bookkeeping.lacks_held_out(
+        run, held_out, step, is_last=step == max_steps)
+    return distributed.broadcast_json(is_lacking)
+
+
+def begin_held_out(model, state, held_out, run, max_steps):
     """Says what is measured, if anything is, and measures what the job before this one had no time
     for."""
     if held_out is None:
         return
     if run:
         run.say(held_out.describe())
-    is_lacking = run and bookkeeping.lacks_held_out(run, held_out, state.step)
-    if distributed.broadcast_json(is_lacking):
+    if lacks_held_out(state.step, max_steps, held_out, run):
         measure_held_out(model, state, held_out, run)
 
 

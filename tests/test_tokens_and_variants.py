@@ -100,7 +100,8 @@ def test_a_margin_adds_tokens_and_makes_another_run(run, train):
     done, _ = train(run.parent, *FOREGROUND, "--token-margin", 1, "--max-steps", 2)
     assert "differs from" in done.stdout and "--token-margin (1, there 0)" in done.stdout
     kept = tensors(run.parent / "001-DiT-T-4", "0000002").get("foreground.kept")
-    assert kept is None         # all nine tokens
+    assert kept is None
+    assert "the training volumes touch all 9 tokens, so all are computed" in done.stdout
 
 
 def test_a_run_of_all_tokens_has_no_foreground(train, tmp_path):

@@ -30,7 +30,14 @@ from mri.manifest import read_manifest, select_split
 from mri.mosaic_files import MosaicReader, read_mosaics
 from reporting import figures
 from utils.files import atomic_folder, require_new_folder, write_text
-from utils.flags import add_device_flag, add_precision_flag, make_parser, positive, whole_number
+from utils.flags import (
+    add_device_flag,
+    add_precision_flag,
+    make_parser,
+    non_negative,
+    positive,
+    whole_number,
+)
 from utils.precision import autocast
 from utils.progress import progress
 
@@ -255,8 +262,9 @@ def parse_flags():
                        help="side of a crop, pixels; at most the mosaic's")
     group.add_argument("--lr", type=positive, default=1e-4, help="peak learning rate of AdamW; it "
                        "falls to zero along half a cosine")
-    group.add_argument("--kl-weight", type=float, default=1e-5, help="weight of the KL divergence "
-                       "per latent value, where the encoder trains")
+    group.add_argument("--kl-weight", type=non_negative, default=1e-5,
+                       help="weight of the KL divergence per latent value, where the encoder "
+                       "trains")
     group.add_argument("--seed", type=whole_number, default=0,
                        help="random seed of weights, crops and noise")
     group = parser.add_argument_group("computation")

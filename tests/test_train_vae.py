@@ -101,6 +101,9 @@ def test_refusals(tiny, data, tmp_path):
     assert not (tmp_path / "x").exists()
     done = script("train_vae.py", *flags, "--tune", "all", "--output", tiny, expect=2)
     assert "exists already" in error_line(done)
+    done = script("train_vae.py", *flags, "--tune", "all", "--kl-weight", "nan", "--output",
+                  tmp_path / "x", expect=2)
+    assert "--kl-weight: 'nan': must be a finite number, 0 or more" in error_line(done)
 
 
 def test_psnr_by_hand():

@@ -12,8 +12,10 @@ from training.checkpoint import read_metadata
 from training.conditions import Conditions, encode, recorded_conditions
 from utils.errors import UserError
 from utils.escaping import some_names
+from utils.seeding import draw_weighted
 
 COHORT = "cohort"           # value of --conditions: rows as frequent as among training volumes
+PURPOSE = 2                 # of the draws of rows, apart from a sample's noise and its class
 MAX_SWEEP = 1000            # samples of a sweep
 DEFAULT_COUNT = 32          # of samples, where neither flags nor rows say it
 
@@ -62,11 +64,7 @@ class ConditionChoice:
 
     def _drawn(self, seed, i, class_index):
         rows = [row for row in self.conditions.rows if row.class_index == class_index]
-        shares = np.cumsum([row.count for row in rows]) / sum(row.count for row in rows)
-        # apart from the noise of the sample and from its class
-        sequence = np.random.SeedSequence([seed, i], spawn_key=(2,))
-        u = np.random.default_rng(sequence).random()
-        values = rows[int(np.searchsorted(shares, u, side="right"))].values
+        values = rows[draw_weighted([row.count for row in rows], seed, i, PURPOSE)].values
         return {name: value for name, value in zip(self.names, values) if value is not None}
 
     def noise_index(self, i):

@@ -57,7 +57,6 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     :param held_out: HeldOutLoss; None: it is not measured
     :return: exit code
     """
-    parameters = list(state.trained.values())
     bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
     stop, end = False, state.step == options.max_steps
     preview = begin_previews(options, run, metadata)
@@ -65,7 +64,7 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     clock, clock_step = time.monotonic(), state.step
     while not (stop or end):
         state.step += 1
-        lr = take_step(model, state, batches, parameters, options)
+        lr = take_step(model, state, batches, options)
         bar.update()
 
         end = state.step == options.max_steps
@@ -111,14 +110,14 @@ def progress_bar(first_step, last_step, is_shown):
                 dynamic_ncols=True)
 
 
-def take_step(model, state, batches, parameters, options):
+def take_step(model, state, batches, options):
     """One step of the optimizer; returns its learning rate."""
     lr = step.learning_rate(state.step, lr=options.lr, schedule=options.lr_schedule,
                             max_steps=options.max_steps)
     losses, is_bad = step.compute_gradients(
-        model, batches.take(state.step), parameters, accum=options.accum, device=options.device,
-        global_batch_size=options.global_batch_size, precision=options.precision,
-        loss_scaler=state.loss_scaler)
+        model, batches.take(state.step), list(state.trained.values()), accum=options.accum,
+        device=options.device, global_batch_size=options.global_batch_size,
+        precision=options.precision, loss_scaler=state.loss_scaler)
     state.update(losses, is_bad, lr)
     state.optimizer.zero_grad(set_to_none=True)
     return lr

@@ -158,8 +158,8 @@ FORMATS = {
     "peft": Format(
         "folder of adapter_config.json and adapter_model.safetensors, of a --tune lora checkpoint",
         lambda source: "adapter_model.safetensors", write_peft, describe_use_of_peft,
-        "LoRA's matrices and what trained as a whole, the class table and the embedder of "
-        "covariates if there is one, for the library peft", dict, is_folder=True),
+        "LoRA's matrices, the class table and the embedder of covariates if there is one, for the "
+        "library peft, which also reads adapter_config.json", dict, is_folder=True),
 }
 
 

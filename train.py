@@ -179,11 +179,22 @@ def check_flags(args):
     if (args.augment > 1) == augmentation_of(args).is_identity:
         raise UserError(f"--augment {args.augment}: variants need a range, such as "
                         "--augment-rotate 5, and ranges need --augment of 2 or more")
+    check_flags_without_effect(args)
     adapters_of(args)
     token_drop_of(args, math.inf if args.epochs else args.max_steps)
     depth = models.config_of(args.model)["depth"]
     if not 0 <= args.gamma_blocks <= depth:
         raise UserError(f"--gamma-blocks {args.gamma_blocks}: {args.model} has {depth} blocks")
+
+
+def check_flags_without_effect(args):
+    """Refuses flags that only others would make do something."""
+    if args.token_margin and args.tokens == "all":
+        raise UserError(f"--token-margin {args.token_margin}: needs --tokens foreground")
+    if args.base and args.ckpt == "none":
+        raise UserError(f"--base {args.base}: --ckpt none has no base weights; leave it out")
+    if args.val_split == "val" and not args.val_every:
+        raise UserError("--val-split val: needs --val-every")
 
 
 # --------------------------------------------------------------------------------------- training
@@ -297,13 +308,6 @@ def announce(args, run, model, state, volumes, precision, device, notes):
         precision=precision, device=device, notes=notes, wandb_project=args.wandb)
 
 
-def say_that_it_is_done(run, step):
-    if run:
-        print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
-              "a higher --max-steps to continue this one")
-    return 0
-
-
 def resolved_flags(args, max_steps, dropped, device, precision):
     """{name: value} of all flags, as args.json holds them."""
     resolved = {"max_steps": max_steps, "device": device, "precision": precision}
@@ -321,20 +325,22 @@ def print_dry_run(args, side, vae, header, entries, conditions, dropped, precisi
     if not distributed.is_main():
         return
     channels = vae.config.latent_channels
-    config = dict(models.config_of(args.model), input_size=side, in_channels=channels,
-                  num_classes=args.num_classes, gamma_blocks=args.gamma_blocks,
-                  covariates=conditions.levels if conditions else ())
+    chosen = model_options(args, conditions)
+    config = setup.model_config(chosen, side, channels)
     tokens = None
     if args.tokens == "foreground":
         touched = latent_cache.touched_by(args.data_path, header, entries, vae)
         tokens = len(foreground_tokens(touched, config["patch_size"], args.token_margin))
+        if args.augment > 1:
+            print("--augment: the tokens counted here are those of the volumes themselves; "
+                  "variants that are mirrored or moved touch more")
     micro_batch = args.global_batch_size // args.accum // distributed.world_size()
     options = dry_run.MemoryOptions(micro_batch, precision, args.grad_checkpoint,
                                     args.keep_activations, has_fast_bf16(device))
     dry_run.print_dry_run(args.model, config, args.tune, len(entries), options,
                           vae if args.sample_every else None, tokens, adapters_of(args), dropped)
     for note in (*describe_conditions(conditions, args.condition_dropout),
-                 *setup.check_model(model_options(args, conditions), side, channels)):
+                 *setup.check_model(chosen, side, channels)):
         print(note)
 
 
@@ -379,20 +385,20 @@ def main():
         opened = open_run(state, metadata, results_dir=args.results_dir, model=args.model,
                           resume=args.resume, flags=flags)
         run = opened.run
-        if state.step >= max_steps:
-            return say_that_it_is_done(run, state.step)
-        if run:
-            notes = (*start.notes, *describe_conditions(conditions, args.condition_dropout),
-                     *opened.notes, dropped and dropped.describe(tokens), compile_message)
-            announce(args, run, start.model, state, len(entries), precision, device, notes)
         batches = step.Batches(
             latents, labels, vae_config, start.model.num_classes, last_step=max_steps,
             device=device, covariates=encode_entries(conditions, entries, args.data_path),
             token_drop=dropped, tokens=tokens, **batch_options(args))
+        measured = held_out_loss(args, held_out_volumes, batches, precision, device)
+        if loop.is_done(state.step, max_steps, measured, run):
+            return bookkeeping.say_that_it_is_done(run, state.step, flags)
+        if run:
+            notes = (*start.notes, *describe_conditions(conditions, args.condition_dropout),
+                     *opened.notes, dropped and dropped.describe(tokens), compile_message)
+            announce(args, run, start.model, state, len(entries), precision, device, notes)
         stop_signals.begin()
         watch = StopWatch(stop_signals, began, args.max_minutes, args.ckpt_minutes)
         options = loop_options(args, max_steps, precision, device)
-        measured = held_out_loss(args, held_out_volumes, batches, precision, device)
         exit_code = loop.train(start.model, state, batches, options, run=run, entries=entries,
                                metadata=metadata, stop_watch=watch, held_out=measured)
         if run and exit_code == 0:

@@ -25,6 +25,7 @@ import torch
 from diffusion import refiner as refiner_module
 from diffusion import samplers
 from diffusion import vae as vae_module
+from diffusion.foreground import Foreground
 from diffusion.gaussian_diffusion import NUM_TIMESTEPS
 from metrics import refinement
 from mri import manifest, mosaic
@@ -83,6 +84,7 @@ class Denoiser:
     """The model whose samples are to be refined."""
     model: torch.nn.Module
     conditions: Conditions | None   # covariates that it takes
+    foreground: Foreground | None   # tokens that it computes; None: all
     steps: np.ndarray       # as training.refiner_pairs.steps_between gives them
     sha256: str             # of the checkpoint
     path: Path
@@ -105,7 +107,8 @@ def load_models(args, data):
     acceleration.prepare_for_sampling(model, args.device, args.precision, compiled=False)
     steps = refiner_pairs.steps_between(*args.timesteps, args.num_sampling_steps)
     sha256 = pretrained.sha256_of_weights(chosen.path)
-    return vae, Denoiser(model, conditions, steps, sha256, chosen.path)
+    foreground = pretrained.read_foreground(chosen.path, metadata["config"])
+    return vae, Denoiser(model, conditions, foreground, steps, sha256, chosen.path)
 
 
 def make_pairs(args, data, entries, vae, denoiser, count, seed):
@@ -121,7 +124,8 @@ def make_pairs(args, data, entries, vae, denoiser, count, seed):
     return refiner_pairs.joined(pairs, *refiner_pairs.resampled(
         denoiser.model, vae, moments, labels, count, denoiser.steps, header=data.header,
         num_steps=args.num_sampling_steps, seed=seed, precision=args.precision,
-        covariates=encode_entries(denoiser.conditions, entries, args.data_path)))
+        covariates=encode_entries(denoiser.conditions, entries, args.data_path),
+        foreground=denoiser.foreground))
 
 
 # --------------------------------------------------------------------------------------- training

@@ -29,7 +29,14 @@ from mri.manifest import read_manifest, select_split
 from mri.mosaic_files import MosaicReader, read_mosaics
 from reporting import figures
 from utils.files import atomic_folder, require_new_folder, write_text
-from utils.flags import add_device_flag, add_precision_flag, make_parser, positive, whole_number
+from utils.flags import (
+    add_device_flag,
+    add_precision_flag,
+    make_parser,
+    non_negative,
+    positive,
+    whole_number,
+)
 from utils.precision import autocast
 from utils.progress import progress
 
@@ -188,9 +195,13 @@ def set_scaling_factor(vae, mosaics):
     """Makes the latents of mosaics have unit variance for the DiT, as Stable Diffusion's constant
     does.
 
-    :param mosaics: list of (H, W, 3) uint8
+    It is estimated from some of them, evenly over all data folders, whose contrasts may differ.
+
+    :param mosaics: MosaicReader
     """
-    mean, std = encode_moments(vae, mosaics).chunk(2, 1)
+    count = min(SCALING_MOSAICS, len(mosaics))
+    chosen = [mosaics[i * len(mosaics) // count] for i in range(count)]
+    mean, std = encode_moments(vae, chosen).chunk(2, 1)
     variance = mean.var() + (std ** 2).mean()
     vae.register_to_config(scaling_factor=float(1 / variance.sqrt()))
 
@@ -250,8 +261,9 @@ def parse_flags():
                        help="side of a crop, pixels; at most the mosaic's")
     group.add_argument("--lr", type=positive, default=1e-4, help="peak learning rate of AdamW; it "
                        "falls to zero along half a cosine")
-    group.add_argument("--kl-weight", type=float, default=1e-5, help="weight of the KL divergence "
-                       "per latent value, where the encoder trains")
+    group.add_argument("--kl-weight", type=non_negative, default=1e-5,
+                       help="weight of the KL divergence per latent value, where the encoder "
+                       "trains")
     group.add_argument("--seed", type=whole_number, default=0,
                        help="random seed of weights, crops and noise")
     group = parser.add_argument_group("computation")
@@ -287,8 +299,7 @@ def main():
     with atomic_folder(args.output) as folder:  # before training, so that it can be created
         history = train(vae, mosaics, parameters, crop, args)
         if args.tune == "all":
-            count = min(SCALING_MOSAICS, len(mosaics))
-            set_scaling_factor(vae, [mosaics[i] for i in range(count)])
+            set_scaling_factor(vae, mosaics)
         rows, columns = evaluate(vae, folders)
         means = {key: float(np.mean([row[key] for row in rows])) for key in ("volume", *VIEWS)}
         report = dict(unit="dB", mean=means, volumes=rows, steps=history, args=vars(args))

@@ -281,6 +281,10 @@ def set_rows(entries, former, known, notes, warnings):
         for entry in entries:
             if entry["id"] in known.row_of:
                 entry["covariates"] = known.row_of[entry["id"]]
+        without = sum("covariates" not in entry for entry in entries)
+        if without:
+            notes.append(f"--covariates: {without} volumes of the data folder are not in --input "
+                         "and get none; give all scans as --input")
     columns, problems = with_statistics(known.columns if known else former, entries)
     warnings += problems
     return columns

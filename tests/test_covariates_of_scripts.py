@@ -146,11 +146,18 @@ def test_the_dry_run_counts_them(train, tmp_path):
     assert "no such covariate; it has age, sex" in error_line(done)
 
 
-def test_lora_foreground_tokens_and_held_out_loss_resume_exactly_with_covariates(train, tmp_path):
-    flags = (*CONDITION_ON, "--tune", "lora", "--tokens", "foreground", "--lr", 0.01)
+def test_all_kinds_of_options_resume_exactly_with_covariates(train, tmp_path):
+    """Interrupted within the steps that leave out tokens; the last step is a full one."""
+    flags = (*CONDITION_ON, "--tune", "lora", "--tokens", "foreground", "--lr", 0.01, "--augment",
+             2, "--augment-shift", 1, "--token-route", 0.5, "--full-steps", 1, "--grad-checkpoint",
+             2, "--accum", 2)
     _, whole = train(tmp_path / "a", *flags, "--max-steps", 4)
-    train(tmp_path / "b", *flags, "--val-every", 1, "--max-steps", 2)
-    _, parts = train(tmp_path / "b", *flags, "--val-every", 1, "--max-steps", 4)
+    more = (*flags, "--val-every", 1, "--sample-every", 3, "--keep", 9)
+    _, parts = train(tmp_path / "b", *more, "--max-steps", 4)
+    for name in ("0000004", "0000004.state", "0000003.state"):
+        (parts / "checkpoints" / f"{name}.safetensors").unlink()
+    done, _ = train(tmp_path / "b", *more, "--max-steps", 4)
+    assert "resumes at step 2" in done.stdout
     first, second = (load_file(folder / "checkpoints" / "0000004.state.safetensors")
                      for folder in (whole, parts))
     assert first.keys() == second.keys()

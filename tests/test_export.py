@@ -107,7 +107,8 @@ def test_a_folder_to_publish(adapted, tmp_path, name, files):
     assert config["lora"]["rank"] == 8 and config["step"] == 2
     card = (tmp_path / "a" / "README.md").read_text()
     volumes = sum(metadata["class_counts"])
-    assert f"`{files[-1]}`: " in card and f"| training volumes | {volumes} |" in card
+    assert f"`{files[-1]}`: " in card and all(file in card for file in files)
+    assert f"| training volumes | {volumes} |" in card
     for text in (card, json.dumps(config)):
         assert str(adapted.parent.parent.parent) not in text and "/tmp" not in text
 

@@ -68,7 +68,6 @@ TESTED_ELSEWHERE = {
     "training/bookkeeping.py": "tests/test_cluster.py",
     "training/flags.py": "tests/test_train.py",
     "training/dry_run.py": "tests/test_train.py",
-    "training/loop.py": "tests/test_train.py",
     "training/resume.py": "tests/test_cluster.py",
     "training/run_folder.py": "tests/test_cluster.py",
     "training/setup.py": "tests/test_train.py",

@@ -316,6 +316,9 @@ def test_refusals(data, vae_folder, tmp_path):
         "--ckpt", "none", "--tune", "full", "--model", "DiT-T/8"
     )
     assert "must divide --global-batch-size 4" in refused(*base, "--accum", 3)
+    assert "--token-margin 1: needs --tokens foreground" in refused(*base, "--token-margin", 1)
+    assert "--val-split val: needs --val-every" in refused(*base, "--val-split", "val")
+    assert "--ckpt none has no base weights" in refused(*base, "--base", tmp_path / "base.pt")
     assert "--grad-checkpoint -1: must be K, at least 1" in refused(*base, "--grad-checkpoint", -1)
     assert "--gamma-blocks 9: DiT-T/4 has 4 blocks" in refused(*base, "--gamma-blocks", 9)
     assert "no such folder" in refused(*base, vae=tmp_path / "none")

@@ -1,11 +1,13 @@
 """train_vae.py as a user runs it: a tiny VAE learns, then its decoder alone is adapted."""
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import error_line, script
 
+import train_vae
 from diffusion import vae
 from metrics.psnr import psnr, slice_psnr
 from mri import manifest, mosaic, mosaic_files
@@ -50,6 +52,23 @@ def test_the_report_is_of_held_out_volumes(tiny, data):
     assert np.isclose(report["volumes"][0]["volume"], expected, atol=0.01)
 
 
+def test_the_scaling_factor_is_of_all_data_folders(monkeypatch):
+    """Of 80 mosaics whose latents are 0 and then 20 whose latents are 2, not of the first 64."""
+    encoded, config = [], {}
+
+    def encode_moments(_, mosaics):
+        encoded.extend(mosaics)
+        mean = torch.tensor([0.0 if i < 80 else 2.0 for i in mosaics])[:, None]
+        return torch.cat([mean, torch.zeros_like(mean)], 1)
+
+    monkeypatch.setattr(train_vae, "encode_moments", encode_moments)
+    train_vae.set_scaling_factor(SimpleNamespace(register_to_config=config.update), range(100))
+    assert len(set(encoded)) == 64
+    latents = [0.0 if i < 80 else 2.0 for i in encoded]
+    assert config["scaling_factor"] == pytest.approx(1 / np.std(latents, ddof=1), rel=1e-6)
+    assert np.std(latents) == pytest.approx(0.8, abs=0.03)      # 0.8 of all 100
+
+
 def test_the_scaling_factor_gives_latents_of_unit_variance(tiny, data):
     header, entries = manifest.read_manifest(data)
     trained_on = [entry for entry in entries if entry["split"] == "train"]
@@ -82,6 +101,9 @@ def test_refusals(tiny, data, tmp_path):
     assert not (tmp_path / "x").exists()
     done = script("train_vae.py", *flags, "--tune", "all", "--output", tiny, expect=2)
     assert "exists already" in error_line(done)
+    done = script("train_vae.py", *flags, "--tune", "all", "--kl-weight", "nan", "--output",
+                  tmp_path / "x", expect=2)
+    assert "--kl-weight: 'nan': must be a finite number, 0 or more" in error_line(done)
 
 
 def test_psnr_by_hand():

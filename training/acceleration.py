@@ -6,6 +6,11 @@ from training.finetuning import parameter_kind, set_trainable
 from utils.errors import UserError, shorten
 from utils.precision import NARROW_DTYPES, autocast
 
+# Variants of a block that are compiled: with and without scale vectors and what is recomputed; in
+# steps that leave out tokens and in full ones, held-out losses and previews. PyTorch allows 8, and
+# would run further ones uncompiled.
+MAX_COMPILED_VARIANTS = 32
+
 
 def narrow_matrices(model, precision):
     """Stores frozen matrices in the compute dtype, to which autocast would round them at every use.
@@ -39,9 +44,18 @@ def compile_blocks(model, device, wanted=None, precision="bf16"):
         raise UserError(f"--compile: {problem}; leave it out")
     if problem:
         return f"{problem}: continuing without it, slower"
+    allow_all_variants()
     for block in model.blocks:
         block.compile(dynamic=False)  # so that code for a shape does not depend on earlier shapes
     return "blocks are compiled: the first step takes longer"
+
+
+def allow_all_variants():
+    """Lets torch.compile make as many variants of a block as there are kinds and shapes of it."""
+    import torch._dynamo  # here, as it takes a second
+
+    # what PyTorch 2.7 and later call recompile_limit
+    torch._dynamo.config.cache_size_limit = MAX_COMPILED_VARIANTS
 
 
 def _try_compiler(device, precision):

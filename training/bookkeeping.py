@@ -9,6 +9,7 @@ from diffusion import vae as vae_module
 from mri.mosaic import untile
 from mri.mosaic_files import write_mosaic
 from mri.view_images import view_images
+from training import run_identity
 from training.checkpoint import save_checkpoint
 from training.condition_choice import choose_as_in_training, describe_row
 from training.conditions import with_covariates
@@ -79,9 +80,9 @@ def best_entry(run, held_out):
     return min(entries, key=lambda entry: entry["held_out_loss"], default=None)
 
 
-def lacks_held_out(run, held_out, step):
+def lacks_held_out(run, held_out, step, is_last):
     """Whether the job that saved this step ended before it had measured the held-out loss."""
-    return step > 0 and step % held_out.every == 0 and not any(
+    return step > 0 and held_out.is_due(step, is_last) and not any(
         entry["step"] == step and entry.get("key") == held_out.key
         for entry in read_entries(run.log_path))
 
@@ -111,6 +112,24 @@ def say_how_it_ended(run, last_step, max_steps, stop_watch):
     else:
         run.say(f"stopped by {stop_watch.reason()} after step {last_step}/{max_steps}, saved; "
                 "the same command resumes")
+
+
+def say_that_it_is_done(run, step, flags):
+    """Says that a run has all its steps, and how to train further. Returns the exit code.
+
+    :param run: the Run, or None in a process that does not write
+    :param step: its last
+    :param flags: {name: value} of all flags, as `args.json` holds them
+    """
+    if run is None:
+        return 0
+    how = f"a higher --{'epochs' if flags['epochs'] else 'max-steps'} to continue this one"
+    if run_identity.depends_on_its_end(flags):
+        how = ("its checkpoint as --ckpt of another run, as --lr-schedule cosine and --full-steps "
+               "end with the last step")
+    print(f"{run.folder} has its {step} steps already; give --resume none for another run, or "
+          f"{how}")
+    return 0
 
 
 def log_means(run, state, *, max_steps, lr, steps_per_second, batch_size):

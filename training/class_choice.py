@@ -1,12 +1,12 @@
 """Which class a sample is of: one class for all, or drawn as the training set is made up."""
 from dataclasses import dataclass
 
-import numpy as np
-
 from utils.errors import UserError
 from utils.escaping import printable, some_names
+from utils.seeding import draw_weighted
 
 COHORT = "cohort"    # value of --class-label: classes as frequent as among the training volumes
+PURPOSE = 1          # of the draws of classes, apart from the noise of a sample
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,7 @@ class ClassChoice:
         """Index of the class of sample i: drawn from (seed, i) alone."""
         if self.label != COHORT:
             return self.label
-        shares = np.cumsum(self.counts) / sum(self.counts)
-        # apart from the noise of the sample, which utils.seeding draws from (seed, i) itself
-        sequence = np.random.SeedSequence([seed, i], spawn_key=(1,))
-        return int(np.searchsorted(shares, np.random.default_rng(sequence).random(), side="right"))
+        return draw_weighted(self.counts, seed, i, PURPOSE)
 
     def indices(self):
         """The set of classes that may be sampled."""

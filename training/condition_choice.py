@@ -12,8 +12,10 @@ from training.checkpoint import read_metadata
 from training.conditions import Conditions, encode, recorded_conditions
 from utils.errors import UserError
 from utils.escaping import some_names
+from utils.seeding import draw_weighted
 
 COHORT = "cohort"           # value of --conditions: rows as frequent as among training volumes
+PURPOSE = 2                 # of the draws of rows, apart from a sample's noise and its class
 MAX_SWEEP = 1000            # samples of a sweep
 DEFAULT_COUNT = 32          # of samples, where neither flags nor rows say it
 
@@ -62,11 +64,7 @@ class ConditionChoice:
 
     def _drawn(self, seed, i, class_index):
         rows = [row for row in self.conditions.rows if row.class_index == class_index]
-        shares = np.cumsum([row.count for row in rows]) / sum(row.count for row in rows)
-        # apart from the noise of the sample and from its class
-        sequence = np.random.SeedSequence([seed, i], spawn_key=(2,))
-        u = np.random.default_rng(sequence).random()
-        values = rows[int(np.searchsorted(shares, u, side="right"))].values
+        values = rows[draw_weighted([row.count for row in rows], seed, i, PURPOSE)].values
         return {name: value for name, value in zip(self.names, values) if value is not None}
 
     def noise_index(self, i):
@@ -175,7 +173,7 @@ def choose_condition(conditions, classes, *, condition, table, sweep, checkpoint
         swept, rows = _parse_sweep(sweep, columns)
         if swept in fixed:
             raise UserError(f"--sweep {sweep}: --condition names {swept}, too; leave one out")
-    warnings = _warn_of_range([*(rows or ()), fixed], columns)
+    warnings = _warn_of_values([*(rows or ()), fixed], conditions)
     return ConditionChoice(conditions, fixed, rows, swept=swept, warnings=warnings)
 
 
@@ -219,7 +217,7 @@ def _choose_table(conditions, columns, path):
         where = f"--conditions {path}: row {number}: "
         row = {name: _parse_value(columns[name], cells[name], where) for name in names}
         rows.append({name: value for name, value in row.items() if value is not None})
-    warnings = _warn_of_range(rows, columns)
+    warnings = _warn_of_values(rows, conditions)
     if unused:
         warnings = (f"--conditions {path}: its columns {some_names(unused)} are not used, as the "
                     "model does not take them", *warnings)
@@ -272,7 +270,7 @@ def _parse_sweep(text, columns):
         start, stop = (_parse_value(column, part, where) for part in parts[:2])
         count = int(parts[2]) if parts[2].isascii() and parts[2].isdigit() else 0
         found = [] if None in (start, stop) else np.linspace(start, stop, min(count, MAX_SWEEP + 1))
-        found = [round(float(value), 6) for value in found]
+        found = [float(f"{value:.8g}") for value in found]
     else:
         found = [_parse_value(column, part.strip(), where) for part in values.split(",")]
     if not 2 <= len(found) <= MAX_SWEEP or None in found:
@@ -281,17 +279,20 @@ def _parse_sweep(text, columns):
     return name, tuple({name: value} for value in found)
 
 
-def _warn_of_range(rows, columns):
-    """A line for each number that some rows have outside the range of the training volumes."""
+def _warn_of_values(rows, conditions):
+    """A line for each covariate of which some rows have values that training volumes do not."""
+    untrained = conditions.untrained_levels()
     warnings = []
-    for name, column in columns.items():
+    for column in conditions.columns:
+        values = [row[column.name] for row in rows if column.name in row]
         if column.kind == CATEGORY:
-            continue
-        values = [row[name] for row in rows if name in row]
-        outside = [v for v in values if not column.lowest <= v <= column.highest]
-        if outside:
-            warnings.append(
-                f"{name} {', '.join(f'{v:g}' for v in outside[:3])}: {len(outside)} of "
-                f"{len(values)} values lie outside the training volumes' range, "
-                f"{column.describe()}; the model has not seen such")
+            unseen = [v for v in values if v in untrained.get(column.name, ())]
+            what = "are levels that no training volume has"
+        else:
+            unseen = [v for v in values if not column.lowest <= v <= column.highest]
+            what = f"lie outside the training volumes' range, {column.describe()}"
+        if unseen:
+            named = ", ".join(map(describe_value, list(dict.fromkeys(unseen))[:3]))
+            warnings.append(f"{column.name} {named}: {len(unseen)} of {len(values)} values {what}; "
+                            "the model has not seen such")
     return tuple(warnings)

@@ -42,6 +42,16 @@ class Conditions:
         """What `models.ConditionEmbedder` is built from."""
         return tuple(len(column.levels) for column in self.columns)
 
+    def untrained_levels(self):
+        """{name of a category: its levels that no training volume has}, of which nothing is
+        learned. Empty where only a part of the rows is known."""
+        if len(self.rows) == MAX_ROWS:
+            return {}
+        seen = zip(*(row.values for row in self.rows))
+        lacking = {column.name: [level for level in column.levels if level not in values]
+                   for column, values in zip(self.columns, map(set, seen))}
+        return {name: levels for name, levels in lacking.items() if levels}
+
     def to_json(self):
         """For the metadata of a checkpoint; the inverse of `recorded_conditions`."""
         return {"columns": self.columns_to_json(),
@@ -147,7 +157,10 @@ def describe_conditions(conditions, dropout):
     total = sum(row.count for row in conditions.rows)
     described = [f"{column.describe()}" + (f" ({column.missing} missing)" if column.missing else "")
                  for column in conditions.columns]
+    untrained = [f"no training volume has {name} {', '.join(levels)}: nothing is learned of it"
+                 for name, levels in conditions.untrained_levels().items()]
     return (f"covariates: {'; '.join(described)}; each is left out with probability {dropout:g}",
+            *untrained,
             f"the checkpoints record {len(conditions.rows)} distinct rows of covariates, of "
             f"{total} volumes, without names, for sample.py --conditions cohort")
 

@@ -171,6 +171,11 @@ def cached_latents(folder, header, entries, vae, name, variants=Variants()):
             in_memory |= {checksum: Row(k, tensors) for k, checksum in enumerate(encoded)}
     distributed.barrier()
     rows = store.rows() | in_memory
+    absent = sum(checksum not in rows for checksum in checksums)
+    if absent:
+        raise UserError(f"{folder}: lacks the latents of {absent} mosaics that were there or were "
+                        "just encoded; do all processes see the same folder? The same command "
+                        "encodes what is missing")
     return Latents([rows[checksum] for checksum in checksums])
 
 

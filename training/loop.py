@@ -57,19 +57,19 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     :param held_out: HeldOutLoss; None: it is not measured
     :return: exit code
     """
-    parameters = list(state.trained.values())
     bar = progress_bar(state.step, options.max_steps, is_shown=run and sys.stderr.isatty())
-    stop = end = False
+    stop, end = False, state.step == options.max_steps
     preview = begin_previews(options, run, metadata)
-    begin_held_out(model, state, held_out, run)
+    begin_held_out(model, state, held_out, run, options.max_steps)
     clock, clock_step = time.monotonic(), state.step
     while not (stop or end):
         state.step += 1
-        lr = take_step(model, state, batches, parameters, options)
+        lr = take_step(model, state, batches, options)
         bar.update()
 
         end = state.step == options.max_steps
         stop, overdue = stop_watch.decide()
+        stop = stop and not end     # what belongs to the last step is done in any case
         checkpoint_due = end or state.step % options.ckpt_every == 0
         measure_due = held_out is not None and held_out.is_due(state.step, end)
         # also before the held-out loss, which takes long: a job killed meanwhile loses nothing
@@ -91,8 +91,8 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
                              keep=options.keep, keep_every=options.keep_every)
             stop_watch.saved()
         if run and options.sample_every and state.step % options.sample_every == 0:
-            sample_preview(model, state, options, run, metadata, preview)
-        if measure_due and (end or not stop):  # a run that is stopped measures when it resumes
+            clock += sample_preview(model, state, options, run, metadata, preview, stop)
+        if measure_due and not stop:  # a run that is stopped measures when it resumes
             clock += measure_held_out(model, state, held_out, run)
     bar.close()
     if run:
@@ -110,14 +110,14 @@ def progress_bar(first_step, last_step, is_shown):
                 dynamic_ncols=True)
 
 
-def take_step(model, state, batches, parameters, options):
+def take_step(model, state, batches, options):
     """One step of the optimizer; returns its learning rate."""
     lr = step.learning_rate(state.step, lr=options.lr, schedule=options.lr_schedule,
                             max_steps=options.max_steps)
     losses, is_bad = step.compute_gradients(
-        model, batches.take(state.step), parameters, accum=options.accum, device=options.device,
-        global_batch_size=options.global_batch_size, precision=options.precision,
-        loss_scaler=state.loss_scaler)
+        model, batches.take(state.step), list(state.trained.values()), accum=options.accum,
+        device=options.device, global_batch_size=options.global_batch_size,
+        precision=options.precision, loss_scaler=state.loss_scaler)
     state.update(losses, is_bad, lr)
     state.optimizer.zero_grad(set_to_none=True)
     return lr
@@ -134,24 +134,49 @@ def begin_previews(options, run, metadata):
     return preview
 
 
-def sample_preview(model, state, options, run, metadata, preview):
-    """Samples a mosaic into the run folder, and shows it and its three views."""
+def sample_preview(model, state, options, run, metadata, preview, is_stopping):
+    """Samples a mosaic into the run folder, and shows it and its three views. Returns the seconds
+    it took.
+
+    :param is_stopping: there is no preview then, as the job may be killed before it is done
+    """
+    if is_stopping:
+        run.say(f"step {state.step}: no preview, as the run stops")
+        return 0
+    began = time.monotonic()
     mosaic = bookkeeping.sample_preview(
         run.folder / "samples" / f"{state.step:07d}.png", model, state, metadata["config"],
         vae=options.vae, device=options.device, seed=options.seed, precision=options.precision,
         preview=preview)
     bookkeeping.show_preview(run, state.step, mosaic, metadata["header"])
+    return time.monotonic() - began
 
 
-def begin_held_out(model, state, held_out, run):
+def is_done(step, max_steps, held_out, run):
+    """Whether nothing is left to do: not even the held-out loss of the last step.
+
+    :param step: the run's last so far
+    :param held_out, run: see `train`
+    """
+    return step > max_steps or (
+        step == max_steps and not lacks_held_out(step, max_steps, held_out, run))
+
+
+def lacks_held_out(step, max_steps, held_out, run):
+    """Whether the job that saved this step had no time for its held-out loss; in all processes."""
+    is_lacking = run and held_out is not None and bookkeeping.lacks_held_out(
+        run, held_out, step, is_last=step == max_steps)
+    return distributed.broadcast_json(is_lacking)
+
+
+def begin_held_out(model, state, held_out, run, max_steps):
     """Says what is measured, if anything is, and measures what the job before this one had no time
     for."""
     if held_out is None:
         return
     if run:
         run.say(held_out.describe())
-    is_lacking = run and bookkeeping.lacks_held_out(run, held_out, state.step)
-    if distributed.broadcast_json(is_lacking):
+    if lacks_held_out(state.step, max_steps, held_out, run):
         measure_held_out(model, state, held_out, run)
 
 

@@ -100,7 +100,7 @@ def steps_between(lowest, highest, num_steps):
 
 
 def resampled(model, vae, moments, labels, count, steps, *, header, num_steps, seed, precision,
-              covariates=None):
+              covariates=None, foreground=None):
     """Real volumes, noised part of the way and sampled again by the model.
 
     Input i draws its volume, its step and its noise from (seed, i).
@@ -114,6 +114,7 @@ def resampled(model, vae, moments, labels, count, steps, *, header, num_steps, s
     :param precision: compute dtype of the model
     :param covariates: (N, K) of the real volumes, see `models.ConditionEmbedder`; None: the model
         takes none
+    :param foreground: Foreground, the tokens that the model computes; None: all
     :return: inputs (P, D, D, D) uint8, index of each one's volume (P,), timesteps (P,)
     """
     generators = [seeded_generator(seed, i) for i in range(count)]
@@ -132,6 +133,8 @@ def resampled(model, vae, moments, labels, count, steps, *, header, num_steps, s
                 latents, timesteps[batch] = _resample_batch(
                     with_covariates(model, asked, vae.device), vae, moments[volumes],
                     labels[volumes], step, [generators[i] for i in batch], num_steps, precision)
+                if foreground:
+                    latents = foreground.fill(latents, model.kept_latents)
                 inputs[batch] = untile_all(vae_module.decode(vae, latents), header)
                 update(len(batch))
     return inputs, volume_of, timesteps

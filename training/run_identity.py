@@ -26,13 +26,20 @@ CONTENT = {
 }
 
 
-def identity(flags):
-    """The flags that make a run what it is: those on which a resumed run must agree.
+def depends_on_its_end(flags):
+    """Whether the last step decides what earlier steps do, so that it cannot be moved.
 
     :param flags: {name: value} of all flags, as `args.json` holds them
     """
-    depends_on_end = flags.get("lr_schedule") == "cosine" or flags.get("full_steps")
-    fixed = ("max_steps",) if depends_on_end else ()
+    return flags.get("lr_schedule") == "cosine" or bool(flags.get("full_steps"))
+
+
+def identity(flags):
+    """The flags that make a run what it is: those on which a resumed run must agree.
+
+    :param flags: see `depends_on_its_end`
+    """
+    fixed = ("max_steps",) if depends_on_its_end(flags) else ()
     return {name: value for name, value in flags.items()
             if name not in FREE_FLAGS or name in fixed}
 

@@ -9,6 +9,7 @@ from diffusion.foreground import Foreground, foreground_tokens
 from diffusion.vae import downsampling_factor, draw_latents, fingerprint
 from training import base_weights, pretrained
 from training.finetuning import is_trained
+from utils import distributed
 from utils.errors import UserError
 
 
@@ -127,14 +128,23 @@ def _check_gammas(options, weights):
                         "train scale vectors, and --ckpt has none; leave it out")
 
 
-def _configure(options, latent_side, channels, headers_only=False):
-    """Constructor arguments of the model, and its pretrained weights or None."""
-    size = models.config_of(options.name)
-    grid = latent_side // size["patch_size"]
-    config = dict(size, input_size=latent_side, in_channels=channels,
+def model_config(options, latent_side, channels):
+    """Constructor arguments of the model, but for those that its weights decide.
+
+    :param options: ModelOptions
+    :param latent_side, channels: of the latents
+    """
+    config = dict(models.config_of(options.name), input_size=latent_side, in_channels=channels,
                   num_classes=options.num_classes, gamma_blocks=options.gamma_blocks)
     if options.covariates:
         config["covariates"] = list(options.covariates)
+    return config
+
+
+def _configure(options, latent_side, channels, headers_only=False):
+    """Constructor arguments of the model, and its pretrained weights or None."""
+    config = model_config(options, latent_side, channels)
+    grid = latent_side // config["patch_size"]
     if options.weights_path == "none":
         config.update(base_grid=options.base_grid or grid, numerics="official")
         return config, None
@@ -153,11 +163,14 @@ def find_foreground(touched, mean_moments, vae_config, model, margin):
     :param vae_config: mapping with scaling_factor and perhaps shift_factor
     :param model: name of the architecture
     :param margin: tokens that are added around, in all directions
-    :return: Foreground, or None if it holds all tokens
+    :return: Foreground, or None if it holds all tokens, which is printed
     """
     patch_size = models.config_of(model)["patch_size"]
     kept = foreground_tokens(touched, patch_size, margin)
     if len(kept) == touched.size // patch_size ** 2:
+        if distributed.is_main():
+            print(f"--tokens foreground: the training volumes touch all {len(kept):,} tokens, so "
+                  "all are computed", flush=True)
         return None
     mean = mean_moments[None]
     background = draw_latents(vae_config, mean, torch.zeros_like(mean[:, :mean.shape[1] // 2]))[0]

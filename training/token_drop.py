@@ -79,7 +79,7 @@ def plan(*, drop, route, route_blocks, full_steps, depth, max_steps):
             raise UserError(f"--full-steps {full_steps}: needs --token-drop or --token-route")
         return None
     if full_steps >= max_steps:
-        raise UserError(f"--full-steps {full_steps}: must be below --max-steps {max_steps}")
+        raise UserError(f"--full-steps {full_steps}: must be below the run's {max_steps} steps")
     blocks = range(depth) if drop else _routed_blocks(route_blocks, depth)
     return TokenDrop(drop or route, blocks, depth, max_steps, full_steps)
 

@@ -8,7 +8,20 @@ def seeded_generator(seed, index, purpose=None):
 
     :param purpose: a number, for draws apart from those of the same index without one
     """
-    key = () if purpose is None else (purpose,)
-    sequence = np.random.SeedSequence([seed, index], spawn_key=key)
-    state = sequence.generate_state(1, np.uint64)[0]
+    state = _sequence(seed, index, purpose).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> 1))
+
+
+def draw_weighted(counts, seed, index, purpose):
+    """Index of one of the counts, as frequent as they say.
+
+    :param counts: numbers, 0 or more, not all 0
+    :param purpose: see `seeded_generator`
+    """
+    shares = np.cumsum(counts) / sum(counts)
+    u = np.random.default_rng(_sequence(seed, index, purpose)).random()
+    return int(np.searchsorted(shares, u, side="right"))
+
+
+def _sequence(seed, index, purpose):
+    return np.random.SeedSequence([seed, index], spawn_key=() if purpose is None else (purpose,))

@@ -80,6 +80,11 @@ def test_rows_of_volumes_that_are_not_in_the_input_are_not_mixed_with_others(tab
     with pytest.raises(UserError, match="1 volumes .* not in --input .old."):
         covariates.set_rows(entries, (), found, [], [])
     notes = []
+    others = [{"id": "s1", "split": "train"}, {"id": "old", "split": "train"}]
+    covariates.set_rows(others, (), found, notes, [])
+    assert notes == ["--covariates: 1 volumes of the data folder are not in --input and get none; "
+                     "give all scans as --input"]
+    notes = []
     former = (Column("sex", CATEGORY, levels=("F", "M")),)
     covariates.set_rows(entries, former, None, notes, [])
     assert notes == ["1 volumes get no sex, as --covariates is not given"]

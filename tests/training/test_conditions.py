@@ -218,6 +218,22 @@ def test_conditions_from_a_file_are_checked(spoil):
         conditions.recorded_conditions({"config": {"covariates": [0]}}, "c")
 
 
+def test_levels_of_which_nothing_is_learned():
+    """They are levels of the cohort, but of test volumes alone."""
+    sex = Column("sex", CATEGORY, levels=("F", "M", "X"))
+    known = Conditions((AGE, sex), KNOWN.rows, "ab")
+    assert known.untrained_levels() == {"sex": ["X"]} and KNOWN.untrained_levels() == {}
+    assert "no training volume has sex X: nothing is learned of it" in (
+        conditions.describe_conditions(known, 0.1))
+    assert len(conditions.describe_conditions(KNOWN, 0.1)) == 2
+    warning = "sex X: 1 of 1 values are levels that no training volume has"
+    assert warning in choose(known, condition=["sex=X"]).warnings[0]
+    assert "sex X: 1 of 2 values" in choose(known, sweep="sex=F,X").warnings[0]
+    assert not choose(known, sweep="sex=F,M").warnings
+    many = Conditions((AGE, sex), KNOWN.rows[:1] * conditions.MAX_ROWS, "ab")   # a part of them
+    assert many.untrained_levels() == {}
+
+
 # --------------------------------------------------------------------------------------- in samples
 
 def choose(known=KNOWN, classes=frozenset({0}), condition=(), table=None, sweep=None):
@@ -245,6 +261,13 @@ def test_a_sweep_changes_one_value_and_keeps_the_noise():
     assert choose(condition=["sex=F"]).noise_index(2) == 2
     with pytest.raises(UserError, match="--num-samples 4: .* names 3"):
         choice.count(4)
+
+
+def test_a_sweep_of_small_numbers():
+    dose = Column("dose", NUMBER, "g", mean=2e-7, deviation=1e-7, lowest=1e-7, highest=3e-7)
+    known = Conditions((dose,), (CohortRow(0, (1e-7,), 1),), "ab")
+    assert [row["dose"] for row in choose(known, sweep="dose=1e-7:3e-7:3").rows] == [
+        1e-7, 2e-7, 3e-7]
 
 
 def test_a_table_has_a_row_per_sample(tmp_path):

@@ -145,13 +145,13 @@ def test_a_best_step_without_a_checkpoint_is_named(measured, tmp_path):
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     locked = Run(run)
     locked.open_logs(4)
-    probe = SimpleNamespace(key=key, every=2)
+    probe = SimpleNamespace(key=key, is_due=lambda step, is_last: is_last or step % 2 == 0)
     bookkeeping.say_best_step(locked, probe)
     said = (run / "log.txt").read_text().splitlines()[-1]
     assert "0.20000 at step 3: its checkpoint was not kept, the nearest is of step 2" in said
-    assert not bookkeeping.lacks_held_out(locked, probe, 4)
-    assert not bookkeeping.lacks_held_out(locked, probe, 5)     # is not a multiple of 2
-    assert bookkeeping.lacks_held_out(locked, probe, 6)
+    for step, is_last, lacking in ((4, False, False), (4, True, False), (5, False, False),
+                                   (5, True, True), (6, False, True)):
+        assert bookkeeping.lacks_held_out(locked, probe, step, is_last) == lacking
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(train, measured, tmp_path):
@@ -170,6 +170,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, measured, tmp_path):
     # the flags are no part of what a run is: it resumes without them
     done, _ = train(tmp_path / "r", "--max-steps", STEPS + 1)
     assert "resumes at step 4" in done.stdout and "held-out" not in done.stdout
+
+
+def test_a_job_killed_in_the_last_evaluation_measures_when_it_starts_again(
+        train, measured, tmp_path):
+    """Stopped as if killed between the state of the last step and its held-out loss."""
+    run = shutil.copytree(measured, tmp_path / measured.name)
+    (run / "loss.png").unlink()
+    lines = (run / "log.jsonl").read_text().splitlines(True)
+    assert "held_out_loss" in lines[-1]
+    (run / "log.jsonl").write_text("".join(lines[:-1]))
+    command = (tmp_path, *VAL, "--max-steps", STEPS)
+    done, _ = train(*command)
+    assert "lowest held-out loss" in done.stdout and "done: " in done.stdout
+    assert (run / "log.jsonl").read_bytes() == (measured / "log.jsonl").read_bytes()
+    assert (run / "loss.png").is_file()
+    done, _ = train(*command)
+    assert "has its 4 steps already" in done.stdout
 
 
 def test_latents_are_cached_apart_from_those_of_training(train, data, vae_folder, tmp_path):

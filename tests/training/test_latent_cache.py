@@ -141,6 +141,13 @@ def test_a_shard_that_disappears_is_an_error_that_names_it(cache):
         latents[torch.tensor([5])]
 
 
+def test_a_shard_that_others_do_not_see_is_an_error(cache, monkeypatch):
+    """Such as one that another process wrote into a folder of its own machine."""
+    monkeypatch.setattr(latent_cache.distributed, "barrier", lambda: cache.shards()[0].unlink())
+    with pytest.raises(UserError, match="lacks the latents of 2 mosaics .* see the same folder"):
+        cache.latents()
+
+
 def test_a_shard_that_becomes_shorter_is_an_error_that_names_it(cache):
     """Through a mapped file, it would end the process (SIGBUS)."""
     latents = cache.latents()

@@ -8,6 +8,7 @@ from helpers import related
 
 from diffusion import samplers
 from diffusion import vae as vae_module
+from diffusion.foreground import Foreground
 from mri import mosaic
 from mri.covariates import CATEGORY, NUMBER, Column
 from training import refiner_pairs
@@ -49,10 +50,12 @@ def pairs_and_moments(vae, volumes):
     return refiner_pairs.round_trips(vae, mosaics, HEADER)
 
 
-def resampled(vae, moments, count, seed=0, model=None, labels=(0, 0, 0), covariates=None):
+def resampled(vae, moments, count, seed=0, model=None, labels=(0, 0, 0), covariates=None,
+              foreground=None):
     return refiner_pairs.resampled(
         model or Zero(), vae, moments, np.array(labels), count, [2, 3], header=HEADER,
-        num_steps=NUM_STEPS, seed=seed, precision="fp32", covariates=covariates)
+        num_steps=NUM_STEPS, seed=seed, precision="fp32", covariates=covariates,
+        foreground=foreground)
 
 
 def test_round_trips_are_what_the_vae_makes_of_real_volumes(vae, volumes, pairs_and_moments):
@@ -98,6 +101,23 @@ def test_each_volume_has_its_own_class_and_covariates(vae, pairs_and_moments):
         assert np.array_equal(inputs[chosen], alike[chosen])
         # volume 2: 1 + -1
         assert np.array_equal(inputs[chosen], plain[chosen]) == (i == 2)
+
+
+def test_what_a_model_does_not_compute_is_background(vae, pairs_and_moments, monkeypatch):
+    """As in sample.py: there the network's output is 0, and the latents end as noise."""
+    _, moments = pairs_and_moments
+    background = torch.full(moments.shape[1:], 3.0)[:5]
+    model, decoded = Zero(), []
+    model.kept_latents = torch.arange(60)                   # the first 5 of 12 rows
+    decode = vae_module.decode
+    monkeypatch.setattr(vae_module, "decode",
+                        lambda vae, latents: decoded.append(latents) or decode(vae, latents))
+    for foreground in (None, Foreground(torch.arange(3), background)):
+        resampled(vae, moments, 4, model=model, foreground=foreground)
+    half = len(decoded) // 2
+    for plain, filled in zip(decoded[:half], decoded[half:]):
+        assert torch.equal(filled[:, :, :5], plain[:, :, :5])
+        assert (filled[:, :, 5:] == 3).all() and not (plain[:, :, 5:] == 3).any()
 
 
 def metadata_of(*columns):

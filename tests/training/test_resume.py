@@ -3,13 +3,14 @@ import json
 import os
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import ROOT, TRAIN, error_line, finetune_flags, random_vae, script
 from safetensors.torch import load_file
 
-from training import checkpoint, resume, run_folder, run_identity
+from training import bookkeeping, checkpoint, resume, run_folder, run_identity
 from training.run_folder import Run
 from utils.errors import UserError
 from utils.flags import flag_of
@@ -149,6 +150,21 @@ def test_which_flags_make_a_run(tmp_path):
     os.symlink(tmp_path, tmp_path / "link")
     assert run_identity.has_same_paths({"data_path": str(tmp_path)},
                                      {"data_path": str(tmp_path / "link")})
+
+
+@pytest.mark.parametrize("changed, words", [
+    ({}, "or a higher --max-steps to continue this one"),
+    ({"epochs": 2.0}, "or a higher --epochs to continue this one"),
+    ({"lr_schedule": "cosine"}, "or its checkpoint as --ckpt of another run"),
+    ({"full_steps": 3}, "or its checkpoint as --ckpt of another run")])
+def test_how_to_train_on_what_is_done(changed, words, capsys):
+    """Only what would resume this run is called continuing it."""
+    flags_ = {"max_steps": 9, "epochs": None, "lr_schedule": "constant", "full_steps": 0} | changed
+    bookkeeping.say_that_it_is_done(SimpleNamespace(folder="r"), 9, flags_)
+    line = capsys.readouterr().out
+    assert "r has its 9 steps already; give --resume none for another run" in line and words in line
+    is_same_run = not run_identity.differing_flags(flags_ | {"max_steps": 10}, flags_)
+    assert is_same_run == ("continue" in line)
 
 
 def test_a_run_without_states_goes_by_its_paths(tmp_path):

@@ -1,11 +1,13 @@
 """Steps that leave out tokens: what is computed, what is drawn, which steps they are."""
 import pytest
 import torch
+import torch._dynamo.testing
 from helpers import randomize, small_dit
 
+import models
 from benchmarks import baseline
 from diffusion import gaussian_diffusion
-from training import dry_run, finetuning, token_drop
+from training import acceleration, dry_run, finetuning, token_drop
 from training.acceleration import narrow_matrices
 from training.step import Batches, compute_gradients, draw_step
 from utils.errors import UserError
@@ -103,6 +105,41 @@ def test_routed_steps_equal_a_plain_loop(checkpoint):
         assert (a - b).norm() <= 1e-4 * b.norm() + 1e-7
 
 
+@pytest.mark.parametrize("blocks, kinds_and_shapes", [
+    ((1, 3), 10), pytest.param((0, 4), 12, marks=pytest.mark.slow)])
+def test_compiled_blocks_compute_the_same(monkeypatch, blocks, kinds_and_shapes):
+    """All kinds of blocks, in every shape that a run has: steps that leave out tokens, full ones,
+    held-out losses and previews. Each is compiled once, and none is left uncompiled."""
+    monkeypatch.setattr(models, "LONG_SEQUENCE", 1)
+    model = model_of(depth=4, gamma_blocks=2).route_around(*blocks).save_memory(True, 2)
+    trained = list(finetuning.set_trainable(model, "difffit").values())
+    x, t, y = inputs()
+    larger, smaller = (torch.cat([x, x]), t.repeat(2), y.repeat(2)), (x[:1], t[:1], y[:1])
+
+    def outputs():
+        found = []
+        for passing in (PASSING, None):
+            out = model(x, t, y, passing=passing)
+            out = out.flatten(2)[..., model.latents_of(PASSING)[0]]
+            found += [out, *torch.autograd.grad(out.square().mean(), trained)]
+        with torch.no_grad():
+            return [*found, model(*larger), model(*smaller)]
+
+    expected = outputs()
+    torch.compiler.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    for block in model.blocks:
+        block.compile(backend=counter, dynamic=False)
+    with torch._dynamo.config.patch(recompile_limit=8):     # PyTorch's own, which is too low
+        acceleration.allow_all_variants()
+        for ours, theirs in zip(outputs(), expected):
+            assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + 1e-7
+        assert counter.frame_count == kinds_and_shapes
+        outputs()
+        assert counter.frame_count == kinds_and_shapes
+    torch.compiler.reset()
+
+
 def test_the_loss_of_a_routed_step_is_over_all_computed_tokens():
     network, positions = token_drop.network_and_positions(model_of().route_around(1, 2), PASSING)
     assert torch.equal(positions, network.func.kept_latents)
@@ -159,7 +196,7 @@ def test_middle_blocks_by_hand(depth, blocks):
     (dict(drop=1.0), "--token-drop 1: a share of the tokens, must be below 1"),
     (dict(route=1.5), "--token-route 1.5: a share of the tokens, must be below 1"),
     (dict(full_steps=3), "--full-steps 3: needs --token-drop or --token-route"),
-    (dict(drop=0.5, full_steps=100), "--full-steps 100: must be below --max-steps 100"),
+    (dict(drop=0.5, full_steps=100), "--full-steps 100: must be below the run's 100 steps"),
     (dict(route_blocks=[3, 4]), "--route-blocks: needs --token-route"),
     (dict(route=0.5, route_blocks=[0, 4]), "--route-blocks 0 4"),
     (dict(route=0.5, route_blocks=[4, 3]), "--route-blocks 4 3"),

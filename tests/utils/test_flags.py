@@ -81,3 +81,12 @@ def test_seeded_generators_depend_on_seed_and_index_alone():
 
     assert torch.equal(draw(1, 2), draw(1, 2))
     assert not torch.equal(draw(1, 2), draw(2, 1)) and not torch.equal(draw(1, 2), draw(1, 3))
+
+
+def test_weighted_draws_are_as_frequent_as_their_counts():
+    """Their values are part of the format: they decide which class and row a sample has."""
+    drawn = [seeding.draw_weighted([1, 0, 3], 7, i, purpose=2) for i in range(2000)]
+    assert drawn[:10] == [2, 0, 2, 2, 0, 2, 0, 2, 0, 0]
+    assert drawn.count(1) == 0 and drawn.count(2) / 2000 == pytest.approx(0.75, abs=0.03)
+    other = [seeding.draw_weighted([1, 0, 3], 7, i, purpose=1) for i in range(2000)]
+    assert 0.55 < sum(a == b for a, b in zip(drawn, other)) / 2000 < 0.7   # 0.625 by chance

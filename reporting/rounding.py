@@ -1,6 +1,8 @@
 """Numbers as text, with no more digits than their uncertainty lets them have."""
 import math
 
+SMALLEST_SPREAD = 1e-12     # of the numbers' size: what differs by less differs by rounding errors
+
 
 def number(x, digits=4):
     """A number of so many significant digits; a dash for None and NaN."""
@@ -21,10 +23,9 @@ def with_span(value, pair):
     """
     if not pair or value is None:
         return number(value), ""
-    width = pair[1] - pair[0]
-    if not width > 0 or not math.isfinite(width):
+    place = _place(*pair, digits=2)
+    if place is None:
         return number(value), f" [{number(pair[0])}, {number(pair[1])}]"
-    place = math.floor(math.log10(width)) - 1
     ends = ", ".join(_rounded(end, place) for end in pair)
     return _rounded(value, place - 1), f" [{ends}]"
 
@@ -34,12 +35,22 @@ def with_range(mean, low, high):
 
     :return: text
     """
-    spread = high - low
-    if not spread > 0 or not math.isfinite(spread):
+    place = _place(low, high, digits=3)
+    if place is None:
         return f"{number(mean)} ({number(low)} … {number(high)})"
-    place = math.floor(math.log10(spread)) - 2
     mean, low, high = (_rounded(x, place) for x in (mean, low, high))
     return f"{mean} ({low} … {high})"
+
+
+def _place(low, high, digits):
+    """The power of ten of the last of so many significant digits of a spread.
+
+    :return: None where the numbers do not differ, but for rounding errors, or are not finite
+    """
+    spread = high - low
+    if not math.isfinite(spread) or spread <= SMALLEST_SPREAD * max(abs(low), abs(high)):
+        return None
+    return math.floor(math.log10(spread)) - digits + 1
 
 
 def _rounded(x, place):

@@ -87,30 +87,31 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
     return out
 
 
-def require_some(chosen_by_name, entries, skipped):
+def require_some(requested, entries, skipped):
     """Raises UserError if nothing that was asked for by name can be computed.
 
-    :param chosen_by_name: names that --metrics was given; None: it was not given
+    :param requested: of `registry.requested`
     :param entries: what is computed
     :param skipped: {title: why it is not}
     """
-    if chosen_by_name and not entries:
+    if requested and not entries:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in skipped.items())
-        raise UserError(f"--metrics {' '.join(chosen_by_name)}: nothing can be computed; {reasons}")
+        raise UserError(f"{' '.join(requested)}: nothing can be computed; {reasons}")
 
 
-def require_named(chosen_by_name, skipped, path):
+def require_named(requested, skipped, path):
     """Raises UserError if anything that was asked for by name is not among what was written.
 
-    :param chosen_by_name: names that --metrics was given; None: it was not given
+    :param requested: of `registry.requested`
     :param skipped: {title: why it was not computed}
     :param path: of the evaluation
     """
-    titles = registry.titles_of(chosen_by_name or ())
-    reasons = "; ".join(f"{title}: {skipped[title]}" for title in titles if title in skipped)
-    if reasons:
-        raise UserError(f"--metrics {' '.join(chosen_by_name)}: not all could be computed; "
-                        f"{reasons}. The others are in {path}")
+    for request, names in requested.items():
+        titles = registry.titles_of(names)
+        reasons = "; ".join(f"{title}: {skipped[title]}" for title in titles if title in skipped)
+        if reasons:
+            what = "could not" if len(titles) == 1 else "not all could"
+            raise UserError(f"{request}: {what} be computed; {reasons}. The others are in {path}")
 
 
 def warnings_of(pool):

@@ -50,11 +50,12 @@ def test_files_that_are_no_evaluation(tmp_path):
 
 
 def test_nothing_of_what_was_named():
-    evaluation.require_some(None, [], {"FID": "no weights"})
-    evaluation.require_some(["fid", "mmd"], ["mmd"], {"FID": "no weights"})
+    evaluation.require_some({}, [], {"FID": "no weights"})
+    evaluation.require_some({"--metrics fid mmd": ["fid", "mmd"]}, ["mmd"], {"FID": "no weights"})
     with pytest.raises(UserError, match="--metrics fid kid: nothing can be computed; FID: no "
                        "weights; KID: none"):
-        evaluation.require_some(["fid", "kid"], [], {"FID": "no weights", "KID": "none"})
+        evaluation.require_some({"--metrics fid kid": ["fid", "kid"]}, [],
+                                {"FID": "no weights", "KID": "none"})
 
 
 def a_set(voxels):
@@ -86,11 +87,14 @@ def test_other_voxels_in_volumes_of_the_same_names(tmp_path):
 
 
 def test_what_was_named_and_is_not_computed():
-    evaluation.require_named(None, {"FID": "no weights"}, "e")
-    evaluation.require_named(["mmd"], {"FID": "no weights", "p": "no subjects"}, "e")
+    evaluation.require_named({}, {"FID": "no weights"}, "e")
+    evaluation.require_named({"--metrics mmd": ["mmd"]}, {"FID": "no weights", "p": "none"}, "e")
     with pytest.raises(UserError, match="--metrics mmd kid fid: not all could be computed; FID: no "
                        "weights; KID: none. The others are in e"):
-        evaluation.require_named(["mmd", "kid", "fid"], {"KID": "none", "FID": "no weights"}, "e")
+        evaluation.require_named({"--metrics mmd kid fid": ["mmd", "kid", "fid"]},
+                                 {"KID": "none", "FID": "no weights"}, "e")
+    with pytest.raises(UserError, match="^--utility age: could not be computed; utility: none. "):
+        evaluation.require_named({"--utility age": ["utility"]}, {"utility": "none"}, "e")
 
 
 def test_fid_infinity_of_a_set_against_its_copy_is_not_negative(tmp_path):

@@ -48,6 +48,7 @@ from utils.escaping import printable
 from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import flag_of, make_parser
 from utils.provenance import git_commit, now, versions
+from utils.skipped import lines_of_skipped
 from utils.version import __version__
 
 DEFAULTS = MetricOptions()
@@ -188,8 +189,8 @@ def computable_metrics(args, sets, options):
     """
     metrics, skipped = registry.checked(options.names, statistic.Pool(*sets), options)
     evaluation.require_some(registry.requested(vars(args)), metrics, skipped)
-    for line in report.lines_of_skipped(skipped, "will not be computed"):
-        print(line, flush=True)
+    for line in lines_of_skipped(skipped, "will not be computed"):
+        print(printable(line), flush=True)
     return metrics, skipped
 
 

@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.escaping import printable
 from utils.files import read_json
 from utils.flags import flag_of
+from utils.skipped import lines_of_skipped
 
 FORMAT = "mosaicdit-evaluation"
 FORMAT_VERSION = 1
@@ -71,8 +72,8 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
     :return: {class: {"n": {"real": …, "synthetic": …}, "metrics": …, "skipped": …}}
     """
     metrics, not_by_class = registry.of_one_class(metrics, options)
-    for title, reason in not_by_class.items():
-        print(f"{title}: not computed by class, {reason}", flush=True)
+    for line in lines_of_skipped(not_by_class, "not computed by class"):
+        print(printable(line), flush=True)
     out = {}
     for name in names:
         n = by_class.counts(pool, name)

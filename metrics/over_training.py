@@ -10,6 +10,7 @@ from metrics.statistic import Pool
 from utils.errors import UserError
 from utils.escaping import printable
 from utils.files import SCRIPTS_DIR
+from utils.skipped import lines_of_skipped
 
 SAMPLES_FOLDER = "samples"    # in the output folder, one samples folder per checkpoint
 METRICS = ("ms-ssim", "mmd", "coverage", "memorization")
@@ -94,8 +95,8 @@ def numbers(step, pool, options, losses):
     options = dataclasses.replace(options, names=METRICS)
     metrics, skipped = registry.checked(METRICS, pool, options)
     found = evaluation.measure(metrics, pool, options, replicates=0, permutations=0)
-    for title, reason in {**skipped, **found.skipped}.items():
-        print(f"step {step}, {title}: not computed, {reason}", flush=True)
+    for line in lines_of_skipped({**skipped, **found.skipped}, "not computed"):
+        print(printable(f"step {step}, {line}"), flush=True)
 
     def value(key):
         return found.entries.get(key, {}).get("value")

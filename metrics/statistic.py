@@ -164,16 +164,17 @@ class Pool:
             for name, own in self.sets.items()})
         return np.concatenate(list(found.values()))
 
-    def each_once(self, what, label, parts):
+    def each_once(self, what, label, parts, **progress):
         """Values of several groups of sets, each as `once` gives it, with one progress for all.
 
         :param what: as `once` takes it
         :param label: of the progress
         :param parts: {names: (amount of work, function of the callback that counts it)}
+        :param progress: options of `utils.progress.counter`
         :return: {names: value}
         """
         missing = sum(amount for names, (amount, _) in parts.items() if not self.knows(what, names))
-        with counter(label, missing) as update:
+        with counter(label, missing, **progress) as update:
             return {names: self.once(what, names, partial(compute, update))
                     for names, (_, compute) in parts.items()}
 

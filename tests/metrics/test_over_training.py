@@ -12,10 +12,11 @@ from metrics import (
     mmd,
     ms_ssim,
     over_training,
+    registry,
     statistic,
     volume_features,
 )
-from metrics.options import MetricOptions
+from metrics.options import MetricOptions, NotComputed
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
 
@@ -51,6 +52,19 @@ def test_numbers_of_a_checkpoint(volumes):
     assert copied["feature_ratio"] < 0.2 < honest["feature_ratio"]
     assert honest["feature_ratio_of_held_out"] == copied["feature_ratio_of_held_out"] > 0.2
     assert honest["samples"] == 12 and 0 <= honest["coverage"] <= 1
+
+
+def test_what_cannot_be_computed_is_said_once_for_each_reason(volumes, monkeypatch, capsys):
+    def check(pool, options):
+        raise NotComputed("no \x1b weights")
+
+    for metric in registry.METRICS:
+        if metric.chosen(("ms-ssim", "coverage")):
+            monkeypatch.setitem(metric.__dict__, "check", check)
+    row = over_training.numbers(250, a_pool(volumes, 0), MetricOptions(), {})
+    assert row["coverage"] is row["ms_ssim_difference"] is None and row["mmd"] is not None
+    lines = [line for line in capsys.readouterr().out.splitlines() if "not computed" in line]
+    assert lines == ["step 250, MS-SSIM, coverage: not computed, no \\x1b weights"]
 
 
 def a_counted_set(flag, volumes, reads):

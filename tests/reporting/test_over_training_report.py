@@ -36,8 +36,8 @@ def test_report(tmp_path, losses):
 def test_what_samples_were_asked_to_have(names, words):
     rows = [row(1, 0.1, 0, None)]
     first = over_training.report_blocks(rows, COLUMNS, "run", names)[1].text
-    assert first.endswith(f"8 samples each. Each sample was asked to have {words} a random training "
-                          "volume of its class.")
+    assert first.endswith(f"8 samples each. Each sample was asked to have {words} a random "
+                          "training volume of its class.")
     assert over_training.report_blocks(rows, COLUMNS, "run")[1].text.endswith("8 samples each.")
 
 

@@ -228,6 +228,7 @@ def anatomy_statistics(pool, options):
 def _statistic(found, key, name, definition, target, compute, **more):
     """A Statistic whose weights leave out volumes without known structures."""
     counted = found.counted
+    some = None if counted.all() else counted > 0
 
     def of_known(a, b):
         a, b = a * counted, b * counted
@@ -239,7 +240,7 @@ def _statistic(found, key, name, definition, target, compute, **more):
 
     more = {"has_interval": False, "has_ceiling": found.has_ceiling, **more}
     return Statistic(key=key, name=name, definition=definition, target=target, compute=of_known,
-                     **more)
+                     counted=some, **more)
 
 
 def _small_effects(d):

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from metrics import by_class, registry, statistic, volume_sets
+from metrics import by_class, registry, resampling, statistic, volume_sets
 from metrics.options import NotComputed
 from metrics.orientation import orientation_warnings
 from metrics.overlap import overlap_warnings
@@ -37,18 +37,30 @@ def measure(metrics, pool, options, replicates, permutations):
     :param permutations: of the subjects
     :return: Numbers
     """
-    resampled = statistic.resamples(pool, replicates, options.seed, permutations)
+    resampled = resampling.resamples(pool, replicates, options.seed, permutations)
+    drawn = {None: resampled}       # {which volumes are counted: Resamples}
     entries, skipped, nearest = {}, dict(resampled.missing), {}
     for metric in metrics:
         try:
             for found in metric.statistics(pool, options):
-                entries[found.key] = statistic.summarize(found, pool, resampled)
+                key = None if found.counted is None else found.counted.tobytes()
+                if key not in drawn:
+                    drawn[key] = resampling.resamples(pool, replicates, options.seed, permutations,
+                                                      found.counted)
+                    skipped |= _missing_of(metric, drawn[key], resampled)
+                entries[found.key] = statistic.summarize(found, pool, drawn[key])
                 if found.nearest is not None:
                     nearest[found.key] = found.nearest
         except NotComputed as e:
             skipped.update({metric.titles[name]: str(e) for name in metric.chosen(options.names)})
     statistic.add_adjusted_p(entries)
     return Numbers(entries, skipped, nearest)
+
+
+def _missing_of(metric, own, resampled):
+    """{title: why there is none} of what the volumes with a value are too few for, not all."""
+    return {f"{what} of {', '.join(metric.titles)}": reason for what, reason in own.missing.items()
+            if what not in resampled.missing}
 
 
 def files_of(metrics, pool, options, numbers):

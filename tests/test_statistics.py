@@ -9,7 +9,16 @@ import pytest
 import two_sets
 from scipy import stats
 
-from metrics import inception, memorization, mmd, ms_ssim, permutation, statistic, uncertainty
+from metrics import (
+    inception,
+    memorization,
+    mmd,
+    ms_ssim,
+    permutation,
+    resampling,
+    statistic,
+    uncertainty,
+)
 from metrics.smoothness import energy_ratio
 from metrics.volume_sets import VolumeSet
 
@@ -76,7 +85,7 @@ def test_floor_of_a_perfect_generator_is_matched_by_subjects():
                                   rng.normal(size=(32, 20))])
         real = a_set([f"s{i // 2}" for i in range(32)])
         pool = statistic.Pool(real, a_set([f"v{i}" for i in range(32)]))
-        resampled = statistic.resamples(pool, 0, seed)
+        resampled = resampling.resamples(pool, 0, seed)
         products = vectors @ vectors.T
         floor, matched = (mmd.mmd_of_kernel(products, *sets, unbiased=False).mean()
                           for sets in (resampled.halves, resampled.matched))

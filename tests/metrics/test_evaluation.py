@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from metrics import evaluation, inception, statistic
+from metrics import evaluation, inception, resampling, statistic
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
 
@@ -105,8 +105,8 @@ def test_fid_infinity_of_a_set_against_its_copy_is_not_negative(tmp_path):
 
     pool = statistic.Pool(a_set(np.zeros(60)), a_set(np.zeros(60)))
     found = inception._infinity_statistic(pool, products, {"view": "axial", "slices": 1}, seed=0)
-    nothing = statistic.Resamples(
-        **{field.name: None for field in dataclasses.fields(statistic.Resamples)})
+    nothing = resampling.Resamples(
+        **{field.name: None for field in dataclasses.fields(resampling.Resamples)})
     entry = statistic.summarize(found, pool, nothing)
     assert found.value < 0 and entry["value"] == 0
     assert entry["n"][-1] == 60 and len(entry["fid"]) == len(entry["n"])

@@ -3,7 +3,15 @@ import pytest
 import torch
 from helpers import related
 
-from metrics import coverage, inception, mmd, random_features, statistic, volume_features
+from metrics import (
+    coverage,
+    inception,
+    mmd,
+    random_features,
+    resampling,
+    statistic,
+    volume_features,
+)
 from metrics.options import MetricOptions, NotComputed
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
@@ -69,7 +77,7 @@ def _frechet(x, y):
 def test_p_of_coverage_is_of_the_lower_tail(pool):
     found = {s.key: s for s in volume_features.feature_statistics(
         pool, MetricOptions(names=("coverage",)))}
-    resampled = statistic.resamples(pool, 0, 0, permutations=99)
+    resampled = resampling.resamples(pool, 0, 0, permutations=99)
     entry = statistic.summarize(found["coverage_random"], pool, resampled)
     assert entry["p_method"] == "99 permutations of subjects, lower tail"
     assert 0 < entry["p"] <= 1 and entry["k"] == 5 and "floor" in entry

@@ -95,6 +95,9 @@ def test_the_volumes_are_written(tmp_path):
     rows = list(csv.reader(files["anatomy-synthetic.tsv"].splitlines(), delimiter="\t"))
     assert rows[0] == ["id", *STRUCTURES] and [r[0] for r in rows[1:]] == pool.sets["synthetic"].ids
     assert np.allclose(np.array([row[1:] for row in rows[1:]], float), ml[6:], atol=1e-3)
+    pool.sets["real"].ids[0] = "=1\t\n2"
+    lines = anatomy.tables_of(pool, options)["anatomy-real.tsv"].splitlines()
+    assert len(lines) == 7 and lines[1].startswith("'=1 2\t") and lines[1].count("\t") == 17
 
 
 def test_volumes_without_a_row_are_left_out(tmp_path, capsys):
@@ -133,6 +136,19 @@ def test_a_set_half_segmented_is_as_uncertain_as_the_half(tmp_path):
     reason = "--synthetic has 3 subjects with a value; at least 4 are needed"
     assert few.skipped == {"intervals of anatomy": reason, "p of anatomy": reason}
     assert few.entries["anatomy_volume_thalamus"]["value"] is not None
+
+
+def test_structures_that_only_others_lack_stay(tmp_path, capsys):
+    """A row of no volume of the set does not decide which structures are compared."""
+    pool = a_pool()
+    options, _ = table_options(tmp_path, pool)
+    for text in ("elsewhere" + "\t5.0" * 3 + "\tn/a" * 14, "real-00" + "\tn/a" * 17):
+        path = tmp_path / "real.tsv"
+        path.write_text("\n".join(line for line in path.read_text().splitlines()
+                                  if not line.startswith("real-00")) + f"\n{text}\n")
+    found = values_of(pool, options)
+    assert sum(key.startswith("anatomy_volume_") for key in found) == 17
+    assert "has no row of 1 of 6 volumes, which are left out" in capsys.readouterr().out
 
 
 def _flat(found):

@@ -203,7 +203,7 @@ def summarize(statistic, pool, resampled):
     if resampled.permuted is not None and statistic.test:
         entry |= _test(statistic, entry["value"], pool, resampled)
     if statistic.target == "real":
-        entry["target"] = _value_of_real(compute, pool, resampled)
+        entry["target"] = _value_of_real(statistic, pool, resampled)
     if resampled.halves is not None:
         entry["floor"] = _mean_and_range(compute(*resampled.halves), lowest)
     if resampled.matched is not None:
@@ -268,11 +268,11 @@ def _test(statistic, value, pool, resampled):
     return {} if p is None else {"p": p, "p_method": method}
 
 
-def _value_of_real(compute, pool, resampled):
-    """The number of the real set itself, with its interval."""
-    real = pool.weights("real")
+def _value_of_real(statistic, pool, resampled):
+    """The number of the real set itself, with its interval if there is one."""
+    compute, real = statistic.compute, pool.weights("real")
     target = {"value": _finite(compute(real, real)[0])}
-    if resampled.bootstrap is None:
+    if resampled.bootstrap is None or not statistic.has_interval or target["value"] is None:
         return target
     without = resampled.left_out[0]
     if len(without) < uncertainty.FEW_SUBJECTS:

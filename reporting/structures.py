@@ -41,7 +41,7 @@ def structure_blocks(entries, layouts):
             "d of share of brain", "p, adjusted", "d given the others", "p, adjusted",
             "floor of d of volume",
             *(f"d of volume, real after VAE, {layout}" for layout in layouts)]
-    how = (f"Volumes: {whole['source']}; means over subjects. *d*: Cohen's, synthetic − real; "
+    how = (f"Volumes: {whole['source']}; means over volumes. *d*: Cohen's, synthetic − real; "
            "below 0.2 is small. *Share of brain*: of all structures but the ventricles. *Given the "
            "others*: of what a regression on all other structures leaves, so whether a structure "
            "fits the brain around it. *p, adjusted*: for the structures of its column (Holm). "

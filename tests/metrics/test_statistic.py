@@ -93,6 +93,11 @@ def test_targets_and_limits(pool):
     real = summary("real", lambda real, other: mean_of(pool, other))
     assert real["value"] == pytest.approx(38.5) and real["target"]["value"] == pytest.approx(30)
     assert real["target"]["interval"][0] < 30 < real["target"]["interval"][1]
+    unsure = summary("real", lambda real, other: mean_of(pool, other), has_interval=False)
+    assert unsure["target"] == {"value": pytest.approx(30)} and "interval" not in unsure
+    unknown = summary("real", lambda real, other: np.where(
+        (real == other).all(1), np.nan, mean_of(pool, other)))
+    assert unknown["value"] == pytest.approx(38.5) and unknown["target"] == {"value": None}
     share = summary("0.1", lambda real, other: np.zeros(len(other)), is_share=True,
                     has_ceiling=False)
     # (1 - F(x)) of 0 of 6 below a threshold of 4 subjects is 2.5% at x = 0.635

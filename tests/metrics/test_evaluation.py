@@ -58,9 +58,10 @@ def test_nothing_of_what_was_named():
                                 {"FID": "no weights", "KID": "none"})
 
 
-def a_set(voxels):
+def a_set(voxels, subjects=None):
     ids = [f"v{i}" for i in range(len(voxels))]
-    return VolumeSet("--real", "folder", None, ids, ids, 2, np.ones(3), lambda i: voxels[i])
+    return VolumeSet("--real", "folder", None, ids, subjects or ids, 2, np.ones(3),
+                     lambda i: voxels[i])
 
 
 def test_other_voxels_in_volumes_of_the_same_names(tmp_path):
@@ -95,6 +96,18 @@ def test_what_was_named_and_is_not_computed():
                                  {"KID": "none", "FID": "no weights"}, "e")
     with pytest.raises(UserError, match="^--utility age: could not be computed; utility: none. "):
         evaluation.require_named({"--utility age": ["utility"]}, {"utility": "none"}, "e")
+
+
+def test_fid_infinity_where_halves_are_too_small():
+    """Four subjects, one of whom has 57 of the 60 volumes: half of the halves hold 2 volumes."""
+    features = np.random.default_rng(0).normal(size=(120, 20))
+    subjects = ["a"] * 57 + ["b", "c", "d"]
+    pool = statistic.Pool(a_set(np.zeros(60), subjects), a_set(np.zeros(60)))
+    found = inception._infinity_statistic(pool, features @ features.T,
+                                          {"view": "axial", "slices": 1}, seed=0)
+    entry = statistic.summarize(found, pool, resampling.resamples(pool, 0, 0))
+    assert "floor" in entry and entry["floor"] is None      # any two halves: one is too small
+    assert np.isfinite(entry["value"])
 
 
 def test_fid_infinity_of_a_set_against_its_copy_is_not_negative(tmp_path):

@@ -103,6 +103,21 @@ def test_a_users_network(pool, tmp_path):
         volume_features.check_networks(pool, MetricOptions(features=tmp_path / "absent.pt"))
 
 
+class Standardizes(torch.nn.Module):
+    """As many networks of brains do; of a constant volume, it makes NaN."""
+
+    def forward(self, x):
+        x = (x - x.mean((2, 3, 4), keepdim=True)) / x.std((2, 3, 4), keepdim=True)
+        return x.abs().mean((2, 3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning",
+                            "ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_network_that_standardizes_its_input(pool, tmp_path):
+    torch.jit.trace(Standardizes(), torch.rand(1, 1, 16, 16, 16)).save(str(tmp_path / "z.pt"))
+    volume_features.check_networks(pool, MetricOptions(features=tmp_path / "z.pt"))
+
+
 def test_volumes_that_are_too_small():
     small = VolumeSet("--real", "folder", None, ["a"], ["a"], 8, np.ones(3), read=None)
     with pytest.raises(NotComputed, match="volumes of 8 voxels a side are too small"):

@@ -216,13 +216,8 @@ def _notes(content, layouts):
     """How to read the table of numbers."""
     settings, notes = content["settings"], []
     entries = main_entries(content["metrics"]).values()
-    if any("interval" in entry for entry in entries):
-        notes.append(
-            f"*Interval*: 95%, from {settings['bootstrap']} bootstrap replicates over subjects, or "
-            "Student's t with the jackknife's error where a set has fewer than 50 subjects; of "
-            "shares, beta-binomial. It is for the average over many evaluations with as many "
-            "volumes. Distances of two sets have none, as none covers what it says near 0: they "
-            "have a p.")
+    notes += _note_on_intervals([entry for entry in entries if "interval" in entry],
+                                settings["bootstrap"])
     tested = [entry for entry in entries if "p" in entry]
     if tested:
         notes.append(
@@ -251,6 +246,26 @@ def _notes(content, layouts):
             "FID and KID are lower than for other subjects, as these are the same ones. PSNR of "
             f"the round trip: {psnr}.")
     return notes
+
+
+def _note_on_intervals(entries, replicates):
+    """What the intervals are of which there are some; a list.
+
+    :param entries: that have an interval
+    """
+    of_splits = "corrected resampled t over splits of the subjects"
+    over_splits = ["splits" in entry for entry in entries]
+    if not entries:
+        return []
+    if all(over_splits):
+        return [f"*Interval*: 95%, {of_splits}."]
+    usefulness = f"; of usefulness, {of_splits}" if any(over_splits) else ""
+    return [
+        f"*Interval*: 95%, from {replicates} bootstrap replicates over subjects, or Student's t "
+        "with the jackknife's error where a set has fewer than 50 subjects; of shares, "
+        f"beta-binomial{usefulness}. It is for the average over many evaluations with as many "
+        "volumes. Distances of two sets have none, as none covers what it says near 0: they have "
+        "a p."]
 
 
 def _definitions(entries):

@@ -137,6 +137,24 @@ def test_p_has_columns_and_is_explained(content, tmp_path):
     assert "p 0.001, adjusted 0.0042" in report.terminal_lines(content)[1]
 
 
+def notes(content, entries, bootstrap=500):
+    content["settings"]["bootstrap"] = bootstrap
+    content["metrics"] = entries
+    return " ".join(report._notes(content, []))
+
+
+def test_the_note_on_intervals_is_of_those_that_there_are(content):
+    of_splits = {"utility_real": {"name": "utility", "aim": "1", "how": "AUC", "value": 0.8,
+                                  "interval": [0.7, 0.9], "splits": [0.8]}}
+    text = notes(content, ENTRIES)
+    assert "500 bootstrap replicates over subjects" in text and "splits of the sub" not in text
+    text = notes(content, {**ENTRIES, **of_splits})
+    assert "500 bootstrap" in text and "; of usefulness, corrected resampled t over splits" in text
+    text = notes(content, of_splits, bootstrap=0)
+    assert "*Interval*: 95%, corrected resampled t over splits" in text and "bootstrap" not in text
+    assert "*Interval*" not in notes(content, {"fid_a": ENTRIES["fid_a"]})
+
+
 def test_copies_are_named_beside_their_sources(content, tmp_path):
     (tmp_path / "figures").mkdir()
     content["sets"]["train"] = content["sets"]["real"]

@@ -218,8 +218,8 @@ def match(volume_set, found):
         notes.append(f"{where}: has no row of {len(missing)} of {len(named)} volumes, which are "
                      f"left out of anatomy: {tables.some(missing)}")
     if unused:
-        notes.append(f"{where}: {len(unused)} of its {len(found.volumes)} rows are of no volume of "
-                     f"{volume_set.flag}, and left out: {tables.some(unused)}")
+        notes.append(f"{where}: {len(unused)} of its {len(found.volumes)} rows are of no volume "
+                     f"that is compared, and left out: {tables.some(unused)}")
     return named, notes
 
 

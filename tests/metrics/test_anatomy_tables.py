@@ -198,5 +198,5 @@ def test_rows_are_matched_to_volumes(tmp_path):
     assert rows == ["sub-01_T1w", "2", None]
     assert any("has no row of 1 of 3 volumes, which are left out of anatomy: sub-03_T1w" in line
                for line in notes)
-    assert any("1 of its 3 rows are of no volume of --real, and left out: sub-09_T1w" in line
+    assert any("1 of its 3 rows are of no volume that is compared, and left out: sub-09_T1w" in line
                for line in notes)

@@ -26,7 +26,7 @@ CAPTIONS = {
         "The center slices of up to eight volumes of each set, of {real} real and {synthetic} "
         "synthetic ones.",
     "intervals.png":
-        "Every number (red), with its 95% interval if it has one, next to its floor (gray: two "
+        "The numbers (red), each with its 95% interval if it has one, next to its floor (gray: two "
         "random halves of the real set), the same number with as few synthetic subjects as the "
         "floor has (orange), "
         "and, with --vae, its ceiling (blue and green: real volumes after the VAE).",

@@ -15,7 +15,8 @@ def with_span(value, pair):
     """A value and its interval, both rounded by the interval's width.
 
     The ends are rounded to the second significant digit of the width, the value to one more:
-    0.009612 [0.001877, 0.01339] -> 0.0096 [0.002, 0.013].
+    0.009612 [0.001877, 0.01339] -> 0.0096 [0.002, 0.013]. An end that would become 0 gets one
+    digit: it matters on which side of 0 it is.
 
     :param value: float or None
     :param pair: [low, high], or None
@@ -26,7 +27,7 @@ def with_span(value, pair):
     place = _place(*pair, digits=2)
     if place is None:
         return number(value), f" [{number(pair[0])}, {number(pair[1])}]"
-    ends = ", ".join(_rounded(end, place) for end in pair)
+    ends = ", ".join(_end(end, place) for end in pair)
     return _rounded(value, place - 1), f" [{ends}]"
 
 
@@ -51,6 +52,12 @@ def _place(low, high, digits):
     if not math.isfinite(spread) or spread <= SMALLEST_SPREAD * max(abs(low), abs(high)):
         return None
     return math.floor(math.log10(spread)) - digits + 1
+
+
+def _end(x, place):
+    """An end of an interval, rounded to this place; not to 0, unless it is 0 but for rounding."""
+    text = _rounded(x, place)
+    return number(x, 1) if text == "0" and abs(x) > SMALLEST_SPREAD * 10.0 ** place else text
 
 
 def _rounded(x, place):

@@ -238,7 +238,7 @@ def _finite(x, lowest=None):
 def _interval(statistic, value, pool, resampled, lowest):
     if statistic.is_share:
         real, synthetic = resampled.subjects
-        return uncertainty.share_interval(value, synthetic, real, float(statistic.target))
+        return uncertainty.share_interval(value, synthetic, real)
     if min(resampled.subjects) < uncertainty.FEW_SUBJECTS:
         left_out = _left_out_values(statistic, pool, resampled)
         return uncertainty.t_interval(value, left_out, lowest=lowest)

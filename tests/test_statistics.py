@@ -168,7 +168,7 @@ def test_share_interval_misses_its_target_as_rarely_as_it_says(m):
     """Of values drawn alike, with the interpolated threshold that the report uses."""
     rng = np.random.default_rng(m)
     n, target = 32, max(memorization.CLOSE_SHARE, 1 / (m + 1))
-    ends = {k: uncertainty.share_interval(k / n, n, m, target) for k in range(n + 1)}
+    ends = {k: uncertainty.share_interval(k / n, n, m) for k in range(n + 1)}
     counts = []
     for _ in range(4000):
         threshold = memorization.close_threshold(rng.random(m))

@@ -36,7 +36,9 @@ def test_what_is_computed_on_request():
 def test_what_was_asked_for_by_name():
     nothing = {"metrics": None, **{flag: None for m in registry.METRICS for flag in m.flags}}
     assert registry.requested(nothing) == {}
-    assert registry.requested({**nothing, "meshnet": "m"}) == {}    # how, and not what
+    tables = {"anatomy_real": ["a", "b"], "anatomy_synthetic": ["c"]}
+    assert registry.requested({**nothing, **tables}) == {
+        "--anatomy-real a b --anatomy-synthetic c": ["anatomy"]}
     assert registry.requested({**nothing, "utility": "sex"}) == {"--utility sex": ["utility"]}
     given = {**nothing, "metrics": ["fid", "utility"], "utility": "sex"}
     assert registry.requested(given) == {"--metrics fid utility": ["fid", "utility"]}

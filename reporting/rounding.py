@@ -2,6 +2,7 @@
 import math
 
 SMALLEST_SPREAD = 1e-12     # of the numbers' size: what differs by less differs by rounding errors
+MOST_DECIMALS = 10          # without an exponent
 
 
 def number(x, digits=4):
@@ -46,12 +47,14 @@ def with_range(mean, low, high):
 def _place(low, high, digits):
     """The power of ten of the last of so many significant digits of a spread.
 
-    :return: None where the numbers do not differ, but for rounding errors, or are not finite
+    :return: None where the numbers do not differ, but for rounding errors, are not finite, or have
+        too many zeros to be read without an exponent
     """
     spread = high - low
     if not math.isfinite(spread) or spread <= SMALLEST_SPREAD * max(abs(low), abs(high)):
         return None
-    return math.floor(math.log10(spread)) - digits + 1
+    place = math.floor(math.log10(spread)) - digits + 1
+    return place if place >= -MOST_DECIMALS else None
 
 
 def _end(x, place):

@@ -46,11 +46,31 @@ def sample(checkpoint, folder, num_samples, flags):
                "--output", str(folder), "--num-samples", str(num_samples)]
     for flag, value in flags.items():
         command += [] if value is None else [flag, str(value)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
-        raise UserError(f"{checkpoint}: cannot be sampled; {reason.split('error: ', 1)[-1]}")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        try:
+            reason = _pass_on(process.stderr)
+        except BaseException:       # such as Ctrl-C
+            process.kill()
+            raise
+    if process.returncode:
+        reason = reason or f"exit code {process.returncode}"
+        raise UserError(f"{checkpoint}: cannot be sampled; {reason}")
+
+
+def _pass_on(lines):
+    """Writes lines of sample.py, such as its progress, to stderr.
+
+    :return: its error, or its last line; "" if there is none
+    """
+    last = ""
+    for line in lines:
+        before, is_error, error = line.partition("error: ")
+        if is_error and before.startswith("sample.py"):
+            return error.strip()
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        last = line.strip() or last
+    return last.split("error: ", 1)[-1]
 
 
 class PoolOfRun:

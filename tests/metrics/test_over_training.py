@@ -140,6 +140,20 @@ def test_held_out_volumes_that_were_trained_on_do_not_count():
     assert over_training._median([0.5, None]) is None is over_training._median([])
 
 
+def test_the_progress_of_sample_py_is_shown(tmp_path, monkeypatch, capsys):
+    """But its error not, which becomes ours."""
+    (tmp_path / "sample.py").write_text(
+        "import sys\nprint('samples: 1/2 in 3 s', file=sys.stderr)\n"
+        "sys.exit(sys.argv[1:] and 'sample.py: error: --ckpt x: no\\n')\n")
+    monkeypatch.setattr(over_training, "SCRIPTS_DIR", tmp_path)
+    with pytest.raises(UserError, match="^c: cannot be sampled; --ckpt x: no$"):
+        over_training.sample("c", tmp_path / "s", 2, {})
+    assert capsys.readouterr().err == "samples: 1/2 in 3 s\n"
+    (tmp_path / "sample.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(UserError, match="^c: cannot be sampled; exit code 3$"):
+        over_training.sample("c", tmp_path / "s", 2, {})
+
+
 def test_what_sample_py_says_is_passed_on(tmp_path):
     with pytest.raises(UserError) as e:
         over_training.sample(tmp_path / "0000001.safetensors", tmp_path / "s", 2,

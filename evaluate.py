@@ -48,6 +48,7 @@ from utils.escaping import printable
 from utils.files import atomic_folder, require_new_folder, write_text
 from utils.flags import flag_of, make_parser
 from utils.provenance import git_commit, now, versions
+from utils.skipped import lines_of_skipped
 from utils.version import __version__
 
 DEFAULTS = MetricOptions()
@@ -184,12 +185,12 @@ def computable_metrics(args, sets, options):
     """The metrics that can be computed, before any volume is read and the VAE is loaded.
 
     :return: list of registry.Metric, {title: why it is not computed}
-    :raises UserError: nothing that --metrics names can be computed
+    :raises UserError: nothing that was asked for by name can be computed
     """
     metrics, skipped = registry.checked(options.names, statistic.Pool(*sets), options)
-    evaluation.require_some(args.metrics, metrics, skipped)
-    for line in report.lines_of_skipped(skipped, "will not be computed"):
-        print(line, flush=True)
+    evaluation.require_some(registry.requested(vars(args)), metrics, skipped)
+    for line in lines_of_skipped(skipped, "will not be computed"):
+        print(printable(line), flush=True)
     return metrics, skipped
 
 
@@ -231,7 +232,7 @@ def evaluate(args, pool, metrics, best, folder):
     psnr = best.fill(pool) if best else {}
     how = (metrics, pool, options_of(args), args.bootstrap, args.permutations)
     found = evaluation.measure(*how)
-    evaluation.require_some(args.metrics, found.entries, found.skipped)
+    evaluation.require_some(registry.requested(vars(args)), found.entries, found.skipped)
     content = {"vae_psnr_db": psnr, "warnings": warnings, "skipped": found.skipped,
                "metrics": found.entries}
     if args.by_class:
@@ -276,8 +277,9 @@ def evaluate_run(args):
     checkpoints = checkpoint_choice.checkpoints_by_step(args.ckpt_folder)
     first = next(iter(checkpoints.values()))
     losses = log_lines.values_by_step(args.ckpt_folder / "log.jsonl", "held_out_loss")
-    flags = {"--conditions": condition_choice.cohort_of(first), "--sampler": args.sampler,
-             "--num-sampling-steps": args.num_sampling_steps,
+    covariates = condition_choice.covariates_of(first)
+    flags = {"--conditions": condition_choice.COHORT if covariates else None,
+             "--sampler": args.sampler, "--num-sampling-steps": args.num_sampling_steps,
              "--class-label": args.class_label or "cohort", "--seed": args.seed,
              "--device": args.device}
     real, train = find_real_and_training(args)
@@ -287,7 +289,8 @@ def evaluate_run(args):
         over_training.sample(checkpoint, folder, args.num_samples or metric_flags.SAMPLES, flags)
         pool = pools.with_samples(find_synthetic(args, folder, real))
         rows.append(over_training.numbers(step, pool, options_of(args), losses))
-    over_training_report.write(args.output, rows, over_training.COLUMNS, str(args.ckpt_folder))
+    over_training_report.write(args.output, rows, over_training.COLUMNS, str(args.ckpt_folder),
+                               covariates)
     for line in over_training_report.findings(rows):
         print(line)
     print(f"{args.output}: report.md, over-training.tsv, figures/over-training.png, samples/")
@@ -307,7 +310,7 @@ def main():
     by_name = {found.flag[2:]: found for found in sets if found}
     metrics, skipped = computable_metrics(args, sets, options_of(args))
     if is_there_already(args, by_name, skipped):
-        return evaluation.require_named(args.metrics, skipped, args.output)
+        return evaluation.require_named(registry.requested(vars(args)), skipped, args.output)
     best, skipped_layouts = None, {}
     if args.vae:
         dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
@@ -339,7 +342,7 @@ def main():
         print(note)
     print(f"{args.output}: metrics.json, report.md, report.html, figures/"
           f"{', table.tex' if args.latex else ''}", flush=True)
-    evaluation.require_named(args.metrics, content["skipped"], args.output)
+    evaluation.require_named(registry.requested(vars(args)), content["skipped"], args.output)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from metrics.options import NotComputed
 from metrics.statistic import Statistic
 from mri import geometry, structures, tables
 from utils.errors import UserError
-from utils.escaping import printable
+from utils.escaping import cell, printable
 
 MAX_VOXEL_MM = 2.0          # edge of a voxel; coarser ones do not show the small structures
 MIN_LARGEST_PIECE = 0.99    # of a sound segmentation's brain
@@ -152,7 +152,7 @@ def _from_tables(pool, options):
                 f"--anatomy-{name} {found[name].paths[0]}: its rows "
                 f"({tables.some(found[name].volumes)}) are of fewer than 2 volumes of "
                 f"{pool.sets[name].flag} ({ids}); name them alike")
-    names = _structures_of_all(found, notes)
+    names = _structures_of_all(found, rows, notes)
     nothing = {key: np.nan for key in names}
     ml = np.full((pool.size, len(names)), np.nan)
     scores = np.full(pool.size, np.nan)
@@ -171,12 +171,14 @@ def _from_tables(pool, options):
                    warnings=notes)
 
 
-def _structures_of_all(found, notes):
-    """Names of the structures that every row of both tables has.
+def _structures_of_all(found, rows_of, notes):
+    """Names of the structures that the rows of all volumes have.
 
+    :param found: {set: AnatomyTable}
+    :param rows_of: {set: row of each volume, or None}
     :raises NotComputed: none
     """
-    rows = [row for table in found.values() for row in table.volumes.values()]
+    rows = [table.volumes[row] for name, table in found.items() for row in rows_of[name] if row]
     names = tuple(key for key in structures.STRUCTURES if all(key in row for row in rows))
     missing = [key for key in structures.STRUCTURES if key not in names]
     if not names:
@@ -228,6 +230,7 @@ def anatomy_statistics(pool, options):
 def _statistic(found, key, name, definition, target, compute, **more):
     """A Statistic whose weights leave out volumes without known structures."""
     counted = found.counted
+    some = None if counted.all() else counted > 0
 
     def of_known(a, b):
         a, b = a * counted, b * counted
@@ -239,7 +242,7 @@ def _statistic(found, key, name, definition, target, compute, **more):
 
     more = {"has_interval": False, "has_ceiling": found.has_ceiling, **more}
     return Statistic(key=key, name=name, definition=definition, target=target, compute=of_known,
-                     **more)
+                     counted=some, **more)
 
 
 def _small_effects(d):
@@ -336,6 +339,6 @@ def tables_of(pool, options):
         lines = ["\t".join(("id", *found.names))]
         for key, row in zip(pool.sets[name].ids, found.ml[pool.index(name)]):
             cells = ["n/a" if np.isnan(x) else f"{x:.3f}" for x in row]
-            lines.append("\t".join((key, *cells)))
+            lines.append("\t".join((cell(key), *cells)))
         out[f"anatomy-{name}.tsv"] = "\n".join(lines) + "\n"
     return out

@@ -5,9 +5,12 @@ writes, aseg.stats files, or a folder that is searched for them (a SUBJECTS_DIR)
 summed, mm³ become ml.
 """
 import hashlib
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
 
 from mri import tables
 from mri.structures import STRUCTURES
@@ -20,6 +23,9 @@ MAX_STATS_BYTES = 2 ** 20
 SUBJECT_COLUMNS = ("subject", "measure:volume", "id")
 QC_COLUMNS = ("general white matter", "hippocampus+amygdala")   # that only scores have
 MM3_PER_ML = 1000
+# how a column gives a structure, the best last: hemispheres by FreeSurfer's surfaces are in all of
+# its tables, and by voxels in some, beside them
+TOTAL, VOXELS_OF_SIDE, MEASURE_OF_SIDE = range(3)
 
 # names as `_plain` leaves them, where they are not those of STRUCTURES
 NAMES = {
@@ -59,8 +65,9 @@ def read_anatomy_tables(paths, flag):
             else:
                 _read_table(file, out)
     if not out.volumes:
-        raise UserError(f"{flag} {' '.join(map(str, paths))}: holds scores but no volumes; give "
-                        "the file of SynthSeg's volumes, too")
+        what = ("holds scores but no volumes; give the file of SynthSeg's volumes, too"
+                if out.scores else "none of its rows holds a volume")
+        raise UserError(f"{flag} {' '.join(map(str, paths))}: {what}")
     return out
 
 
@@ -91,7 +98,10 @@ def _read_table(path, out):
     others = [column for column in table.columns if column != key]
     if set(QC_COLUMNS) <= {column.lower() for column in others}:
         for row in table.rows:
-            out.scores[_subject(row[key])] = min(_number(row[column], path) for column in others)
+            subject = _subject(row[key])
+            _refuse_second_row(out.scores, subject, out, path)
+            scores = [_number(row[column], path) for column in others]
+            out.scores[subject] = float(np.min(scores))     # NaN if one is missing
         return
     structure_of = {column: found for column in others if (found := _structure(column))}
     if not structure_of:
@@ -100,7 +110,7 @@ def _read_table(path, out):
     in_ml = "mm" not in key.lower() and set(STRUCTURES) & set(others)    # a table of our own
     for row in table.rows:
         values = [(structure_of[column], column, _number(row[column], path))
-                  for column in structure_of if row[column] not in tables.MISSING]
+                  for column in structure_of]
         _add(out, path, _subject(row[key]), values, 1 if in_ml else MM3_PER_ML)
 
 
@@ -129,18 +139,35 @@ def _read_stats(path, out):
 
 
 def _add(out, path, subject, values, unit):
-    """Sums hemispheres; a total of both, such as CortexVol, counts where there are none."""
-    if subject in out.volumes:
-        raise UserError(f"{out.flag} {path}: a second row of {subject}; keep one")
-    total, halves = {}, {}
+    """Sums hemispheres, which count once however they are given; a row without a volume is none.
+
+    :param values: list of (structure, column, number), NaN where it is missing
+    """
+    _refuse_second_row(out.volumes, subject, out, path)
+    sums = {}       # {structure: {how it is given: ml}}
     for structure, column, value in values:
-        into = halves if _is_of_one_side(column) else total
-        into[structure] = into.get(structure, 0) + value / unit
-    out.volumes[subject] = {**total, **halves}
+        if value < 0 or value == math.inf:
+            raise UserError(f"{out.flag} {path}: {column} of {subject} is {value:g}, which is no "
+                            "volume")
+        of_structure, how = sums.setdefault(structure, {}), _how_given(column)
+        of_structure[how] = of_structure.get(how, 0) + value / unit
+    known = {structure: {how: ml for how, ml in found.items() if not math.isnan(ml)}
+             for structure, found in sums.items()}      # without what lacks a side
+    volumes = {structure: found[max(found)] for structure, found in known.items() if found}
+    if volumes:
+        out.volumes[subject] = volumes
 
 
-def _is_of_one_side(column):
-    return re.match(r"(?i)(left|right)[\s_-]|[lr]h[A-Z]", column) is not None
+def _refuse_second_row(rows, subject, out, path):
+    if subject in rows:
+        raise UserError(f"{out.flag} {path}: a second row of {subject}; keep one")
+
+
+def _how_given(column):
+    """MEASURE_OF_SIDE: "lhCortexVol"; VOXELS_OF_SIDE: "Left-Thalamus"; TOTAL: "CortexVol"."""
+    if re.match(r"[lr]h[A-Z]", column):
+        return MEASURE_OF_SIDE
+    return VOXELS_OF_SIDE if re.match(r"(?i)(left|right)[\s_-]", column) else TOTAL
 
 
 def _structure(column):
@@ -159,6 +186,9 @@ def _subject(cell):
 
 
 def _number(cell, path):
+    """NaN where it is missing."""
+    if cell in tables.MISSING:
+        return math.nan
     try:
         return float(cell)
     except ValueError:
@@ -188,8 +218,8 @@ def match(volume_set, found):
         notes.append(f"{where}: has no row of {len(missing)} of {len(named)} volumes, which are "
                      f"left out of anatomy: {tables.some(missing)}")
     if unused:
-        notes.append(f"{where}: {len(unused)} of its {len(found.volumes)} rows are of no volume of "
-                     f"{volume_set.flag}, and left out: {tables.some(unused)}")
+        notes.append(f"{where}: {len(unused)} of its {len(found.volumes)} rows are of no volume "
+                     f"that is compared, and left out: {tables.some(unused)}")
     return named, notes
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from metrics import copy_features, copy_search, random_features, utility
 from metrics.statistic import Statistic
 from metrics.volume_sets import short_list
+from utils.escaping import cell
 
 COMPARED = ("real", "synthetic")    # sets whose volumes are compared with the training set
 PLANTED = 8         # copies that are made to see whether the search finds them
@@ -172,12 +173,12 @@ def copies_table(pool, options):
     lines = ["\t".join(COLUMNS)]
     for name in COMPARED:
         for key, match, other in zip(pool.sets[name].ids, matches[name], by_features[name]):
-            cells = [name, key] + ["n/a"] * 7
+            cells = [name, cell(key)] + ["n/a"] * 7
             if match:
-                cells[2:7] = [pool.train.ids[match.index], f"{match.ratio:.4g}",
+                cells[2:7] = [cell(pool.train.ids[match.index]), f"{match.ratio:.4g}",
                               "yes" if match.ratio < threshold else "no", match.flip or "no",
                               ",".join(map(str, match.shift))]
             if other:
-                cells[7:] = [pool.train.ids[other.index], f"{other.ratio:.4g}"]
+                cells[7:] = [cell(pool.train.ids[other.index]), f"{other.ratio:.4g}"]
             lines.append("\t".join(cells))
     return {"copies.tsv": "\n".join(lines) + "\n"}

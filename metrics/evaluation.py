@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from metrics import by_class, registry, statistic, volume_sets
+from metrics import by_class, registry, resampling, statistic, volume_sets
 from metrics.options import NotComputed
 from metrics.orientation import orientation_warnings
 from metrics.overlap import overlap_warnings
@@ -10,6 +10,7 @@ from utils.errors import UserError
 from utils.escaping import printable
 from utils.files import read_json
 from utils.flags import flag_of
+from utils.skipped import lines_of_skipped
 
 FORMAT = "mosaicdit-evaluation"
 FORMAT_VERSION = 1
@@ -36,18 +37,30 @@ def measure(metrics, pool, options, replicates, permutations):
     :param permutations: of the subjects
     :return: Numbers
     """
-    resampled = statistic.resamples(pool, replicates, options.seed, permutations)
+    resampled = resampling.resamples(pool, replicates, options.seed, permutations)
+    drawn = {None: resampled}       # {which volumes are counted: Resamples}
     entries, skipped, nearest = {}, dict(resampled.missing), {}
     for metric in metrics:
         try:
             for found in metric.statistics(pool, options):
-                entries[found.key] = statistic.summarize(found, pool, resampled)
+                key = None if found.counted is None else found.counted.tobytes()
+                if key not in drawn:
+                    drawn[key] = resampling.resamples(pool, replicates, options.seed, permutations,
+                                                      found.counted)
+                    skipped |= _missing_of(metric, drawn[key], resampled)
+                entries[found.key] = statistic.summarize(found, pool, drawn[key])
                 if found.nearest is not None:
                     nearest[found.key] = found.nearest
         except NotComputed as e:
             skipped.update({metric.titles[name]: str(e) for name in metric.chosen(options.names)})
     statistic.add_adjusted_p(entries)
     return Numbers(entries, skipped, nearest)
+
+
+def _missing_of(metric, own, resampled):
+    """{title: why there is none} of what the volumes with a value are too few for, not all."""
+    return {f"{what} of {', '.join(metric.titles)}": reason for what, reason in own.missing.items()
+            if what not in resampled.missing}
 
 
 def files_of(metrics, pool, options, numbers):
@@ -71,8 +84,8 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
     :return: {class: {"n": {"real": …, "synthetic": …}, "metrics": …, "skipped": …}}
     """
     metrics, not_by_class = registry.of_one_class(metrics, options)
-    for title, reason in not_by_class.items():
-        print(f"{title}: not computed by class, {reason}", flush=True)
+    for line in lines_of_skipped(not_by_class, "not computed by class"):
+        print(printable(line), flush=True)
     out = {}
     for name in names:
         n = by_class.counts(pool, name)
@@ -87,30 +100,31 @@ def measure_classes(names, metrics, pool, options, replicates, permutations, fol
     return out
 
 
-def require_some(chosen_by_name, entries, skipped):
+def require_some(requested, entries, skipped):
     """Raises UserError if nothing that was asked for by name can be computed.
 
-    :param chosen_by_name: names that --metrics was given; None: it was not given
+    :param requested: of `registry.requested`
     :param entries: what is computed
     :param skipped: {title: why it is not}
     """
-    if chosen_by_name and not entries:
+    if requested and not entries:
         reasons = "; ".join(f"{title}: {reason}" for title, reason in skipped.items())
-        raise UserError(f"--metrics {' '.join(chosen_by_name)}: nothing can be computed; {reasons}")
+        raise UserError(f"{' '.join(requested)}: nothing can be computed; {reasons}")
 
 
-def require_named(chosen_by_name, skipped, path):
+def require_named(requested, skipped, path):
     """Raises UserError if anything that was asked for by name is not among what was written.
 
-    :param chosen_by_name: names that --metrics was given; None: it was not given
+    :param requested: of `registry.requested`
     :param skipped: {title: why it was not computed}
     :param path: of the evaluation
     """
-    titles = registry.titles_of(chosen_by_name or ())
-    reasons = "; ".join(f"{title}: {skipped[title]}" for title in titles if title in skipped)
-    if reasons:
-        raise UserError(f"--metrics {' '.join(chosen_by_name)}: not all could be computed; "
-                        f"{reasons}. The others are in {path}")
+    for request, names in requested.items():
+        titles = registry.titles_of(names)
+        reasons = "; ".join(f"{title}: {skipped[title]}" for title in titles if title in skipped)
+        if reasons:
+            what = "could not" if len(titles) == 1 else "not all could"
+            raise UserError(f"{request}: {what} be computed; {reasons}. The others are in {path}")
 
 
 def warnings_of(pool):

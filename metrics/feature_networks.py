@@ -120,4 +120,4 @@ def _load_onnx(path, device):
     except Exception as e:  # of many kinds, and all of the package's own
         raise UserError(f"{FLAG} {path}: cannot be read as ONNX ({shorten(e, 120)})") from None
     name = session.get_inputs()[0].name
-    return lambda x: torch.from_numpy(np.asarray(session.run(None, {name: x.numpy()})[0]))
+    return lambda x: torch.from_numpy(np.asarray(session.run(None, {name: x.cpu().numpy()})[0]))

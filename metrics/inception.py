@@ -306,7 +306,7 @@ def _infinity_statistic(pool, products, details, seed):
     def of_sets(a, b):  # fewer subsets, as the floor is a mean over many splits
         found = [frechet_infinity(products, np.flatnonzero(u), np.flatnonzero(v), seed,
                                   draws=5, each=slices) for u, v in zip(a, b)]
-        return np.array([each["value"] for each in found])
+        return np.array([each["value"] if each else np.nan for each in found])
 
     return Statistic(
         key=f"fid_infinity_{letter.lower()}", name=f"FID∞-{letter}", target="low",

@@ -131,6 +131,8 @@ def _nearest_by_ms_ssim(pool, correlation, options):
 def _ms_ssim_with_shortlist(pool, shortlist, options):
     """MS-SSIM of the real and synthetic volumes with training volumes.
 
+    Of what is not known yet, in one call: both sets share what is computed of a training volume.
+
     :param shortlist: (N, K) indices of training volumes
     :return: (N, K)
     """

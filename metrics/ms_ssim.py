@@ -16,7 +16,6 @@ from metrics.options import NotComputed
 from metrics.statistic import Statistic
 from metrics.subject_pairs import pairs_within_sets
 from metrics.threads import threads_of_one_core
-from utils.progress import counter
 
 LEVEL_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the five levels, fine to coarse
 SIGMA = 1.5                                 # of the Gaussian window, voxels
@@ -314,17 +313,17 @@ def _values_of_pairs(pool, pairs, available, options):
 
     :param pairs, available: of `pairs_within_sets`
     """
+    def of_set(own, callback):
+        return ms_ssim_pairs(pool.volumes, options.protocol, own, memory_gb=options.memory_gb / 2,
+                             device=options.device, callback=callback)
+
     what = ("MS-SSIM", options.protocol, options.pairs, options.seed, options.device)
-    new = {name: own for name, own in pairs.items() if not pool.knows(what, (name,))}
-    every_new = np.concatenate(list(new.values())) if new else np.empty((0, 2), int)
-    _report_pairs(new, available)
-    with counter("MS-SSIM pairs", len(every_new), first=FIRST_ESTIMATE_SECONDS) as update:
-        values = ms_ssim_pairs(pool.volumes, options.protocol, every_new,
-                               memory_gb=options.memory_gb / 2, device=options.device,
-                               callback=update)
-    computed = dict(zip(new, np.split(values, np.cumsum([len(own) for own in new.values()]))))
-    return np.concatenate([pool.once(what, (name,), partial(computed.get, name))
-                           for name in pairs])
+    _report_pairs({name: own for name, own in pairs.items() if not pool.knows(what, (name,))},
+                  available)
+    found = pool.each_once(what, "MS-SSIM pairs", {
+        (name,): (len(own), partial(of_set, own)) for name, own in pairs.items()},
+        first=FIRST_ESTIMATE_SECONDS)
+    return np.concatenate(list(found.values()))
 
 
 def _report_pairs(pairs, available):

@@ -10,6 +10,7 @@ from metrics.statistic import Pool
 from utils.errors import UserError
 from utils.escaping import printable
 from utils.files import SCRIPTS_DIR
+from utils.skipped import lines_of_skipped
 
 SAMPLES_FOLDER = "samples"    # in the output folder, one samples folder per checkpoint
 METRICS = ("ms-ssim", "mmd", "coverage", "memorization")
@@ -45,11 +46,31 @@ def sample(checkpoint, folder, num_samples, flags):
                "--output", str(folder), "--num-samples", str(num_samples)]
     for flag, value in flags.items():
         command += [] if value is None else [flag, str(value)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        reason = lines[-1] if lines else f"exit code {done.returncode}"
-        raise UserError(f"{checkpoint}: cannot be sampled; {reason.split('error: ', 1)[-1]}")
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        try:
+            reason = _pass_on(process.stderr)
+        except BaseException:       # such as Ctrl-C
+            process.kill()
+            raise
+    if process.returncode:
+        reason = reason or f"exit code {process.returncode}"
+        raise UserError(f"{checkpoint}: cannot be sampled; {reason}")
+
+
+def _pass_on(lines):
+    """Writes lines of sample.py, such as its progress, to stderr.
+
+    :return: its error, or its last line; "" if there is none
+    """
+    last = ""
+    for line in lines:
+        before, is_error, error = line.partition("error: ")
+        if is_error and before.startswith("sample.py"):
+            return error.strip()
+        sys.stderr.write(line)
+        sys.stderr.flush()
+        last = line.strip() or last
+    return last.split("error: ", 1)[-1]
 
 
 class PoolOfRun:
@@ -94,8 +115,8 @@ def numbers(step, pool, options, losses):
     options = dataclasses.replace(options, names=METRICS)
     metrics, skipped = registry.checked(METRICS, pool, options)
     found = evaluation.measure(metrics, pool, options, replicates=0, permutations=0)
-    for title, reason in {**skipped, **found.skipped}.items():
-        print(f"step {step}, {title}: not computed, {reason}", flush=True)
+    for line in lines_of_skipped({**skipped, **found.skipped}, "not computed"):
+        print(printable(f"step {step}, {line}"), flush=True)
 
     def value(key):
         return found.entries.get(key, {}).get("value")

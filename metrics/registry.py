@@ -19,6 +19,7 @@ from metrics import (
     volume_features,
 )
 from metrics.options import NotComputed
+from utils.flags import flag_of
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,31 @@ def default_names(given):
     """
     return [name for metric in METRICS for name in metric.titles
             if not metric.on_request or any(given[flag] is not None for flag in metric.flags)]
+
+
+def requested(given):
+    """What was asked for by name, so that it is an error if it cannot be computed.
+
+    Without --metrics, a metric is asked for by a flag of its own.
+
+    :param given: {"metrics": names that --metrics was given, flag of a metric: its value}, None
+        where it is not given
+    :return: {request as it was given: names of metrics}, such as {"--utility class": ["utility"]}
+    """
+    if given["metrics"]:
+        return {f"--metrics {' '.join(given['metrics'])}": given["metrics"]}
+    found = {}
+    for metric in METRICS:
+        flags = [_as_given(flag, given[flag]) for flag in metric.flags if given[flag] is not None]
+        if flags:
+            found[" ".join(flags)] = list(metric.titles)
+    return found
+
+
+def _as_given(flag, value):
+    """A flag with its value, as the command line has it."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return " ".join([flag_of(flag), *map(str, values)])
 
 
 def titles_of(names):

@@ -13,8 +13,6 @@ import numpy as np
 from metrics import permutation, uncertainty, volume_sets
 from utils.progress import counter
 
-SPLITS = 20  # random halves of the real set, for the floor
-
 
 @dataclass(frozen=True)
 class Statistic:
@@ -39,6 +37,7 @@ class Statistic:
                                         #   whose p are adjusted together; None: the main table
     details: dict = field(default_factory=dict)   # further keys of its entry in metrics.json
     nearest: np.ndarray | None = None   # (synthetic volumes,) training volume nearest to each
+    counted: np.ndarray | None = None   # (N,) bool, the volumes that have a value; None: all
 
 
 class Pool:
@@ -164,108 +163,19 @@ class Pool:
             for name, own in self.sets.items()})
         return np.concatenate(list(found.values()))
 
-    def each_once(self, what, label, parts):
+    def each_once(self, what, label, parts, **progress):
         """Values of several groups of sets, each as `once` gives it, with one progress for all.
 
         :param what: as `once` takes it
         :param label: of the progress
         :param parts: {names: (amount of work, function of the callback that counts it)}
+        :param progress: options of `utils.progress.counter`
         :return: {names: value}
         """
         missing = sum(amount for names, (amount, _) in parts.items() if not self.knows(what, names))
-        with counter(label, missing) as update:
+        with counter(label, missing, **progress) as update:
             return {names: self.once(what, names, partial(compute, update))
                     for names, (_, compute) in parts.items()}
-
-
-# ------------------------------------------------------------------------------------ resampling
-
-@dataclass(frozen=True)
-class Resamples:
-    """Weights of resampled sets, pairs of (R, N); None where a set has too few subjects."""
-    bootstrap: tuple | None     # replicates of the real and of the synthetic set
-    left_out: tuple | None      # the real and the synthetic set without each of their subjects
-    halves: tuple | None        # the two halves of the real set
-    matched: tuple | None       # first halves, and as many synthetic subjects as second halves have
-    permuted: tuple | None      # both sets, a volume per subject, and their permutations
-    missing: dict               # {"intervals", "the floor" or "p": why there are none}
-
-
-def resamples(pool, replicates, seed, permutations=0):
-    """Draws the sets that intervals, floors and tests are computed from.
-
-    :param replicates: of the bootstrap; 0: no intervals
-    :param permutations: of the subjects; 0: no tests
-    """
-    real, synthetic = pool.sets["real"], pool.sets["synthetic"]
-    too_few = {s.flag: _too_few_subjects(s) for s in (real, synthetic) if _too_few_subjects(s)}
-    bootstrap = left_out = halves = matched = permuted = None
-    missing = {}
-    if replicates and too_few:
-        missing["intervals"] = next(iter(too_few.values()))
-    elif replicates:
-        bootstrap = (
-            _bootstrap(pool, "real", replicates, [seed, 0]),
-            _bootstrap(pool, "synthetic", replicates, [seed, 1]))
-    if permutations and too_few:
-        missing["p"] = next(iter(too_few.values()))
-    elif permutations:
-        permuted = _permutations(pool, permutations, seed)
-    if not too_few:
-        left_out = tuple(
-            pool.weights(name, uncertainty.leave_one_out_weights(pool.sets[name].subjects))
-            for name in ("real", "synthetic"))
-    if real.flag in too_few:
-        missing["the floor"] = too_few[real.flag]
-    else:
-        first, second = uncertainty.halves(real.subjects, SPLITS, [seed, 2])
-        halves = pool.weights("real", first), pool.weights("real", second)
-        matched = _matched(pool, halves, [seed, 3])
-    return Resamples(bootstrap, left_out, halves, matched, permuted, missing)
-
-
-def _permutations(pool, permutations, seed):
-    """Both sets, one volume per subject, and their permutations."""
-    chosen = []
-    for k, name in enumerate(("real", "synthetic")):
-        own = permutation.one_volume_per_subject(pool.sets[name].subjects, [seed, 5, k])
-        chosen.append(pool.index(name)[own])
-    return permutation.permuted_sets(*chosen, pool.size, permutations, [seed, 6])
-
-
-def _matched(pool, halves, seed):
-    """First halves, and synthetic sets with as many subjects as the second halves.
-
-    :return: None if the synthetic set has fewer subjects
-    """
-    _, first_volumes = np.unique(pool.sets["real"].subjects, return_index=True)
-    _, synthetic = np.unique(pool.sets["synthetic"].subjects, return_inverse=True)
-    counts = halves[1][:, pool.index("real")[first_volumes]].sum(1).astype(int)
-    if counts.max() > synthetic.max() + 1:
-        return None
-    subsets = _random_subsets(synthetic.max() + 1, counts, seed)
-    return halves[0], pool.weights("synthetic", subsets[:, synthetic])
-
-
-def _too_few_subjects(volume_set):
-    """Why a set cannot be resampled; None if it can."""
-    n = len(set(volume_set.subjects))
-    if n >= uncertainty.MIN_SUBJECTS:
-        return None
-    return (f"{volume_set.flag} has {n} subject{'s' * (n > 1)}; "
-            f"at least {uncertainty.MIN_SUBJECTS} are needed")
-
-
-def _bootstrap(pool, name, replicates, seed):
-    subjects = pool.sets[name].subjects
-    return pool.weights(name, uncertainty.bootstrap_weights(subjects, replicates, seed))
-
-
-def _random_subsets(n, counts, seed):
-    """Weights, (R, n) of 0 and 1, of R random subsets with these numbers of elements."""
-    draws = np.random.default_rng(seed).random((len(counts), n))
-    rank = np.argsort(np.argsort(draws, axis=1), axis=1)
-    return (rank < counts[:, None]).astype(float)
 
 
 # --------------------------------------------------------------------------------------- summary
@@ -273,7 +183,7 @@ def _random_subsets(n, counts, seed):
 def summarize(statistic, pool, resampled):
     """One number with its interval, its test, its floor and its ceiling.
 
-    :param resampled: what `resamples` returns
+    :param resampled: what `resampling.resamples` draws of the volumes that the statistic counts
     :return: its entry in metrics.json: name, aim, how, value, the statistic's details, and where
         they exist interval, p, p_method, target, floor, at_floor_n, vae; None for what is not
         finite
@@ -293,7 +203,7 @@ def summarize(statistic, pool, resampled):
     if resampled.permuted is not None and statistic.test:
         entry |= _test(statistic, entry["value"], pool, resampled)
     if statistic.target == "real":
-        entry["target"] = _value_of_real(compute, pool, resampled)
+        entry["target"] = _value_of_real(statistic, pool, resampled)
     if resampled.halves is not None:
         entry["floor"] = _mean_and_range(compute(*resampled.halves), lowest)
     if resampled.matched is not None:
@@ -326,11 +236,10 @@ def _finite(x, lowest=None):
 
 
 def _interval(statistic, value, pool, resampled, lowest):
-    subjects = [len(set(pool.sets[name].subjects)) for name in ("real", "synthetic")]
     if statistic.is_share:
-        return uncertainty.share_interval(
-            value, subjects[1], subjects[0], float(statistic.target))
-    if min(subjects) < uncertainty.FEW_SUBJECTS:
+        real, synthetic = resampled.subjects
+        return uncertainty.share_interval(value, synthetic, real)
+    if min(resampled.subjects) < uncertainty.FEW_SUBJECTS:
         left_out = _left_out_values(statistic, pool, resampled)
         return uncertainty.t_interval(value, left_out, lowest=lowest)
     replicates = statistic.compute(*resampled.bootstrap)
@@ -359,11 +268,11 @@ def _test(statistic, value, pool, resampled):
     return {} if p is None else {"p": p, "p_method": method}
 
 
-def _value_of_real(compute, pool, resampled):
-    """The number of the real set itself, with its interval."""
-    real = pool.weights("real")
+def _value_of_real(statistic, pool, resampled):
+    """The number of the real set itself, with its interval if there is one."""
+    compute, real = statistic.compute, pool.weights("real")
     target = {"value": _finite(compute(real, real)[0])}
-    if resampled.bootstrap is None:
+    if resampled.bootstrap is None or not statistic.has_interval or target["value"] is None:
         return target
     without = resampled.left_out[0]
     if len(without) < uncertainty.FEW_SUBJECTS:

@@ -45,8 +45,9 @@ def d_given_the_others(a, b, x):
     """
     both = a + b
     count, structures = both.sum(1), x.shape[1]
-    spread = x.std(0)
-    x = (x - x.mean(0)) / np.where(spread > 0, spread, 1)
+    taken = x[both.any(0)]      # others must not set the scale against which RIDGE is small
+    spread = taken.std(0)
+    x = (x - taken.mean(0)) / np.where(spread > 0, spread, 1)
     covariance = _covariances(both, x)
     p = b.sum(1) / count                                       # mean of the set: 1 in b, 0 in a
     with_set = b @ x / count[:, None] - both @ x / count[:, None] * p[:, None]

@@ -17,6 +17,7 @@ from utils.files import read_json, write_text
 from utils.progress import progress
 
 FORMAT = "mosaicdit-anatomy"
+DECIMALS = 6            # of what is kept; used at once, too, so that it makes no difference
 METHOD = 1              # of measuring; another one has other keys
 MIDLINE = ("3rd_ventricle", "4th_ventricle", "brain_stem")  # of one piece; the others have two
 SYMMETRIC = tuple(name for name in structures.STRUCTURES
@@ -118,7 +119,7 @@ class Segmenter:
             print(f"{label}: {len(keys) - len(missing)} of {len(keys)} volumes are segmented "
                   f"already ({kept.path})", flush=True)
         for i in progress(missing, f"{label}, structures"):
-            values = measure(self.segment(volumes[i], affines[i]))
+            values = measure(self.segment(volumes[i], affines[i])).round(DECIMALS)
             _measured[keys[i]] = values
             kept.add(keys[i], ids[i], values)
         return np.array([_measured[key] for key in keys])
@@ -164,7 +165,7 @@ class _Kept:
         if not self._writable:
             return
         self.values[key], self._ids[key] = values, name
-        rows = {k: [self._ids[k], *(None if np.isnan(x) else round(float(x), 6) for x in found)]
+        rows = {k: [self._ids[k], *(None if np.isnan(x) else float(x) for x in found)]
                 for k, found in self.values.items()}
         content = {"format": FORMAT, "network": self.network, "columns": list(COLUMNS),
                    "volumes": rows}

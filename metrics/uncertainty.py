@@ -113,7 +113,7 @@ def t_test(difference, left_out):
     return float(2 * stats.t.sf(abs(difference) / error, freedom))
 
 
-def share_interval(share, n, m, expected, level=0.95):
+def share_interval(share, n, m, level=0.95):
     """Interval of a share of n values below a threshold that m other values determine.
 
     If all are drawn alike, the chance to lie below an order statistic has a beta distribution with
@@ -124,7 +124,6 @@ def share_interval(share, n, m, expected, level=0.95):
     :param share: of the n values
     :param n: number of independent values, such as subjects
     :param m: number of independent values that the threshold was taken from
-    :param expected: share if all are drawn alike
     :return: [low, high], which hold `share`
     """
     count = int(round(share * n))

@@ -48,8 +48,10 @@ def check_networks(pool, options):
                           f"network, which needs {random_features.SMALLEST_SIDE}")
     if options.features:
         network = _network(options.features, options.device)
+        # noise, as networks that standardize their input make NaN of a constant volume
+        noise = torch.rand(1, 1, *(pool.side,) * 3, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            network(torch.zeros(1, 1, *(pool.side,) * 3))
+            network(noise)
 
 
 @functools.lru_cache(maxsize=1)

@@ -270,7 +270,8 @@ def _to_torch_order(kernel):
 
 
 def _check_blocks(blocks):
-    """Raises ValueError unless each convolution takes the channels that the one before makes."""
+    """Raises ValueError unless each convolution takes the channels that the one before makes, and
+    the last makes scores of each voxel alone."""
     channels = 1
     for block in blocks:
         out, taken, *size = block.kernel.shape
@@ -280,3 +281,6 @@ def _check_blocks(blocks):
         if block.bias is not None and block.bias.shape != (out,):
             raise ValueError(f"the bias of {block.layer.name} has shape {tuple(block.bias.shape)}")
         channels = out
+    last = blocks[-1]
+    if len(blocks) < 2 or last.reach or last.layer.is_normalized:
+        raise ValueError("its last layer is not a convolution of 1 x 1 x 1 voxel after others")

@@ -14,13 +14,14 @@ REPORT = "report.md"
 QUALITY, COPYING, HELD_OUT = "#2a6f97", "#bc6c25", "0.45"
 
 
-def write(folder, rows, columns, run):
+def write(folder, rows, columns, run, covariates=()):
     """Writes the figure, the table and the report.
 
     :param folder: Path, exists
     :param rows: list of dicts, in the order of their steps; None: not computed
     :param columns: {column: what it is}
     :param run: folder of the run, as text
+    :param covariates: names of those that the samples were asked to have
     """
     lines = ["\t".join(columns)]
     for row in rows:
@@ -29,24 +30,35 @@ def write(folder, rows, columns, run):
     write_text(folder / TABLE, "\n".join(lines) + "\n")
     (folder / "figures").mkdir(exist_ok=True)
     draw(folder / "figures" / FIGURE, rows)
-    write_text(folder / REPORT, markdown_page(report_blocks(rows, columns, run)))
+    write_text(folder / REPORT, markdown_page(report_blocks(rows, columns, run,
+                                                             covariates)))
 
 
-def report_blocks(rows, columns, run):
+def report_blocks(rows, columns, run, covariates=()):
     """The report as blocks; parameters as `write` takes them."""
     table = Table(list(columns), [[number(row[name]) if isinstance(row[name], float)
                                    else "–" if row[name] is None else str(row[name])
                                    for name in columns] for row in rows])
+    asked = (f" Each sample was asked to have the {_covariates_in_words(covariates)} of a random "
+             "training volume of its class." if covariates else "")
     return [
         Heading(1, "Quality and copying over training"),
         Paragraph(f"Run {code(run)}, {len(rows)} checkpoint{'s' * (len(rows) > 1)}, "
-                  f"{rows[0]['samples']} samples each."),
+                  f"{rows[0]['samples']} samples each.{asked}"),
         Bullets(findings(rows)), table,
         Picture(FIGURE, "By training step. Quality: MMD (lower is better) and coverage (higher is "
                 "better). Copying: how much nearer samples are to one training volume than to all "
                 "others (low is copying), with held-out real volumes for comparison, and the share "
                 "of samples flagged as copies."),
         Bullets([f"{name}: {text}" for name, text in columns.items()])]
+
+
+def _covariates_in_words(names):
+    """"covariates `age` and `sex`", or with one name "covariate `age`"."""
+    *others, last = map(code, names)
+    if not others:
+        return f"covariate {last}"
+    return f"covariates {', '.join(others)} and {last}"
 
 
 def findings(rows):

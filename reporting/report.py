@@ -16,6 +16,7 @@ from reporting.rounding import number, with_range, with_span
 from reporting.structures import main_entries, structure_blocks
 from utils.escaping import code, markup, sentence
 from utils.files import write_text
+from utils.skipped import by_reason, lines_of_skipped
 
 CAPTIONS = {
     # file: caption
@@ -25,7 +26,7 @@ CAPTIONS = {
         "The center slices of up to eight volumes of each set, of {real} real and {synthetic} "
         "synthetic ones.",
     "intervals.png":
-        "Every number (red), with its 95% interval if it has one, next to its floor (gray: two "
+        "The numbers (red), each with its 95% interval if it has one, next to its floor (gray: two "
         "random halves of the real set), the same number with as few synthetic subjects as the "
         "floor has (orange), "
         "and, with --vae, its ceiling (blue and green: real volumes after the VAE).",
@@ -84,8 +85,8 @@ def report_blocks(content, figures, viewers=()):
         blocks.append(_table_of_numbers(entries, layouts))
     if "copies" in entries:
         blocks += _copies(entries["copies"], content["sets"])
-    blocks += [_not_computed(", ".join(titles), reason, "was" if len(titles) == 1 else "were")
-               for reason, titles in _by_reason(content["skipped"]).items()]
+    blocks += [_not_computed(titles, reason)
+               for reason, titles in by_reason(content["skipped"]).items()]
     if entries:
         blocks += [Bullets(_notes(content, layouts)), Heading(2, "What each number is"),
                    Bullets(_definitions(entries))]
@@ -138,8 +139,9 @@ def _table_of_numbers(entries, layouts):
     return Table(head + [f"ceiling: real after VAE, {layout}" for layout in layouts], rows)
 
 
-def _not_computed(title, reason, verb="was"):
-    return Paragraph(f"**{markup(title)}** {verb} not computed: {sentence(reason)}.")
+def _not_computed(titles, reason, where=""):
+    """A line as the terminal shows it, see utils/skipped.py."""
+    return Paragraph(f"**{markup(where + ', '.join(titles))}**: not computed, {sentence(reason)}.")
 
 
 def _own(target):
@@ -192,27 +194,30 @@ def by_class_blocks(content):
     head = ["metric", "overall", *(f"{markup(name)} ({classes[name]['n']['real']} real, "
                                    f"{classes[name]['n']['synthetic']} synthetic)"
                                    for name in names)]
-    skipped = {}    # {(title, reason): classes}
-    for name in names:
-        for title, reason in classes[name]["skipped"].items():
-            if title not in content["skipped"]:
-                skipped.setdefault((title, reason), []).append(name)
-    lines = [_not_computed(f"{', '.join(of)}: {title}", reason)
-             for (title, reason), of in skipped.items()]
+    lines = [_not_computed(titles, reason, f"{', '.join(of)}: ")
+             for (of, reason), titles in _skipped_by_class(content).items()]
     return [Heading(2, "By class"), Table(head, rows), *lines]
+
+
+def _skipped_by_class(content):
+    """{(classes, reason): titles} of what is not computed for some classes alone."""
+    classes_of = {}     # {(title, reason): classes}
+    for name, found in content["by_class"].items():
+        for title, reason in found["skipped"].items():
+            if title not in content["skipped"]:
+                classes_of.setdefault((title, reason), []).append(name)
+    together = {}
+    for (title, reason), names in classes_of.items():
+        together.setdefault((tuple(names), reason), []).append(title)
+    return together
 
 
 def _notes(content, layouts):
     """How to read the table of numbers."""
     settings, notes = content["settings"], []
     entries = main_entries(content["metrics"]).values()
-    if any("interval" in entry for entry in entries):
-        notes.append(
-            f"*Interval*: 95%, from {settings['bootstrap']} bootstrap replicates over subjects, or "
-            "Student's t with the jackknife's error where a set has fewer than 50 subjects; of "
-            "shares, beta-binomial. It is for the average over many evaluations with as many "
-            "volumes. Distances of two sets have none, as none covers what it says near 0: they "
-            "have a p.")
+    notes += _note_on_intervals([entry for entry in entries if "interval" in entry],
+                                settings["bootstrap"])
     tested = [entry for entry in entries if "p" in entry]
     if tested:
         notes.append(
@@ -241,6 +246,26 @@ def _notes(content, layouts):
             "FID and KID are lower than they would be for other subjects, because the subjects are "
             f"the same. PSNR of the round trip: {psnr}.")
     return notes
+
+
+def _note_on_intervals(entries, replicates):
+    """What the intervals are of which there are some; a list.
+
+    :param entries: that have an interval
+    """
+    of_splits = "corrected resampled t over splits of the subjects"
+    over_splits = ["splits" in entry for entry in entries]
+    if not entries:
+        return []
+    if all(over_splits):
+        return [f"*Interval*: 95%, {of_splits}."]
+    usefulness = f"; of usefulness, {of_splits}" if any(over_splits) else ""
+    return [
+        f"*Interval*: 95%, from {replicates} bootstrap replicates over subjects, or Student's t "
+        "with the jackknife's error where a set has fewer than 50 subjects; of shares, "
+        f"beta-binomial{usefulness}. It is for the average over many evaluations with as many "
+        "volumes. Distances of two sets have none, as none covers what it says near 0: they have "
+        "a p."]
 
 
 def _definitions(entries):
@@ -292,21 +317,3 @@ def terminal_lines(content):
         lines.append(f"warning: {found['volume']} looks like a copy of the training volume "
                      f"{found['source']}")
     return lines + lines_of_skipped(content["skipped"], "not computed")
-
-
-def lines_of_skipped(skipped, what):
-    """What is not computed, a line for each reason: "FID, KID: not computed, no weights".
-
-    :param skipped: {title: reason}
-    :param what: "not computed", or the like
-    """
-    return [f"{', '.join(titles)}: {what}, {reason}"
-            for reason, titles in _by_reason(skipped).items()]
-
-
-def _by_reason(skipped):
-    """{reason: titles}."""
-    found = {}
-    for title, reason in skipped.items():
-        found.setdefault(reason, []).append(title)
-    return found

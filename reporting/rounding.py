@@ -1,6 +1,9 @@
 """Numbers as text, with no more digits than their uncertainty lets them have."""
 import math
 
+SMALLEST_SPREAD = 1e-12     # of the numbers' size: what differs by less differs by rounding errors
+MOST_DECIMALS = 10          # without an exponent
+
 
 def number(x, digits=4):
     """A number of so many significant digits; a dash for None and NaN."""
@@ -13,7 +16,8 @@ def with_span(value, pair):
     """A value and its interval, both rounded by the interval's width.
 
     The ends are rounded to the second significant digit of the width, the value to one more:
-    0.009612 [0.001877, 0.01339] -> 0.0096 [0.002, 0.013].
+    0.009612 [0.001877, 0.01339] -> 0.0096 [0.002, 0.013]. An end that would become 0 gets one
+    digit: it matters on which side of 0 it is.
 
     :param value: float or None
     :param pair: [low, high], or None
@@ -21,11 +25,10 @@ def with_span(value, pair):
     """
     if not pair or value is None:
         return number(value), ""
-    width = pair[1] - pair[0]
-    if not width > 0 or not math.isfinite(width):
+    place = _place(*pair, digits=2)
+    if place is None:
         return number(value), f" [{number(pair[0])}, {number(pair[1])}]"
-    place = math.floor(math.log10(width)) - 1
-    ends = ", ".join(_rounded(end, place) for end in pair)
+    ends = ", ".join(_end(end, place) for end in pair)
     return _rounded(value, place - 1), f" [{ends}]"
 
 
@@ -34,12 +37,30 @@ def with_range(mean, low, high):
 
     :return: text
     """
-    spread = high - low
-    if not spread > 0 or not math.isfinite(spread):
+    place = _place(low, high, digits=3)
+    if place is None:
         return f"{number(mean)} ({number(low)} … {number(high)})"
-    place = math.floor(math.log10(spread)) - 2
     mean, low, high = (_rounded(x, place) for x in (mean, low, high))
     return f"{mean} ({low} … {high})"
+
+
+def _place(low, high, digits):
+    """The power of ten of the last of so many significant digits of a spread.
+
+    :return: None where the numbers do not differ, but for rounding errors, are not finite, or have
+        too many zeros to be read without an exponent
+    """
+    spread = high - low
+    if not math.isfinite(spread) or spread <= SMALLEST_SPREAD * max(abs(low), abs(high)):
+        return None
+    place = math.floor(math.log10(spread)) - digits + 1
+    return place if place >= -MOST_DECIMALS else None
+
+
+def _end(x, place):
+    """An end of an interval, rounded to this place; not to 0, unless it is 0 but for rounding."""
+    text = _rounded(x, place)
+    return number(x, 1) if text == "0" and abs(x) > SMALLEST_SPREAD * 10.0 ** place else text
 
 
 def _rounded(x, place):

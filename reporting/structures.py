@@ -38,10 +38,10 @@ def structure_blocks(entries, layouts):
     lines += _unreliable(entries.get("anatomy_reliable"))
     rows = [_row(name, found, layouts) for name, found in by_structure.items()]
     head = ["structure", "real, ml", "synthetic, ml", "d of volume [95% interval]", "p, adjusted",
-            "d of share of brain", "p, adjusted", "d given the others", "p, adjusted",
-            "floor of d of volume",
+            "d of share of brain [95% interval]", "p, adjusted", "d given the others",
+            "p, adjusted", "floor of d of volume",
             *(f"d of volume, real after VAE, {layout}" for layout in layouts)]
-    how = (f"Volumes: {whole['source']}; means over subjects. *d*: Cohen's, synthetic − real; "
+    how = (f"Volumes: {whole['source']}; means over volumes. *d*: Cohen's, synthetic − real; "
            "below 0.2 is small. *Share of brain*: of all structures but the ventricles. *Given the "
            "others*: d of what a regression on all other structures does not explain: whether a "
            "structure fits the brain around it. *p, adjusted*: for the structures in its column "

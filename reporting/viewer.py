@@ -16,7 +16,7 @@ class Viewer:
     """A block of a report, see reporting/blocks.py."""
     name: str       # in the page, of this viewer alone
     heading: str
-    sets: list      # of {"name", "title", "n", "voxel_mm", "affine", "ids", "packed"}
+    sets: list      # of {"name", "title", "n", "voxel_mm", "affines", "ids", "packed"}
     side: int       # voxels
     wanted: int     # volumes of each set that were asked for
     paired = False  # volumes of the two sets belong together
@@ -42,7 +42,7 @@ class Viewer:
         return f"`report.html` shows {self.counts()} in three views to scroll through."
 
     def html(self, figures):
-        described = [{key: found[key] for key in ("name", "title", "voxel_mm", "affine", "ids")}
+        described = [{key: found[key] for key in ("name", "title", "voxel_mm", "affines", "ids")}
                      for found in self.sets]
         volumes = "\n".join(
             embedded_text(f"volume-{found['name']}-{index}", text)
@@ -116,10 +116,9 @@ def _of_sets(pool, wanted, room):
                 packed[name] += room.pack([volume], always=turn == 0)
     sets = []
     for name, texts in packed.items():
-        found = pool.sets[name]
-        ids = [found.ids[i] for i in chosen[name][:len(texts)]]
-        affine = None if found.affine is None else np.asarray(found.affine)[:3].tolist()
-        sets.append(_described(name, name, len(found), found.voxel_sizes, affine, ids, texts))
+        found, shown = pool.sets[name], chosen[name][:len(texts)]
+        sets.append(_described(name, name, len(found), found.voxel_sizes, _affines(found, shown),
+                               [found.ids[i] for i in shown], texts))
     return Viewer("viewer", "Volumes", sets, pool.side, wanted)
 
 
@@ -131,9 +130,9 @@ def _of_copies(pool, wanted, flagged, pairs):
     copies, sources = map(list, zip(*pairs))
     shown = flagged[:len(pairs)]
     found = pool.sets["synthetic"]
-    affine = None if found.affine is None else np.asarray(found.affine)[:3].tolist()
+    affines = _affines(found, [found.ids.index(copy["volume"]) for copy in shown])
     sets = [
-        _described("copy", "flagged synthetic volume", len(flagged), found.voxel_sizes, affine,
+        _described("copy", "flagged synthetic volume", len(flagged), found.voxel_sizes, affines,
                    [copy["volume"] for copy in shown], copies),
         _described("source", "training volume that it matches", len(flagged),
                    pool.train.voxel_sizes, None,
@@ -141,9 +140,18 @@ def _of_copies(pool, wanted, flagged, pairs):
     return CopiesViewer("copies", "Copies beside their sources", sets, pool.side, wanted)
 
 
-def _described(name, title, n, voxel_sizes, affine, ids, packed):
+def _affines(found, indices):
+    """The upper three rows of the affine of each volume; None where world coordinates are not
+    known."""
+    if found.affine is None:
+        return None
+    own = found.affine_of or (lambda i: found.affine)
+    return [np.asarray(own(i))[:3].tolist() for i in indices]
+
+
+def _described(name, title, n, voxel_sizes, affines, ids, packed):
     """One of the sets of a Viewer."""
-    return {"name": name, "title": title, "n": n, "packed": packed, "affine": affine,
+    return {"name": name, "title": title, "n": n, "packed": packed, "affines": affines,
             "voxel_mm": [round(float(size), 3) for size in voxel_sizes],
             "ids": [printable(one) for one in ids]}
 

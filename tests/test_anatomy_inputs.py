@@ -102,6 +102,18 @@ def test_a_table_that_cannot_be_used_leaves_the_other_numbers(cubes, tmp_path, c
     assert message in content["skipped"]["anatomy"]
 
 
+def test_a_flag_of_anatomy_asks_for_it(cubes, tmp_path):
+    """Without --metrics, too."""
+    done = script("evaluate.py", "--real", cubes / "real", "--synthetic", cubes / "synthetic",
+                  "--real-range", 0, 255, "--synthetic-range", 0, 255, "--output", tmp_path / "e",
+                  "--anatomy-real", tmp_path / "none.csv", "--anatomy-synthetic", "none.csv",
+                  "--device", "cpu", "--bootstrap", 0, "--permutations", 0, expect=2,
+                  cwd=tmp_path, env={"TORCH_HOME": str(tmp_path)})
+    assert "--anatomy-synthetic none.csv: could not be computed; anatomy: " in error_line(done)
+    content = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert "histogram" in content["metrics"] and "anatomy" in content["skipped"]
+
+
 def test_half_of_a_set_and_missing_structures_are_said(cubes, tmp_path):
     real = table(tmp_path / "real.csv", IDS, 1)
     half = table(tmp_path / "half.csv", IDS[:3], 2, STRUCTURES[:15])

@@ -308,6 +308,8 @@ def test_checkpoints_of_a_run_are_sampled_as_in_training(run, folder, tmp_path):
     assert "covariates as in training" in done.stdout
     recorded = json.loads((tmp_path / "e" / "samples" / "0000004" / "samples.json").read_text())
     assert recorded["recipe"]["conditions"] == "cohort"
+    assert ("2 samples each. Each sample was asked to have the covariates `age` and `sex` of a "
+            "random training volume of its class.") in (tmp_path / "e" / "report.md").read_text()
 
 
 def test_samplers_are_compared_on_covariates_as_in_training(run, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from diffusion import vae as latents
-from metrics import mmd, ms_ssim, statistic, uncertainty
+from metrics import mmd, ms_ssim, resampling, uncertainty
 from mri import manifest, mosaic, mosaic_files, nifti
 from reporting.structures import main_entries
 from utils.version import __version__
@@ -184,7 +184,7 @@ def test_intervals_hold_their_values(whole):
 def test_floor_is_that_of_halves_of_the_real_set(whole, arrays):
     m, real = whole[1]["metrics"], arrays[0].reshape(8, -1) / 255
     subjects = ["a", "a", "b", "c", "d", "e", "f", "t0"]
-    first, second = uncertainty.halves(subjects, statistic.SPLITS, [0, 2])
+    first, second = uncertainty.halves(subjects, resampling.SPLITS, [0, 2])
     direct = [((real[a == 1].mean(0) - real[b == 1].mean(0)) ** 2).sum()
               for a, b in zip(first, second)]
     floor = m["mmd_linear"]["floor"]

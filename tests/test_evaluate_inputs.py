@@ -214,6 +214,20 @@ def test_some_of_what_was_named_cannot_be_computed(real, tmp_path):
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["metrics"]["mmd_linear"]
 
 
+def test_a_label_that_cannot_be_learned(real, tmp_path):
+    """--utility asks for its number by name; the others are written, and the exit code is 2."""
+    flags = ("--real", real, "--synthetic", real, "--output", tmp_path / "e", "--utility", "age",
+             "--bootstrap", 0, "--permutations", 0)
+    done = script("evaluate.py", *flags, cwd=tmp_path, expect=2, env={"TORCH_HOME": str(tmp_path)})
+    assert "--utility age: could not be computed; utility: --real" in error_line(done)
+    assert "does not record age of its volumes" in error_line(done)
+    content = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert content["metrics"]["mmd_linear"] and "does not record" in content["skipped"]["utility"]
+    again = script("evaluate.py", *flags, "--update", cwd=tmp_path, expect=2,
+                   env={"TORCH_HOME": str(tmp_path)})
+    assert "is there already" in again.stdout and "--utility age" in error_line(again)
+
+
 def test_where_the_numbers_come_from(real, tmp_path):
     fake = samples_folder(tmp_path / "s", FAKE, ["AD"] * 12)
     script("postprocess.py", "--input", fake, "--output", tmp_path / "n")

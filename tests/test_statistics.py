@@ -9,7 +9,16 @@ import pytest
 import two_sets
 from scipy import stats
 
-from metrics import inception, memorization, mmd, ms_ssim, permutation, statistic, uncertainty
+from metrics import (
+    inception,
+    memorization,
+    mmd,
+    ms_ssim,
+    permutation,
+    resampling,
+    statistic,
+    uncertainty,
+)
 from metrics.smoothness import energy_ratio
 from metrics.volume_sets import VolumeSet
 
@@ -76,7 +85,7 @@ def test_floor_of_a_perfect_generator_is_matched_by_subjects():
                                   rng.normal(size=(32, 20))])
         real = a_set([f"s{i // 2}" for i in range(32)])
         pool = statistic.Pool(real, a_set([f"v{i}" for i in range(32)]))
-        resampled = statistic.resamples(pool, 0, seed)
+        resampled = resampling.resamples(pool, 0, seed)
         products = vectors @ vectors.T
         floor, matched = (mmd.mmd_of_kernel(products, *sets, unbiased=False).mean()
                           for sets in (resampled.halves, resampled.matched))
@@ -159,7 +168,7 @@ def test_share_interval_misses_its_target_as_rarely_as_it_says(m):
     """Of values drawn alike, with the interpolated threshold that the report uses."""
     rng = np.random.default_rng(m)
     n, target = 32, max(memorization.CLOSE_SHARE, 1 / (m + 1))
-    ends = {k: uncertainty.share_interval(k / n, n, m, target) for k in range(n + 1)}
+    ends = {k: uncertainty.share_interval(k / n, n, m) for k in range(n + 1)}
     counts = []
     for _ in range(4000):
         threshold = memorization.close_threshold(rng.random(m))

@@ -192,9 +192,10 @@ def choose_as_in_training(metadata, path):
             min(row.class_index for row in conditions.rows))
 
 
-def cohort_of(path):
-    """COHORT if the model of a checkpoint takes covariates, else None: a value of --conditions."""
-    return COHORT if recorded_conditions(read_metadata(path), path) else None
+def covariates_of(path):
+    """Names of the covariates that the model of a checkpoint takes, a tuple."""
+    conditions = recorded_conditions(read_metadata(path), path)
+    return tuple(column.name for column in conditions.columns) if conditions else ()
 
 
 def _choose_cohort(conditions, classes, checkpoint):

@@ -2,7 +2,7 @@
 // The viewers of the report: two sets of volumes side by side, each in three linked views.
 
 class Side {
-  // set: {name, title, voxel_mm, affine, ids} of the viewer's description
+  // set: {name, title, voxel_mm, affines, ids} of the viewer's description
   constructor(set, side, viewer) {
     this.set = set;
     this.side = side;
@@ -54,8 +54,8 @@ class Side {
     const write = (name, text) => { this.root.querySelector(`.${name}`).textContent = text; };
     write("id", this.set.ids[this.select.value]);
     write("voxel", position.join(", "));
-    const affine = this.set.affine;
-    const world = affine && affine.map((row) => row[0] * position[0] + row[1] * position[1]
+    const {affines} = this.set;
+    const world = affines && affines[this.select.value].map((row) => row[0] * position[0] + row[1] * position[1]
                                        + row[2] * position[2] + row[3]);
     write("world", world ? world.map((x) => x.toFixed(1)).join(", ") : "not known");
     if (voxels) write("intensity", (this.views.intensity() / 255).toFixed(3));

@@ -8,7 +8,9 @@ from helpers import GOLDEN, SHARED, script
 
 from metrics import (
     anatomy,
+    evaluation,
     permutation,
+    registry,
     statistic,
     structure_statistics,
     structure_volumes,
@@ -93,6 +95,9 @@ def test_the_volumes_are_written(tmp_path):
     rows = list(csv.reader(files["anatomy-synthetic.tsv"].splitlines(), delimiter="\t"))
     assert rows[0] == ["id", *STRUCTURES] and [r[0] for r in rows[1:]] == pool.sets["synthetic"].ids
     assert np.allclose(np.array([row[1:] for row in rows[1:]], float), ml[6:], atol=1e-3)
+    pool.sets["real"].ids[0] = "=1\t\n2"
+    lines = anatomy.tables_of(pool, options)["anatomy-real.tsv"].splitlines()
+    assert len(lines) == 7 and lines[1].startswith("'=1 2\t") and lines[1].count("\t") == 17
 
 
 def test_volumes_without_a_row_are_left_out(tmp_path, capsys):
@@ -108,6 +113,49 @@ def test_volumes_without_a_row_are_left_out(tmp_path, capsys):
                                                             abs=1e-3)
     assert "has no row of 2 of 5 volumes, which are left out" in capsys.readouterr().out
     assert anatomy.tables_of(pool, options)["anatomy-synthetic.tsv"].count("n/a") == 2 * 17
+
+
+def test_a_set_half_segmented_is_as_uncertain_as_the_half(tmp_path):
+    """Intervals, p and floors are those of an evaluation of the volumes that have a row."""
+    metrics = [metric for metric in registry.METRICS if "anatomy" in metric.titles]
+    ids = [f"synthetic-{i:02d}" for i in range(12)]
+    tables = [(write_table(tmp_path / f"{k}.tsv", names, random_volumes(len(names), k)),)
+              for k, names in enumerate(([f"real-{i:02d}" for i in range(8)], ids[:5]))]
+    found = []
+    for synthetic in (12, 5):
+        options = MetricOptions(names=("anatomy",), anatomy_real=tables[0],
+                                anatomy_synthetic=tables[1])
+        found.append(evaluation.measure(metrics, a_pool(8, synthetic), options, 20, 99))
+    for key, entry in found[1].entries.items():
+        for part in ("value", "interval", "p", "floor", "at_floor_n", "target"):
+            assert _flat(found[0].entries[key].get(part)) == pytest.approx(
+                _flat(entry.get(part)), rel=1e-6, abs=1e-12, nan_ok=True), (key, part)
+    assert found[0].skipped == found[1].skipped == {}
+    write_table(tmp_path / "1.tsv", ids[:3], random_volumes(3, 1))
+    few = evaluation.measure(metrics, a_pool(8, 12), options, 20, 99)
+    reason = "--synthetic has 3 subjects with a value; at least 4 are needed"
+    assert few.skipped == {"intervals of anatomy": reason, "p of anatomy": reason}
+    assert few.entries["anatomy_volume_thalamus"]["value"] is not None
+
+
+def test_structures_that_only_others_lack_stay(tmp_path, capsys):
+    """A row of no volume of the set does not decide which structures are compared."""
+    pool = a_pool()
+    options, _ = table_options(tmp_path, pool)
+    for text in ("elsewhere" + "\t5.0" * 3 + "\tn/a" * 14, "real-00" + "\tn/a" * 17):
+        path = tmp_path / "real.tsv"
+        path.write_text("\n".join(line for line in path.read_text().splitlines()
+                                  if not line.startswith("real-00")) + f"\n{text}\n")
+    found = values_of(pool, options)
+    assert sum(key.startswith("anatomy_volume_") for key in found) == 17
+    assert "has no row of 1 of 6 volumes, which are left out" in capsys.readouterr().out
+
+
+def _flat(found):
+    """The numbers of a part of an entry, as a list."""
+    if isinstance(found, dict):
+        return [x for value in found.values() for x in _flat(value)]
+    return [np.nan if x is None else x for x in (found if isinstance(found, list) else [found])]
 
 
 def test_missing_structures_are_left_out(tmp_path, capsys):

@@ -73,6 +73,13 @@ def test_synthseg(tmp_path):
     assert found.scores == {"sub-01_T1w": 0.5, "sub-02_T1w": 0.5}
 
 
+def test_a_missing_score_is_not_a_good_one(tmp_path):
+    volumes, scores = synthseg_files(tmp_path, ["a", "b"])
+    scores.write_text(scores.read_text().replace("b,0.9000,0.9000", "b,0.9000,"))
+    found = read(volumes, scores).scores
+    assert found["a"] == 0.8 and np.isnan(found["b"])
+
+
 def test_asegstats2table(tmp_path):
     values = [str(1000.0 + k) for k in range(len(ASEG_COLUMNS))]
     rows = ["\t".join(("Measure:volume", *ASEG_COLUMNS)), "\t".join(("sub-01/", *values))]
@@ -120,6 +127,39 @@ def test_the_metrics_own_tables_are_read_again(tmp_path):
         "a": {"thalamus": 14.5, "caudate": 7}, "b": {"thalamus": 15}}
 
 
+def test_hemispheres_that_are_given_twice_count_once(tmp_path):
+    """FastSurfer's files hold the white matter as a measure and, by voxels, in own rows."""
+    rows = """ 44   2   210000   210000.0  Left-Cerebral-White-Matter     1 1 1 1 1
+ 45  41   215000   215000.0  Right-Cerebral-White-Matter    1 1 1 1 1
+"""
+    path = write(tmp_path / "sub-01.stats", ASEG_STATS.format(name="sub-01") + rows)
+    found = read(path).volumes["sub-01"]
+    assert found["cerebral_white_matter"] == pytest.approx(450)         # the measures, not 875
+    assert found["lateral_ventricle"] == pytest.approx(17.151)
+    path = write(tmp_path / "t.tsv", "Measure:volume\tLeft-Cerebral-White-Matter\t"
+                 "Right-Cerebral-White-Matter\tlhCerebralWhiteMatterVol\t"
+                 "rhCerebralWhiteMatterVol\nsub-1\t1000\t2000\t1100\t2200\n")
+    assert read(path).volumes == {"sub-1": {"cerebral_white_matter": pytest.approx(3.3)}}
+
+
+def test_a_structure_with_one_side_missing_is_missing(tmp_path):
+    """And not half as large; unless the table gives it in another way, too."""
+    path = write(tmp_path / "t.csv",
+                 "subject,left caudate,right caudate,left cerebral cortex,right cerebral cortex,"
+                 "CortexVol\na,3000,3100,200000,n/a,410000\nb,3000,,200000,210000,410000\n")
+    assert read(path).volumes == {"a": {"caudate": pytest.approx(6.1), "cerebral_cortex": 410},
+                                  "b": {"cerebral_cortex": 410}}
+
+
+def test_rows_without_a_volume_are_no_rows(tmp_path):
+    """As of volumes that could not be segmented, in a table of our own."""
+    own = write(tmp_path / "anatomy-real.tsv",
+                "id\tthalamus\tcaudate\na\t14.5\t7\nb\tn/a\tn/a\n")
+    assert read(own).volumes == {"a": {"thalamus": 14.5, "caudate": 7}}
+    with pytest.raises(UserError, match="none of its rows holds a volume"):
+        read(write(own, "id\tthalamus\nb\tn/a\n"))
+
+
 def write(path, text):
     path.write_text(text)
     return path
@@ -130,6 +170,9 @@ def write(path, text):
     ("subject,age\na,1\n", "none of its columns is the volume of a structure; they are age"),
     ("subject,left thalamus\na,seven\n", "'seven' where a number should be"),
     ("subject,left thalamus\na,1\na,2\n", "a second row of a; keep one"),
+    ("subject,left thalamus\na,inf\n", "left thalamus of a is inf, which is no volume"),
+    ("subject,left thalamus\na,-3\n", "left thalamus of a is -3, which is no volume"),
+    (QC + "\na,1,1,1,1,1,1,1,1\na,1,1,1,1,1,1,1,1\n", "a second row of a; keep one"),
     (QC + "\na,1,1,1,1,1,1,1,1\n", "holds scores but no volumes"),
 ])
 def test_tables_that_are_none(tmp_path, text, message):
@@ -155,5 +198,5 @@ def test_rows_are_matched_to_volumes(tmp_path):
     assert rows == ["sub-01_T1w", "2", None]
     assert any("has no row of 1 of 3 volumes, which are left out of anatomy: sub-03_T1w" in line
                for line in notes)
-    assert any("1 of its 3 rows are of no volume of --real, and left out: sub-09_T1w" in line
+    assert any("1 of its 3 rows are of no volume that is compared, and left out: sub-09_T1w" in line
                for line in notes)

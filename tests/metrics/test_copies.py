@@ -72,6 +72,18 @@ def test_the_table_of_what_each_volume_matches():
     assert 0.5 < found["planted_auc"]["features"] <= 1      # noise moves features more
 
 
+def test_names_in_the_table_are_no_formulas_and_no_lines():
+    train, real, synthetic = smooth_volumes(4, 0), smooth_volumes(4, 1), smooth_volumes(4, 2)
+    pool = a_pool(real, synthetic, train)
+    pool.sets["synthetic"].ids[1] = "=1+1\n\tx"
+    pool.train.ids[:] = [f"@{i}\x1b" for i in range(4)]
+    copies.copies_statistic(pool, MetricOptions())
+    rows = copies.copies_table(pool, MetricOptions())["copies.tsv"].splitlines()
+    assert len(rows) == 1 + 8 and {row.count("\t") for row in rows} == {8}
+    name, source = rows[6].split("\t")[1:3]
+    assert name == "'=1+1 x" and source.startswith("'@") and source.endswith("\\x1b")
+
+
 def test_what_is_not_known_is_left_open():
     """Of one training subject there is no second nearest; below 16 voxels there are no features."""
     train, real, synthetic = smooth_volumes(3, 0), smooth_volumes(4, 1), smooth_volumes(4, 2)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from metrics import evaluation, inception, statistic
+from metrics import evaluation, inception, resampling, statistic
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
 
@@ -50,16 +50,18 @@ def test_files_that_are_no_evaluation(tmp_path):
 
 
 def test_nothing_of_what_was_named():
-    evaluation.require_some(None, [], {"FID": "no weights"})
-    evaluation.require_some(["fid", "mmd"], ["mmd"], {"FID": "no weights"})
+    evaluation.require_some({}, [], {"FID": "no weights"})
+    evaluation.require_some({"--metrics fid mmd": ["fid", "mmd"]}, ["mmd"], {"FID": "no weights"})
     with pytest.raises(UserError, match="--metrics fid kid: nothing can be computed; FID: no "
                        "weights; KID: none"):
-        evaluation.require_some(["fid", "kid"], [], {"FID": "no weights", "KID": "none"})
+        evaluation.require_some({"--metrics fid kid": ["fid", "kid"]}, [],
+                                {"FID": "no weights", "KID": "none"})
 
 
-def a_set(voxels):
+def a_set(voxels, subjects=None):
     ids = [f"v{i}" for i in range(len(voxels))]
-    return VolumeSet("--real", "folder", None, ids, ids, 2, np.ones(3), lambda i: voxels[i])
+    return VolumeSet("--real", "folder", None, ids, subjects or ids, 2, np.ones(3),
+                     lambda i: voxels[i])
 
 
 def test_other_voxels_in_volumes_of_the_same_names(tmp_path):
@@ -87,11 +89,26 @@ def test_other_voxels_in_volumes_of_the_same_names(tmp_path):
 
 
 def test_what_was_named_and_is_not_computed():
-    evaluation.require_named(None, {"FID": "no weights"}, "e")
-    evaluation.require_named(["mmd"], {"FID": "no weights", "p": "no subjects"}, "e")
+    evaluation.require_named({}, {"FID": "no weights"}, "e")
+    evaluation.require_named({"--metrics mmd": ["mmd"]}, {"FID": "no weights", "p": "none"}, "e")
     with pytest.raises(UserError, match="--metrics mmd kid fid: not all could be computed; FID: no "
                        "weights; KID: none. The others are in e"):
-        evaluation.require_named(["mmd", "kid", "fid"], {"KID": "none", "FID": "no weights"}, "e")
+        evaluation.require_named({"--metrics mmd kid fid": ["mmd", "kid", "fid"]},
+                                 {"KID": "none", "FID": "no weights"}, "e")
+    with pytest.raises(UserError, match="^--utility age: could not be computed; utility: none. "):
+        evaluation.require_named({"--utility age": ["utility"]}, {"utility": "none"}, "e")
+
+
+def test_fid_infinity_where_halves_are_too_small():
+    """Four subjects, one of whom has 57 of the 60 volumes: half of the halves hold 2 volumes."""
+    features = np.random.default_rng(0).normal(size=(120, 20))
+    subjects = ["a"] * 57 + ["b", "c", "d"]
+    pool = statistic.Pool(a_set(np.zeros(60), subjects), a_set(np.zeros(60)))
+    found = inception._infinity_statistic(pool, features @ features.T,
+                                          {"view": "axial", "slices": 1}, seed=0)
+    entry = statistic.summarize(found, pool, resampling.resamples(pool, 0, 0))
+    assert "floor" in entry and entry["floor"] is None      # any two halves: one is too small
+    assert np.isfinite(entry["value"])
 
 
 def test_fid_infinity_of_a_set_against_its_copy_is_not_negative(tmp_path):
@@ -102,8 +119,8 @@ def test_fid_infinity_of_a_set_against_its_copy_is_not_negative(tmp_path):
 
     pool = statistic.Pool(a_set(np.zeros(60)), a_set(np.zeros(60)))
     found = inception._infinity_statistic(pool, products, {"view": "axial", "slices": 1}, seed=0)
-    nothing = statistic.Resamples(
-        **{field.name: None for field in dataclasses.fields(statistic.Resamples)})
+    nothing = resampling.Resamples(
+        **{field.name: None for field in dataclasses.fields(resampling.Resamples)})
     entry = statistic.summarize(found, pool, nothing)
     assert found.value < 0 and entry["value"] == 0
     assert entry["n"][-1] == 60 and len(entry["fid"]) == len(entry["n"])

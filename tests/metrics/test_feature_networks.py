@@ -57,6 +57,16 @@ def test_torchscript(tmp_path):
     assert len(network.sha256) == 64
 
 
+class _OnGpu(torch.Tensor):
+    """A tensor that NumPy cannot take before it is on the CPU."""
+
+    def numpy(self):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
 def test_onnx(tmp_path):
     onnx = pytest.importorskip("onnx", reason="needs the packages onnx and onnxruntime")
     pytest.importorskip("onnxruntime", reason="needs the packages onnx and onnxruntime")
@@ -70,6 +80,8 @@ def test_onnx(tmp_path):
     onnx.save(model, tmp_path / "means.onnx")
     x = volumes()
     torch.testing.assert_close(FeatureNetwork(tmp_path / "means.onnx")(x), x.mean((2, 3, 4)))
+    torch.testing.assert_close(FeatureNetwork(tmp_path / "means.onnx")(
+        x.as_subclass(_OnGpu)), x.mean((2, 3, 4)))
     (tmp_path / "bad.onnx").write_bytes(b"junk")
     with pytest.raises(UserError, match="--features .*bad.onnx: cannot be read as ONNX"):
         FeatureNetwork(tmp_path / "bad.onnx")

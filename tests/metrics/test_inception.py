@@ -5,7 +5,7 @@ from helpers import related
 from scipy import linalg
 from scipy.spatial import distance
 
-from metrics import inception, mmd, statistic
+from metrics import inception, mmd, resampling, statistic
 from metrics.options import MetricOptions
 from metrics.volume_sets import VolumeSet
 
@@ -157,7 +157,7 @@ def test_fid_infinity_is_left_out_below_50_volumes_and_has_a_floor(monkeypatch, 
     assert ("needs 50 volumes in each set and the smaller one has 49"
             in statistics[0].definition) == (n == 49)
     if n == 50:
-        entry = statistic.summarize(statistics[1], pool, statistic.resamples(pool, 9, 0, 19))
+        entry = statistic.summarize(statistics[1], pool, resampling.resamples(pool, 9, 0, 19))
         # half as many volumes, more bias
         assert entry["floor"]["mean"] > entry["value"] > 0 and "biased upward" in entry["how"]
         assert "interval" not in entry and "p" not in entry
@@ -201,7 +201,7 @@ def test_coverage_of_the_three_views_together(monkeypatch):
         assert found[f"{name}_inception"].compute(*both)[0] == pytest.approx(value)
     assert expected["precision"] <= 0.5
     entry = statistic.summarize(found["precision_inception"], pool,
-                                statistic.resamples(pool, 0, 0, permutations=99))
+                                resampling.resamples(pool, 0, 0, permutations=99))
     assert 0.01 <= entry["p"] < 0.05 and "lower tail" in entry["p_method"]
     assert entry["weights"] == weights and entry["features"] == 3 * 2048
     assert "in each of the three views, their mean over slices" in entry["how"]

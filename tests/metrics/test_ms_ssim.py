@@ -8,7 +8,7 @@ import torch
 from helpers import ROOT, golden, related
 from scipy import ndimage
 
-from metrics import gaussian_filter, ms_ssim, threads
+from metrics import gaussian_filter, ms_ssim, subject_pairs, threads
 from metrics.options import MetricOptions
 from metrics.statistic import Pool
 from metrics.volume_sets import VolumeSet
@@ -222,6 +222,25 @@ def test_sampled_pairs_are_said(pairs, counts, words, capsys):
     assert list(within.details["pairs"].values()) == counts
     assert within.details["available_pairs"] == {"real": 10, "synthetic": 6}
     assert ("random pairs (seed 0; " in within.definition) == bool(pairs)
+
+
+def test_pairs_of_sets_are_as_those_of_one_call_bitwise():
+    """Also where another synthetic set takes the first one's place, and little memory is used."""
+    arrays = np.random.default_rng(0).integers(0, 256, (15, 16, 16, 16), np.uint8)
+    real, first, second = (
+        VolumeSet(flag, "folder", None, ids, ids, 16, np.ones(3), read=arrays[start:].__getitem__)
+        for flag, start, ids in (("--real", 0, list("abcde")), ("--synthetic", 5, list("fghi")),
+                                 ("--synthetic", 9, list("jklmno"))))
+    pool = Pool(real, first)
+    pool.load(1, None)
+    options = MetricOptions(memory_gb=1e-9)
+    for synthetic in (first, second):
+        if synthetic is second:
+            pool.replace_synthetic(second, 1, None)
+        pairs, available = subject_pairs.pairs_within_sets(pool, None, seed=0)
+        found = ms_ssim._values_of_pairs(pool, pairs, available, options)
+        whole = ms_ssim.ms_ssim_pairs(pool.volumes, pairs=np.concatenate(list(pairs.values())))
+        assert len(found) == 10 + len(pairs["synthetic"]) and np.array_equal(found, whole)
 
 
 def test_20000_pairs_are_the_default():

@@ -1,5 +1,4 @@
-import dataclasses
-import sys
+import json
 from collections import Counter
 
 import numpy as np
@@ -12,10 +11,11 @@ from metrics import (
     mmd,
     ms_ssim,
     over_training,
+    registry,
     statistic,
     volume_features,
 )
-from metrics.options import MetricOptions
+from metrics.options import MetricOptions, NotComputed
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
 
@@ -51,6 +51,19 @@ def test_numbers_of_a_checkpoint(volumes):
     assert copied["feature_ratio"] < 0.2 < honest["feature_ratio"]
     assert honest["feature_ratio_of_held_out"] == copied["feature_ratio_of_held_out"] > 0.2
     assert honest["samples"] == 12 and 0 <= honest["coverage"] <= 1
+
+
+def test_what_cannot_be_computed_is_said_once_for_each_reason(volumes, monkeypatch, capsys):
+    def check(pool, options):
+        raise NotComputed("no \x1b weights")
+
+    for metric in registry.METRICS:
+        if metric.chosen(("ms-ssim", "coverage")):
+            monkeypatch.setitem(metric.__dict__, "check", check)
+    row = over_training.numbers(250, a_pool(volumes, 0), MetricOptions(), {})
+    assert row["coverage"] is row["ms_ssim_difference"] is None and row["mmd"] is not None
+    lines = [line for line in capsys.readouterr().out.splitlines() if "not computed" in line]
+    assert lines == ["step 250, MS-SSIM, coverage: not computed, no \\x1b weights"]
 
 
 def a_counted_set(flag, volumes, reads):
@@ -126,6 +139,20 @@ def test_held_out_volumes_that_were_trained_on_do_not_count():
     assert over_training._median([0.5, None]) is None is over_training._median([])
 
 
+def test_the_progress_of_sample_py_is_shown(tmp_path, monkeypatch, capsys):
+    """But its error not, which becomes ours."""
+    (tmp_path / "sample.py").write_text(
+        "import sys\nprint('samples: 1/2 in 3 s', file=sys.stderr)\n"
+        "sys.exit(sys.argv[1:] and 'sample.py: error: --ckpt x: no\\n')\n")
+    monkeypatch.setattr(over_training, "SCRIPTS_DIR", tmp_path)
+    with pytest.raises(UserError, match="^c: cannot be sampled; --ckpt x: no$"):
+        over_training.sample("c", tmp_path / "s", 2, {})
+    assert capsys.readouterr().err == "samples: 1/2 in 3 s\n"
+    (tmp_path / "sample.py").write_text("import os\nos._exit(3)\n")
+    with pytest.raises(UserError, match="^c: cannot be sampled; exit code 3$"):
+        over_training.sample("c", tmp_path / "s", 2, {})
+
+
 def test_what_sample_py_says_is_passed_on(tmp_path):
     with pytest.raises(UserError) as e:
         over_training.sample(tmp_path / "0000001.safetensors", tmp_path / "s", 2,
@@ -135,13 +162,9 @@ def test_what_sample_py_says_is_passed_on(tmp_path):
 
 
 def test_the_command_of_a_checkpoint(tmp_path, monkeypatch):
-    ran = []
-
-    def run(command, **options):
-        ran.extend(command)
-        return dataclasses.make_dataclass("Done", ["returncode", "stderr"])(0, "")
-
-    monkeypatch.setattr("subprocess.run", run)
+    (tmp_path / "sample.py").write_text(
+        "import json, sys\nopen(__file__ + '.json', 'w').write(json.dumps(sys.argv[1:]))\n")
+    monkeypatch.setattr(over_training, "SCRIPTS_DIR", tmp_path)
     over_training.sample("c.safetensors", "out", 4, {"--sampler": None, "--seed": 3})
-    assert ran[0] == sys.executable and ran[2:] == [
+    assert json.loads((tmp_path / "sample.py.json").read_text()) == [
         "--ckpt", "c.safetensors", "--output", "out", "--num-samples", "4", "--seed", "3"]

@@ -33,6 +33,17 @@ def test_what_is_computed_on_request():
     assert registry.default_names({**nothing, "utility": "class"}) == list(registry.NAMES)
 
 
+def test_what_was_asked_for_by_name():
+    nothing = {"metrics": None, **{flag: None for m in registry.METRICS for flag in m.flags}}
+    assert registry.requested(nothing) == {}
+    tables = {"anatomy_real": ["a", "b"], "anatomy_synthetic": ["c"]}
+    assert registry.requested({**nothing, **tables}) == {
+        "--anatomy-real a b --anatomy-synthetic c": ["anatomy"]}
+    assert registry.requested({**nothing, "utility": "sex"}) == {"--utility sex": ["utility"]}
+    given = {**nothing, "metrics": ["fid", "utility"], "utility": "sex"}
+    assert registry.requested(given) == {"--metrics fid utility": ["fid", "utility"]}
+
+
 def test_checks_come_before_any_volume_is_read(monkeypatch, tmp_path):
     monkeypatch.setattr("metrics.inception.find_weights", lambda folder: None)
     monkeypatch.setattr("mri.meshnet.weights_path", lambda name: tmp_path / name)

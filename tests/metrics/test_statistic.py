@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from metrics import statistic
+from metrics import resampling, statistic
 from metrics.volume_sets import VolumeSet
 
 
@@ -51,7 +51,7 @@ def test_pool_holds_the_sets_one_after_another(pool):
 
 
 def test_summary_by_hand(pool):
-    resampled = statistic.resamples(pool, replicates=50, seed=0)
+    resampled = resampling.resamples(pool, replicates=50, seed=0)
     entry = statistic.summarize(
         statistic.Statistic("d", "difference", "of means", "0", difference(pool),
                             details={"unit": "gray levels"}), pool, resampled)
@@ -68,10 +68,10 @@ def test_summary_by_hand(pool):
 
 
 def test_halves_are_of_subjects_and_matched_in_size(pool):
-    resampled = statistic.resamples(pool, replicates=0, seed=0)
+    resampled = resampling.resamples(pool, replicates=0, seed=0)
     assert resampled.bootstrap is None and resampled.missing == {}
     first, second = resampled.halves
-    assert len(first) == statistic.SPLITS and np.array_equal(first[:, 0], first[:, 1])
+    assert len(first) == resampling.SPLITS and np.array_equal(first[:, 0], first[:, 1])
     assert np.array_equal(first + second, np.repeat(pool.weights("real"), len(first), axis=0))
     assert np.array_equal(resampled.matched[0], first)
     # real subject "a" has two volumes: the synthetic sets have as many subjects, not volumes
@@ -82,7 +82,7 @@ def test_halves_are_of_subjects_and_matched_in_size(pool):
 
 
 def test_targets_and_limits(pool):
-    resampled = statistic.resamples(pool, replicates=20, seed=0)
+    resampled = resampling.resamples(pool, replicates=20, seed=0)
 
     def summary(target, compute, **fields):
         return statistic.summarize(
@@ -93,6 +93,11 @@ def test_targets_and_limits(pool):
     real = summary("real", lambda real, other: mean_of(pool, other))
     assert real["value"] == pytest.approx(38.5) and real["target"]["value"] == pytest.approx(30)
     assert real["target"]["interval"][0] < 30 < real["target"]["interval"][1]
+    unsure = summary("real", lambda real, other: mean_of(pool, other), has_interval=False)
+    assert unsure["target"] == {"value": pytest.approx(30)} and "interval" not in unsure
+    unknown = summary("real", lambda real, other: np.where(
+        (real == other).all(1), np.nan, mean_of(pool, other)))
+    assert unknown["value"] == pytest.approx(38.5) and unknown["target"] == {"value": None}
     share = summary("0.1", lambda real, other: np.zeros(len(other)), is_share=True,
                     has_ceiling=False)
     # (1 - F(x)) of 0 of 6 below a threshold of 4 subjects is 2.5% at x = 0.635
@@ -104,7 +109,7 @@ def test_targets_and_limits(pool):
 
 
 def test_p_by_permutation_of_subjects_and_by_t(pool):
-    resampled = statistic.resamples(pool, replicates=20, seed=0, permutations=99)
+    resampled = resampling.resamples(pool, replicates=20, seed=0, permutations=99)
     own, other = resampled.permuted
     assert own.shape == (100, pool.size) and (own.sum(1) == 4).all() and (other.sum(1) == 6).all()
     assert own[0, [0, 1]].sum() == 1                       # one of the two scans of subject "a"
@@ -127,13 +132,13 @@ def test_p_by_permutation_of_subjects_and_by_t(pool):
     statistic.add_adjusted_p(entries)
     assert entries["b"]["p_adjusted"] == 0.02 and "p_adjusted" not in entries["c"]
     assert entries["a"]["p_adjusted"] == max(0.02, upper["p"])
-    assert statistic.resamples(pool, 0, 0, permutations=0).permuted is None
+    assert resampling.resamples(pool, 0, 0, permutations=0).permuted is None
 
 
 def test_too_few_subjects(tmp_path):
     def missing(real, synthetic, replicates=10):
         pool = statistic.Pool(a_set("--real", *real), a_set("--synthetic", *synthetic))
-        resampled = statistic.resamples(pool, replicates, seed=0)
+        resampled = resampling.resamples(pool, replicates, seed=0)
         assert (resampled.bootstrap is None) == (replicates == 0 or len(resampled.missing) > 0)
         assert (resampled.halves is None) == ("the floor" in resampled.missing)
         return resampled.missing
@@ -145,9 +150,27 @@ def test_too_few_subjects(tmp_path):
     assert missing(few, many) == missing(few, few) == {"intervals": why, "the floor": why}
     assert missing(few, many, replicates=0) == {"the floor": why}
     two = statistic.Pool(a_set("--real", *few), a_set("--synthetic", *many))
-    found = statistic.resamples(two, 0, seed=0, permutations=19)
+    found = resampling.resamples(two, 0, seed=0, permutations=19)
     assert found.permuted is None and found.missing["p"] == why
     assert missing(([1, 2], ["a", "a"]), many)["the floor"].startswith("--real has 1 subject;")
+
+
+def test_only_volumes_with_a_value_are_drawn(pool):
+    counted = np.arange(pool.size) != 10                        # 5 of 6 synthetic volumes
+    counted[[0, 1]] = False                                     # and no subject "a"
+    found = resampling.resamples(pool, 20, seed=0, permutations=19, counted=counted)
+    assert found.missing == {
+        "intervals": "--real has 3 subjects with a value; at least 4 are needed",
+        "p": "--real has 3 subjects with a value; at least 4 are needed",
+        "the floor": "--real has 3 subjects with a value; at least 4 are needed"}
+    counted[1] = True
+    found = resampling.resamples(pool, 20, seed=0, permutations=19, counted=counted)
+    assert found.missing == {} and found.subjects == (4, 5)
+    assert [len(without) for without in found.left_out] == [4, 5]
+    for first, second in (found.bootstrap, found.left_out, found.halves, found.matched,
+                          found.permuted):
+        assert not first[:, ~counted].any() and not second[:, ~counted].any()
+    assert (found.permuted[0].sum(1) == 4).all() and (found.permuted[1].sum(1) == 5).all()
 
 
 def test_another_synthetic_set_takes_the_place_of_the_first(pool, tmp_path):

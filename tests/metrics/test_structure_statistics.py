@@ -44,6 +44,14 @@ def test_d_given_the_others_is_a_regression():
         assert found[k] == pytest.approx(coefficients[-1] / error, abs=0.01)   # the ridge
 
 
+def test_d_given_the_others_is_that_of_the_volumes_that_take_part():
+    """Whatever the others hold, such as what stands for volumes without a row in a table."""
+    absent = np.full((30, 3), -100.0)
+    found = structure_statistics.d_given_the_others(
+        np.pad(A, ((0, 0), (0, 30))), np.pad(B, ((0, 0), (0, 30))), np.concatenate([X, absent]))
+    assert found == pytest.approx(structure_statistics.d_given_the_others(A, B, X), rel=1e-9)
+
+
 def test_d_given_the_others_needs_enough_volumes():
     few = structure_statistics.d_given_the_others(A[:, :12] * [[1] * 6 + [0] * 6], 1 - A[:, :12] *
                                                   [[1] * 6 + [0] * 6], X[:12])

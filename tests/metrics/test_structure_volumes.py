@@ -84,6 +84,15 @@ def test_volumes_are_measured_once(tmp_path, segmenter, monkeypatch, capsys):
     assert "real: 2 of 3 volumes are segmented already" in capsys.readouterr().out
 
 
+def test_what_is_read_again_is_exactly_what_was_measured(tmp_path, segmenter, monkeypatch):
+    """However many digits the volume of a voxel has: an evaluation that resumes is the same."""
+    affines = [np.diag([1.1, 1.37, 1.13, 1.0])] * 3
+    first = segmenter.measure_all(some_volumes(), affines, "abc", tmp_path, "real")
+    monkeypatch.setattr(structure_volumes, "_measured", {})      # another process
+    again = segmenter.measure_all(some_volumes(), affines, "abc", tmp_path, "real")
+    assert np.array_equal(again, first, equal_nan=True) and len(segmenter.asked) == 3
+
+
 def test_other_voxels_and_other_voxel_sizes_are_measured_again(tmp_path, segmenter):
     volumes = some_volumes(1)
     segmenter.measure_all(volumes, [np.eye(4)], ["a"], tmp_path, "real")

@@ -34,12 +34,12 @@ def test_share_interval():
     """Of a threshold that is known, it is Clopper and Pearson's: quantiles of beta distributions.
     0 of 32 still has a width."""
     for count in (0, 7, 32):
-        found = uncertainty.share_interval(count / 32, 32, 10 ** 8, 0.05)
+        found = uncertainty.share_interval(count / 32, 32, 10 ** 8)
         expected = [stats.beta(count, 33 - count).ppf(0.025) if count else 0,
                     stats.beta(count + 1, 32 - count).ppf(0.975) if count < 32 else 1]
         assert np.allclose(found, expected, atol=1e-6)
     # a threshold of 16 values is uncertain itself
-    known, unknown = (uncertainty.share_interval(7 / 32, 32, m, 0.05) for m in (10 ** 8, 16))
+    known, unknown = (uncertainty.share_interval(7 / 32, 32, m) for m in (10 ** 8, 16))
     assert unknown[0] < known[0] and unknown[1] > known[1]
 
 
@@ -48,7 +48,7 @@ def test_share_interval_is_exact_for_values_drawn_alike(m):
     """Share of 32 below the smallest of m, both from one distribution: in at most 2.5% of sets the
     interval lies above 1 / (m + 1), the chance to be the smallest."""
     chance = stats.betabinom(32, 1, m)
-    above = [uncertainty.share_interval(k / 32, 32, m, 1 / (m + 1))[0] > 1 / (m + 1)
+    above = [uncertainty.share_interval(k / 32, 32, m)[0] > 1 / (m + 1)
              for k in range(33)]
     missed = chance.pmf(np.arange(33)) @ np.array(above)
     assert 0.005 < missed <= 0.025

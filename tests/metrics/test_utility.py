@@ -3,7 +3,7 @@ import pytest
 from helpers import related
 from scipy import stats
 
-from metrics import small_network, statistic, utility
+from metrics import resampling, small_network, statistic, utility
 from metrics.options import MetricOptions, NotComputed
 from metrics.volume_sets import VolumeSet
 
@@ -97,7 +97,7 @@ def test_numbers_that_are_rarely_different():
 
 def entries_of(pool, **options):
     found = utility.utility_statistics(pool, MetricOptions(utility="class", **options))
-    resampled = statistic.resamples(pool, 0, 0)
+    resampled = resampling.resamples(pool, 0, 0)
     return {s.key: statistic.summarize(s, pool, resampled) for s in found}
 
 

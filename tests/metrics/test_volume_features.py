@@ -3,7 +3,15 @@ import pytest
 import torch
 from helpers import related
 
-from metrics import coverage, inception, mmd, random_features, statistic, volume_features
+from metrics import (
+    coverage,
+    inception,
+    mmd,
+    random_features,
+    resampling,
+    statistic,
+    volume_features,
+)
 from metrics.options import MetricOptions, NotComputed
 from metrics.volume_sets import VolumeSet
 from utils.errors import UserError
@@ -69,7 +77,7 @@ def _frechet(x, y):
 def test_p_of_coverage_is_of_the_lower_tail(pool):
     found = {s.key: s for s in volume_features.feature_statistics(
         pool, MetricOptions(names=("coverage",)))}
-    resampled = statistic.resamples(pool, 0, 0, permutations=99)
+    resampled = resampling.resamples(pool, 0, 0, permutations=99)
     entry = statistic.summarize(found["coverage_random"], pool, resampled)
     assert entry["p_method"] == "99 permutations of subjects, lower tail"
     assert 0 < entry["p"] <= 1 and entry["k"] == 5 and "floor" in entry
@@ -93,6 +101,21 @@ def test_a_users_network(pool, tmp_path):
     assert found["frechet_user"].details["network"]["name"] == "mine.pt"
     with pytest.raises(UserError, match="absent.pt: no such file"):
         volume_features.check_networks(pool, MetricOptions(features=tmp_path / "absent.pt"))
+
+
+class Standardizes(torch.nn.Module):
+    """As many networks of brains do; of a constant volume, it makes NaN."""
+
+    def forward(self, x):
+        x = (x - x.mean((2, 3, 4), keepdim=True)) / x.std((2, 3, 4), keepdim=True)
+        return x.abs().mean((2, 3, 4))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning",
+                            "ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_network_that_standardizes_its_input(pool, tmp_path):
+    torch.jit.trace(Standardizes(), torch.rand(1, 1, 16, 16, 16)).save(str(tmp_path / "z.pt"))
+    volume_features.check_networks(pool, MetricOptions(features=tmp_path / "z.pt"))
 
 
 def test_volumes_that_are_too_small():

@@ -7,7 +7,7 @@ import torch
 from helpers import SHARED
 from scipy import ndimage
 from scipy.special import erf
-from small_meshnets import random_meshnet
+from small_meshnets import random_meshnet, write_meshnet
 
 from mri import meshnet
 from utils.errors import UserError
@@ -145,6 +145,16 @@ def test_a_large_file_of_weights_is_not_read(tmp_path):
     with open(tmp_path / "model.bin", "wb") as f:
         f.truncate(meshnet.MAX_WEIGHT_BYTES + 1)
     refused(tmp_path, tmp_path / "model.bin", "more than the")
+
+
+@pytest.mark.parametrize("names, size", [
+    (["output"], 1), (["conv", "output"], 3), (["conv", "output_gn"], 1)])
+def test_networks_whose_scores_are_not_made_voxel_by_voxel_are_refused(tmp_path, names, size):
+    """They cannot be inferred a few planes at a time."""
+    sizes = dict(zip(names, [3] * (len(names) - 1) + [size]))
+    weights = {name: (np.ones((k, k, k, 1, 1)), np.zeros(1)) for name, k in sizes.items()}
+    write_meshnet(tmp_path, [(name, 1, None) for name in names], weights)
+    refused(tmp_path, "model.json", "not a MeshNet", "its last layer is not a convolution of 1 x 1")
 
 
 @pytest.mark.parametrize("change, words", [

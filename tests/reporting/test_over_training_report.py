@@ -30,6 +30,17 @@ def test_report(tmp_path, losses):
         assert image.height > 500
 
 
+@pytest.mark.parametrize("names, words", [
+    (("age",), "the covariate `age` of"), (("age", "sex"), "the covariates `age` and `sex` of"),
+    (("age", "sex", "x*y"), "the covariates `age`, `sex` and `x*y` of")])
+def test_what_samples_were_asked_to_have(names, words):
+    rows = [row(1, 0.1, 0, None)]
+    first = over_training.report_blocks(rows, COLUMNS, "run", names)[1].text
+    assert first.endswith(f"8 samples each. Each sample was asked to have {words} a random "
+                          "training volume of its class.")
+    assert over_training.report_blocks(rows, COLUMNS, "run")[1].text.endswith("8 samples each.")
+
+
 def test_a_run_that_does_not_copy():
     assert "No sample of any checkpoint is flagged as a copy" in over_training.findings(
         [row(1, None, 0, None)])

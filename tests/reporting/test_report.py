@@ -68,7 +68,7 @@ def test_tables(written):
 def test_words(written):
     text, page = written
     assert "**Warning:** the sets are the same." in text
-    assert "**KID** was not computed: no weights." in text
+    assert "**KID**: not computed, no weights." in text
     assert "95%, from 500 bootstrap replicates" in text and "rgb 27.95 dB" in text
     assert "*Floor*" in text and "*Ceiling*" in text and "<i>Ceiling</i>" in page
     # numbers that are computed alike share a line
@@ -93,15 +93,17 @@ def test_by_class(content, tmp_path):
     own = {"mmd_linear": {**ENTRIES["mmd_linear"], "value": 3.0}}
     content["by_class"] = {
         "AD": {"n": {"real": 6, "synthetic": 20}, "metrics": own,
-               "skipped": {"KID": "no weights", "utility": "one class"}},
+               "skipped": {"KID": "no weights", "utility": "one class", "intervals": "few subjects",
+                           "p": "few subjects"}},
         "CN": {"n": {"real": 10, "synthetic": 1}, "metrics": {},
                "skipped": {"everything": "few", "utility": "one class"}}}
     report.write_report(tmp_path, content)
     text = (tmp_path / "report.md").read_text()
     assert "| metric | overall | AD (6 real, 20 synthetic) | CN (10 real, 1 synthetic) |" in text
     assert "| MMD, linear | 47.7 [26, 60] | 3 [26, 60] | – |" in text
-    assert "**CN: everything** was not computed: few." in text
-    assert "**AD, CN: utility** was not computed: one class." in text   # alike, so said once
+    assert "**CN: everything**: not computed, few." in text
+    assert "**AD, CN: utility**: not computed, one class." in text   # alike, so said once
+    assert "**AD: intervals, p**: not computed, few subjects." in text
     assert text.count("one class") == 1
     assert text.count("no weights") == 1    # as it is said of the whole sets already
 
@@ -113,9 +115,6 @@ def test_without_numbers(content, tmp_path):
     text = (tmp_path / "report.md").read_text()
     assert "What each number is" not in text and "**this evaluation**, 16 real | 32 | –" in text
     assert report.terminal_lines(content) == ["KID: not computed, no weights"]
-    skipped = {"FID": "no weights", "the floor": "few", "KID": "no weights"}
-    assert report.lines_of_skipped(skipped, "will not be computed") == [
-        "FID, KID: will not be computed, no weights", "the floor: will not be computed, few"]
 
 
 def test_terminal_lines(content):
@@ -136,6 +135,24 @@ def test_p_has_columns_and_is_explained(content, tmp_path):
     assert "[0.87, 0.9] | – | – | 0.885" in text
     assert "*p, adjusted*: for 1 numbers (Holm)" in text
     assert "p 0.001, adjusted 0.0042" in report.terminal_lines(content)[1]
+
+
+def notes(content, entries, bootstrap=500):
+    content["settings"]["bootstrap"] = bootstrap
+    content["metrics"] = entries
+    return " ".join(report._notes(content, []))
+
+
+def test_the_note_on_intervals_is_of_those_that_there_are(content):
+    of_splits = {"utility_real": {"name": "utility", "aim": "1", "how": "AUC", "value": 0.8,
+                                  "interval": [0.7, 0.9], "splits": [0.8]}}
+    text = notes(content, ENTRIES)
+    assert "500 bootstrap replicates over subjects" in text and "splits of the sub" not in text
+    text = notes(content, {**ENTRIES, **of_splits})
+    assert "500 bootstrap" in text and "; of usefulness, corrected resampled t over splits" in text
+    text = notes(content, of_splits, bootstrap=0)
+    assert "*Interval*: 95%, corrected resampled t over splits" in text and "bootstrap" not in text
+    assert "*Interval*" not in notes(content, {"fid_a": ENTRIES["fid_a"]})
 
 
 def test_copies_are_named_beside_their_sources(content, tmp_path):

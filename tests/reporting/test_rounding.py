@@ -19,7 +19,16 @@ def test_number(value, expected):
     (0.0, (0.0, 0.1059), "0 [0, 0.11]"),
     (3.14159, None, "3.142"),
     (2.0, (2.0, 2.0), "2 [2, 2]"),
+    (-1.13, (-2.31, -0.031), "−1.13 [−2.3, −0.03]"),     # 0 is outside, and stays there
+    (0.6, (-0.0412, 1.24), "0.6 [−0.04, 1.2]"),
+    (0.5, (2e-17, 1.0), "0.5 [0, 1]"),
     (None, (0, 1), "–"),
+    (1 - 2 ** -53, (1 - 2 ** -52, 1.0), "1 [1, 1]"),      # exact copies: rounding errors alone
+    (1 - 4e-9, (1 - 6e-9, 1 - 2e-9), "0.999999996 [0.999999994, 0.999999998]"),
+    (1.0, (2.0, 1.0), "1 [2, 1]"),
+    (3.125e-12, (1e-12, 5e-12), "3.125e−12 [1e−12, 5e−12]"),
+    (0.5, (0.1, float("nan")), "0.5 [0.1, –]"),
+    (3.0, (float("-inf"), 4.0), "3 [−inf, 4]"),
 ])
 def test_digits_follow_the_interval(value, pair, expected):
     assert "".join(rounding.with_span(value, pair)) == expected
@@ -27,6 +36,7 @@ def test_digits_follow_the_interval(value, pair, expected):
 
 @pytest.mark.parametrize("values, expected", [
     ((58.5, 35.6, 95.8), "58.5 (35.6 … 95.8)"), ((10683, 10487, 11021), "10683 (10487 … 11021)"),
-    ((-0.001, -0.0487, 0.0613), "−0.001 (−0.049 … 0.061)"), ((0.0, 0.0, 0.0), "0 (0 … 0)")])
+    ((-0.001, -0.0487, 0.0613), "−0.001 (−0.049 … 0.061)"), ((0.0, 0.0, 0.0), "0 (0 … 0)"),
+    ((1 - 2 ** -53, 1 - 2 ** -52, 1.0), "1 (1 … 1)")])
 def test_digits_follow_the_spread(values, expected):
     assert rounding.with_range(*values) == expected

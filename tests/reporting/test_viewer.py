@@ -34,7 +34,13 @@ class Pool:
         class Set(SimpleNamespace):
             def __len__(self):
                 return len(self.ids)
-        return Set(ids=ids, affine=affine, voxel_sizes=np.array([2.0, 3.0, 2.5]))
+        def affine_of(i):
+            own = affine.copy()
+            own[0, 3] += 10 * i         # each volume lies farther to the right
+            return own
+
+        return Set(ids=ids, affine=affine, affine_of=affine_of,
+                   voxel_sizes=np.array([2.0, 3.0, 2.5]))
 
     def part(self, name):
         return self.volumes[name]
@@ -91,6 +97,10 @@ def test_volumes_are_shown_exactly(opened, volumes):
     assert np.array_equal(np.reshape(found, (SIDE,) * 3), volumes[1])
     assert texts(opened, "voxel") == ["12, 12, 12"] * 2
     assert texts(opened, "world") == ["4.0, 6.0, 5.0", "not known"]
+    opened.click(".side[data-set=real] .next")
+    opened.wait_for("document.querySelector('.world').textContent === '14.0, 6.0, 5.0'")
+    opened.click(".side[data-set=real] .previous")
+    opened.wait_for("document.querySelector('.world').textContent === '4.0, 6.0, 5.0'")
     expected = [volumes[0][12, 12, 12], volumes[3][12, 12, 12]]
     assert texts(opened, "intensity") == [f"{value / 255:.3f}" for value in expected]
 

@@ -35,6 +35,7 @@ class Table:
     path: Path
     columns: tuple     # as the file spells them
     rows: list         # of {column: cell}
+    empty_rows: int = 0     # left out, as all of their cells are empty
 
     def find_column(self, names):
         """The first column with one of these names, whatever its case; None if there is none."""
@@ -83,7 +84,8 @@ def read_table(path):
     repeated = sorted({column for column in columns if columns.count(column) > 1})
     if repeated:
         raise UserError(f"{path}: has two columns {repeated[0]!r}; rename or remove one")
-    return Table(path, columns, [row for row in stripped if any(row.values())])
+    filled = [row for row in stripped if any(row.values())]
+    return Table(path, columns, filled, empty_rows=len(stripped) - len(filled))
 
 
 def _check_is_text(path):

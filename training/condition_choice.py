@@ -222,6 +222,9 @@ def _choose_table(conditions, columns, path):
     if unused:
         warnings = (f"--conditions {path}: its columns {some_names(unused)} are not used, as the "
                     "model does not take them", *warnings)
+    if table.empty_rows:
+        warnings = (f"--conditions {path}: {table.empty_rows} rows without any value are left out, "
+                    "so later rows move up; a row with n/a asks for nothing", *warnings)
     return ConditionChoice(conditions, rows=tuple(rows), warnings=warnings)
 
 

@@ -276,6 +276,10 @@ def test_a_table_has_a_row_per_sample(tmp_path):
     choice = choose(table=path)
     assert [choice.of_sample(0, i, 0) for i in range(2)] == [{"sex": "F", "age": 61}, {"sex": "M"}]
     assert choice.count(None) == 2 and "columns hair are not used" in choice.warnings[0]
+    path.write_text("sex,age\n,\nn/a,\nM,61\n")     # no values, nothing asked for, a value
+    choice = choose(table=path)
+    assert [choice.of_sample(0, i, 0) for i in range(2)] == [{}, {"sex": "M", "age": 61}]
+    assert "1 rows without any value are left out" in choice.warnings[0]
     path.write_text("sex,age\nX,61\n")
     with pytest.raises(UserError, match="row 1: the model was trained on sex F, M; 'X'"):
         choose(table=path)

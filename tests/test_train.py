@@ -167,7 +167,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     contradiction = train(
         data, vae_folder, tmp_path, "--max-steps", 9, *args, "--lr", 2e-3, "--resume", run, expect=2
     )
-    assert "--lr 0.002" in error_line(contradiction) and "begun with 0.001" in error_line(
+    assert "--lr 0.002" in error_line(contradiction) and "started with 0.001" in error_line(
         contradiction
     )
 

@@ -319,7 +319,7 @@ def test_a_folder_below_a_file_names_the_file(tmp_path, beyond):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(UserError) as raised:
         files.make_folder(tmp_path / "file" / beyond, "--output given")
-    assert str(raised.value) == (f"--output given: cannot be created ({tmp_path}/file is no "
+    assert str(raised.value) == (f"--output given: cannot be created ({tmp_path}/file is not a "
                                  "folder); name a folder where you may write")
     assert (tmp_path / "file").read_text() == "kept"
     files.make_folder(tmp_path / "a" / "b", "--output given")

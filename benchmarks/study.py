@@ -10,6 +10,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +180,18 @@ def _compute(study, plan, description):
             return [task.result() for task in tasks]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(_running):      # or this process would wait for their ends
-                process.terminate()
+            _end_scripts_of(tasks)      # or this process would wait for their ends
             raise
+
+
+def _end_scripts_of(tasks):
+    """Ends what tasks run, also what they start meanwhile, until none of them is left."""
+    asked = set()
+    while not all(task.done() for task in tasks):
+        for process in _running - asked:
+            process.terminate()
+            asked.add(process)
+        time.sleep(0.1)
 
 
 def _outcome(study, variant, seed, steps):

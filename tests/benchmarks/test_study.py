@@ -132,3 +132,22 @@ def test_a_study_that_is_ended_ends_its_scripts(small, tmp_path, monkeypatch, jo
     assert time.monotonic() - start < 30
     assert not list(small.output.rglob("went on"))
     assert not study._running
+
+
+def test_no_further_script_is_started_after_a_failure(small, tmp_path, monkeypatch):
+    """One that finishes although it was asked to end is not followed by the next."""
+    (tmp_path / "train.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "results = pathlib.Path(sys.argv[sys.argv.index('--results-dir') + 1])\n"
+        "if 'fast-one' in str(results):\n"
+        "    sys.exit('cannot')\n"
+        "time.sleep(1)\n"
+        "(results / '000').mkdir(parents=True)\n")
+    (tmp_path / "sample.py").write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="exit code 1; cannot"):
+        study._compute(dataclasses.replace(small, jobs=2),
+                       [("slow", 0, 40), ("fast one", 0, 40)], "equal steps")
+    assert time.monotonic() - start < 30

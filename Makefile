@@ -2,6 +2,7 @@
 # make test        the tests: a few minutes on two cores
 # make test-quick  the tests that start no process, for work in progress: about a minute
 # make test-full   all tests, also those that take minutes each
+# make test-gpu    the tests that need a CUDA GPU
 # make test-slurm  the files in slurm/, under a Slurm of one node that the tests start; as root on
 #                  Debian or Ubuntu, this installs Slurm first
 # make lint        ruff
@@ -32,6 +33,9 @@ test-quick: .venv/installed
 test-full: .venv/installed
 	$(BIN)/python -m pytest -m "not slurm" --durations 10
 
+test-gpu: .venv/installed
+	$(BIN)/python -m pytest --gpu -rs tests/test_gpu.py
+
 test-slurm: .venv/installed
 	@PATH="$$PATH:/usr/sbin"; \
 	missing=; \
@@ -54,4 +58,4 @@ test-slurm: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 
-.PHONY: demo test test-quick test-full test-slurm lint
+.PHONY: demo test test-quick test-full test-gpu test-slurm lint

@@ -84,7 +84,7 @@ def training_setup(args, **more):
     return training_cost.TrainingSetup(
         model=args.model, steps=args.steps, device=args.device, precision=precision_of(args),
         compile=args.compile, memory_limit=args.memory_limit, accum=args.accum,
-        foreground=args.foreground,
+        foreground=args.foreground, cuda_graphs=args.cuda_graphs,
         grad_checkpoint=args.grad_checkpoint, keep_activations=args.keep_activations, **more)
 
 
@@ -251,6 +251,8 @@ def add_memory_flags(command):
                        "without K: every block")
     group.add_argument("--keep-activations", action="store_true", help="keep activations that are "
                        "cheap to recompute; default: recompute them in the backward pass")
+    group.add_argument("--cuda-graphs", action="store_true", help="launch the gradient of each "
+                       "step as one CUDA graph; default: kernel by kernel")
 
 
 def add_scaling_flags(command):
@@ -302,6 +304,8 @@ def check(args):
         raise UserError(f"--foreground {args.foreground:g}: a share of the tokens, at most 1")
     if getattr(args, "memory_limit", None) and not args.device.startswith("cuda"):
         raise UserError(f"--memory-limit: only on a GPU, but --device is {args.device}")
+    if getattr(args, "cuda_graphs", False) and not args.device.startswith("cuda"):
+        raise UserError(f"--cuda-graphs: only on a GPU, but --device is {args.device}")
     if args.what in ("train", "sample"):
         networks.check_sizes(args.model, [args.image_size], [args.batch_size],
                              getattr(args, "accum", 1), "")

@@ -32,7 +32,6 @@ from training import (
     held_out,
     latent_cache,
     loop,
-    lora,
     setup,
     step,
     token_drop,
@@ -195,19 +194,16 @@ def check_flags_without_effect(args):
         raise UserError(f"--base {args.base}: --ckpt none has no base weights; leave it out")
     if args.val_split == "val" and not args.val_every:
         raise UserError("--val-split val: needs --val-every")
+    if args.cuda_graphs and not args.device.startswith("cuda"):
+        raise UserError(f"--cuda-graphs: only on a CUDA GPU, but --device is {args.device}")
+    if args.cuda_graphs and distributed.world_size() > 1:
+        raise UserError("--cuda-graphs: for a single process; leave it out under torchrun")
 
 
 # --------------------------------------------------------------------------------------- training
 
 def adapters_of(args):
-    """LoraOptions of --tune lora; None for a method without adapters."""
-    given = (args.lora_rank, args.lora_alpha, args.lora_targets)
-    if finetuning.TUNING_METHODS[args.tune].has_adapters:
-        return lora.choose(*given)
-    if any(value is not None for value in given):
-        raise UserError(f"--lora-rank, --lora-alpha and --lora-targets: only for --tune lora; "
-                        f"leave them out for --tune {args.tune}")
-    return None
+    return finetuning.adapters(args.tune, args.lora_rank, args.lora_alpha, args.lora_targets)
 
 
 def loop_options(args, max_steps, precision, device):
@@ -217,7 +213,8 @@ def loop_options(args, max_steps, precision, device):
         global_batch_size=args.global_batch_size, accum=args.accum, precision=precision,
         device=device, skip_nonfinite=args.skip_nonfinite, log_every=args.log_every,
         ckpt_every=args.ckpt_every, keep=args.keep, keep_every=args.keep_every,
-        sample_every=args.sample_every, vae=args.vae, seed=args.global_seed)
+        sample_every=args.sample_every, vae=args.vae, seed=args.global_seed,
+        cuda_graphs=args.cuda_graphs)
 
 
 def batch_options(args):

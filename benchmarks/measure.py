@@ -133,6 +133,7 @@ def limit_memory(device, memory_limit):
 
     :param memory_limit: GiB, of everything: what the driver and the kernels take beside PyTorch's
         allocator is subtracted from what the allocator may take. None: no limit
+    :raises UserError: other processes leave nothing of it
     """
     if torch.device(device).type != "cuda":
         return
@@ -140,7 +141,10 @@ def limit_memory(device, memory_limit):
     if memory_limit:
         free, total = torch.cuda.mem_get_info()
         fraction = memory_limit * 2 ** 30 / total - 1 + free / total
-        torch.cuda.set_per_process_memory_fraction(max(0.0, min(1.0, fraction)))
+        if fraction <= 0:
+            raise UserError(f"--memory-limit {memory_limit:g}: {(total - free) / 2 ** 30:.1f} GiB "
+                            "of the GPU are taken already; end what runs there")
+        torch.cuda.set_per_process_memory_fraction(min(1.0, fraction))
 
 
 def peak_gb(device):

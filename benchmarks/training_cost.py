@@ -8,6 +8,7 @@ import torch
 from benchmarks import baseline, measure, networks
 from diffusion import vae
 from training import acceleration
+from training.cuda_graphs import GraphedGradients
 from training.loss_scaling import LossScaler
 from training.state import TrainingState
 from training.step import Batches, compute_gradients
@@ -24,6 +25,7 @@ class TrainingSetup(networks.NetworkSetup):
     accum: int = 1
     grad_checkpoint: int = 0
     keep_activations: bool = False
+    cuda_graphs: bool = False
     profile: bool = False           # also find the operations that take most of the time
 
 
@@ -126,12 +128,13 @@ def _optimized_step(setup, model, trained):
         global_batch_size=setup.batch_size, label_dropout=LABEL_DROPOUT, last_step=10 ** 6,
         device=setup.device, prefetch=True)
     scaler = LossScaler(setup.device) if setup.precision == "fp16" else None
+    gradients = GraphedGradients() if setup.cuda_graphs else compute_gradients
     state = TrainingState(trained, lr=LEARNING_RATE, device=setup.device, loss_scaler=scaler)
     parameters = list(trained.values())
 
     def step():
         state.step += 1
-        losses, bad = compute_gradients(
+        losses, bad = gradients(
             model, batches.take(state.step), parameters, global_batch_size=setup.batch_size,
             accum=setup.accum, precision=setup.precision, device=setup.device, loss_scaler=scaler)
         state.update(losses, bad, LEARNING_RATE)

@@ -37,10 +37,15 @@ def listen_to_signals():
 def pytest_addoption(parser):
     parser.addoption("--quick", action="store_true",
                      help="skip tests that start a process: scripts, training runs, servers")
+    parser.addoption("--gpu", action="store_true",
+                     help="let tests see this machine's GPUs: for tests/test_gpu.py alone")
 
 
 def pytest_configure(config):
     listen_to_signals()
+    if not config.getoption("gpu"):
+        # what is tested is the CPU, also where there is a GPU, which scripts would choose
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if config.getoption("numprocesses", None):
         # inherited by the test processes: with several threads each, they would only wait for
         # one another

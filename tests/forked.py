@@ -131,7 +131,8 @@ class Server:
     def __init__(self):
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+            cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+                           "CUDA_VISIBLE_DEVICES": ""})    # no GPU survives a fork
 
     def _ask(self, **job):
         print(json.dumps(job), file=self.process.stdin, flush=True)

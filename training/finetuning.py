@@ -6,6 +6,7 @@ counts and what a checkpoint holds follow from it.
 from dataclasses import dataclass
 
 from training import lora
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,21 @@ def parameter_kind(name):
 def is_trained(kind, method):
     """Whether a method trains parameters of a kind, see `parameter_kind`."""
     return kind not in TUNING_METHODS[method].frozen
+
+
+def adapters(method, *lora_flags):
+    """LoraOptions of a method with adapters; None for another one.
+
+    :param method: name in TUNING_METHODS
+    :param lora_flags: see `lora.choose`; None where the user gave none
+    :raises UserError: a flag for another method, or see `lora.choose`
+    """
+    if TUNING_METHODS[method].has_adapters:
+        return lora.choose(*lora_flags)
+    if any(value is not None for value in lora_flags):
+        raise UserError("--lora-rank, --lora-alpha and --lora-targets: only for --tune lora; "
+                        f"leave them out for --tune {method}")
+    return None
 
 
 def set_trainable(model, method, adapters=None, seed=0):

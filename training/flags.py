@@ -57,7 +57,10 @@ def add_cost_flags(g):
                    "pass: more memory, 2%% faster; default: recompute them")
     add_compile_flag(g)
     g.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True,
-                   help="prepare the next batch while one is computed; default: yes")
+                   help="prepare the next batches while one is computed; default: yes")
+    g.add_argument("--cuda-graphs", action="store_true",
+                   help="launch the gradient of each step as one CUDA graph: faster where the host "
+                   "cannot keep up with the GPU, as with small models or batches; one process only")
     add_device_flag(g)
 
 

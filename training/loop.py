@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from training import bookkeeping, step
+from training.cuda_graphs import GraphedGradients
 from utils import distributed
 from utils.errors import EXIT_STOPPED
 
@@ -25,6 +26,7 @@ class LoopOptions:
     :param keep, keep_every: checkpoints to keep, see `Run.save_state`
     :param vae: name or folder of the VAE that decodes previews
     :param seed: of the run
+    :param cuda_graphs: launch gradients as CUDA graphs
     """
     max_steps: int
     lr: float
@@ -41,6 +43,7 @@ class LoopOptions:
     sample_every: int
     vae: str
     seed: int
+    cuda_graphs: bool = False
 
 
 def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
@@ -61,10 +64,11 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
     stop, end = False, state.step == options.max_steps
     preview = begin_previews(options, run, metadata)
     begin_held_out(model, state, held_out, run, options.max_steps)
+    gradients = GraphedGradients() if options.cuda_graphs else step.compute_gradients
     clock, clock_step = time.monotonic(), state.step
     while not (stop or end):
         state.step += 1
-        lr = take_step(model, state, batches, options)
+        lr = take_step(model, state, batches, options, gradients)
         bar.update()
 
         end = state.step == options.max_steps
@@ -96,13 +100,18 @@ def train(model, state, batches, options, *, run, entries, metadata, stop_watch,
             clock += measure_held_out(model, state, held_out, run)
     bar.close()
     if run:
-        if held_out and end:
-            bookkeeping.say_best_step(run, held_out)
-        bookkeeping.say_how_it_ended(run, state.step, options.max_steps, stop_watch)
-        run.close_trackers()
+        close(run, state, held_out, options.max_steps, stop_watch)
     # until process 0 has saved: torchrun ends the others as soon as one has ended
     distributed.barrier()
     return 0 if end else EXIT_STOPPED
+
+
+def close(run, state, held_out, max_steps, stop_watch):
+    """Says how the run ended, and its best step, if it is at its end."""
+    if held_out and state.step == max_steps:
+        bookkeeping.say_best_step(run, held_out)
+    bookkeeping.say_how_it_ended(run, state.step, max_steps, stop_watch)
+    run.close_trackers()
 
 
 def progress_bar(first_step, last_step, is_shown):
@@ -110,11 +119,14 @@ def progress_bar(first_step, last_step, is_shown):
                 dynamic_ncols=True)
 
 
-def take_step(model, state, batches, options):
-    """One step of the optimizer; returns its learning rate."""
+def take_step(model, state, batches, options, gradients):
+    """One step of the optimizer; returns its learning rate.
+
+    :param gradients: `step.compute_gradients`, or GraphedGradients
+    """
     lr = step.learning_rate(state.step, lr=options.lr, schedule=options.lr_schedule,
                             max_steps=options.max_steps)
-    losses, is_bad = step.compute_gradients(
+    losses, is_bad = gradients(
         model, batches.take(state.step), list(state.trained.values()), accum=options.accum,
         device=options.device, global_batch_size=options.global_batch_size,
         precision=options.precision, loss_scaler=state.loss_scaler)

@@ -34,11 +34,13 @@ class LossScaler:
         :param is_bad: () 1 if gradients overflowed, else 0
         """
         bad = is_bad > 0
-        self.good_steps = torch.where(bad, 0, self.good_steps + 1)
-        grows = self.good_steps >= GROWTH_INTERVAL
+        good_steps = torch.where(bad, 0, self.good_steps + 1)
+        grows = good_steps >= GROWTH_INTERVAL
         smaller = (self.scale / 2).clamp(min=MIN_SCALE)
-        self.scale = torch.where(bad, smaller, torch.where(grows, self.scale * 2, self.scale))
-        self.good_steps = torch.where(grows, 0, self.good_steps)
+        # in place, as a captured graph reads the scale where it was
+        self.scale.copy_(torch.where(bad, smaller,
+                                     torch.where(grows, self.scale * 2, self.scale)))
+        self.good_steps.copy_(torch.where(grows, 0, good_steps))
 
     def metadata(self):
         """Scale and count, JSON-serializable; waits for the device."""

@@ -8,7 +8,7 @@ FREE_FLAGS = (
     *PATH_FLAGS, "image_size", "accum", "results_dir", "resume", "max_steps", "epochs",
     "max_minutes", "log_every", "ckpt_every", "ckpt_minutes", "keep", "keep_every", "sample_every",
     "skip_nonfinite", "device", "compile", "grad_checkpoint", "keep_activations", "prefetch",
-    "dry_run", "val_every", "val_split", "wandb")
+    "cuda_graphs", "dry_run", "val_every", "val_split", "wandb")
 # flags that earlier versions lacked, and what their runs did; the EMA's state knows it better
 LATER_FLAGS = {
     "ema_warmup": True, "tokens": "all", "token_margin": 0, "augment": 1, "augment_flip": 0.0,

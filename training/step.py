@@ -18,9 +18,11 @@ from diffusion.gaussian_diffusion import NUM_TIMESTEPS, training_losses
 from diffusion.vae import draw_latents
 from training.token_drop import network_and_positions
 from utils import distributed
+from utils.flags import CPU_CORES
 from utils.precision import autocast
 from utils.seeding import seeded_generator
 
+STEPS_AHEAD = 4     # prepared for a GPU, each in a thread: one alone may be slower than the GPU
 COVARIATES = 2  # purpose of a generator of its own: other draws of a step stay what they were
 LR_SCHEDULES = ("constant", "cosine")
 
@@ -75,7 +77,7 @@ def _draw_some(n, count, generator):
 class Batches:
     """This process's share of every step's batch, on the host.
 
-    While one batch is computed, a thread prepares the next.
+    While one batch is computed, a thread prepares the next; for a GPU, several do the next few.
 
     :param moments: (volumes * variants, 2C, h, w) of the VAE's posterior: a tensor, or
         latent_cache.Latents
@@ -85,7 +87,7 @@ class Batches:
     :param seed, global_batch_size, label_dropout: see `draw_step`
     :param last_step: no batch after it is prepared
     :param device: where batches will go; for a GPU they lie in page-locked memory
-    :param prefetch: prepare the next batch in a thread
+    :param prefetch: prepare the next batches in threads
     :param variants: of each volume in `moments`, one after another
     :param covariates: (volumes, K), see `models.ConditionEmbedder`; None: there are none
     :param condition_dropout: see `draw_step`
@@ -110,8 +112,11 @@ class Batches:
         self.token_drop = token_drop
         self.tokens = tokens
         self.pin_memory = torch.device(device).type == "cuda"
-        self._pool = ThreadPoolExecutor(1) if prefetch else None
-        self._next = {}
+        self.ahead = 0
+        if prefetch:
+            self.ahead = min(STEPS_AHEAD, CPU_CORES) if self.pin_memory else 1
+        self._pool = ThreadPoolExecutor(self.ahead) if prefetch else None
+        self._next = {}     # {step: future of what `_prepare_to_go` returns}
 
     def drawn(self, step):
         """The draws of a step's global batch."""
@@ -135,10 +140,14 @@ class Batches:
 
     def take(self, step):
         """What `prepare` returns, in page-locked memory if it goes to a GPU, so no copy waits."""
+        coming = range(step, min(step + self.ahead, self.last_step) + 1)
+        self._next = {s: self._next.get(s) or self._pool.submit(self._prepare_to_go, s)
+                      for s in coming if self._pool}
         prefetched = self._next.pop(step, None)
-        batch = prefetched.result() if prefetched else self.prepare(step)
-        if self._pool and step < self.last_step:
-            self._next = {step + 1: self._pool.submit(self.prepare, step + 1)}
+        return prefetched.result() if prefetched else self._prepare_to_go(step)
+
+    def _prepare_to_go(self, step):
+        batch = self.prepare(step)
         return tuple(v.pin_memory() for v in batch) if self.pin_memory else batch
 
 

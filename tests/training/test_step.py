@@ -1,5 +1,6 @@
 """The pieces of a training step, where running the script would not show them."""
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -50,14 +51,19 @@ class Setting:
                 for group, named in self.state.groups().items() for name, tensor in named.items()}
 
 
-def test_batches_are_the_steps_draws_in_any_order():
+@pytest.mark.parametrize("threads", [1, 3])     # as for a CPU, and as for a GPU
+def test_batches_are_the_steps_draws_in_any_order(monkeypatch, threads):
     ahead, plain = Setting().batches, Setting(prefetch=False).batches
+    monkeypatch.setattr(ahead, "ahead", threads)
+    monkeypatch.setattr(ahead, "_pool", ThreadPoolExecutor(threads))
     index, t, noise, vae_noise, drop, *_ = draw_step(3, 2, 5, 4, (4, 8, 8), 0.5)
     mean, std = ahead.moments[index].chunk(2, 1)
     y = torch.where(drop, 3, ahead.labels[index])
     expected = (mean + std * vae_noise) * 0.5, t, y, noise, torch.zeros(4, 0)
     for step in (1, 2, 3, 2, 9):  # in turn from the thread, out of order without it
         assert all(torch.equal(a, b) for a, b in zip(ahead.take(step), plain.take(step)))
+        assert sorted(ahead._next) == [s for s in range(step + 1, step + threads + 1)
+                                       if s <= ahead.last_step]
         if step == 2:
             assert all(torch.equal(a, b) for a, b in zip(plain.take(2), expected))
     assert drop.any() and not drop.all()

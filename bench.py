@@ -243,7 +243,7 @@ def add_comparison_flags(command):
 
 
 def add_memory_flags(command):
-    group = command.add_argument_group("memory of the optimized step")
+    group = command.add_argument_group("memory and speed of the optimized step")
     group.add_argument("--accum", type=int, default=1,
                        help="parts in which the batch of a step is computed, one after another")
     group.add_argument("--grad-checkpoint", type=int, nargs="?", const=1, default=0, metavar="K",
@@ -251,8 +251,8 @@ def add_memory_flags(command):
                        "without K: every block")
     group.add_argument("--keep-activations", action="store_true", help="keep activations that are "
                        "cheap to recompute; default: recompute them in the backward pass")
-    group.add_argument("--cuda-graphs", action="store_true", help="launch the gradient of each "
-                       "step as one CUDA graph; default: kernel by kernel")
+    group.add_argument("--cuda-graphs", action="store_true", help="run the forward and backward "
+                       "pass of a step as one CUDA graph; default: kernel by kernel")
 
 
 def add_scaling_flags(command):

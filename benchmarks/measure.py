@@ -143,7 +143,7 @@ def limit_memory(device, memory_limit):
         fraction = memory_limit * 2 ** 30 / total - 1 + free / total
         if fraction <= 0:
             raise UserError(f"--memory-limit {memory_limit:g}: {(total - free) / 2 ** 30:.1f} GiB "
-                            "of the GPU are taken already; end what runs there")
+                            "of the GPU are taken already; stop the processes that use it")
         torch.cuda.set_per_process_memory_fraction(min(1.0, fraction))
 
 

@@ -8,7 +8,7 @@ import torch
 from benchmarks import baseline, measure, networks
 from diffusion import vae
 from training import acceleration
-from training.cuda_graphs import GraphedGradients
+from training.cuda_graphs import WARM_UP, GraphedGradients
 from training.loss_scaling import LossScaler
 from training.state import TrainingState
 from training.step import Batches, compute_gradients
@@ -107,6 +107,8 @@ def optimized_step(setup, kept=None):
     measure.wait(device)
     first = time.perf_counter() - start
     warm_up = measure.warm_up_steps(device) - 1  # the first step is one of them
+    if setup.cuda_graphs:
+        warm_up = max(warm_up, WARM_UP)     # a graph is captured in the step after them
     seconds = measure.time_steps(step, device, setup.steps, warm_up)
     peak = measure.peak_gb(device)
     return TrainingCost(

@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from metrics.statistic import Statistic
 
@@ -50,8 +51,18 @@ def gram(x, y=None, memory_gb=4, device="cpu", callback=None):
         if callback:
             callback(a.shape[1])
         del a, b  # before the next block is read
-    out = out.triu() + out.triu(1).T if symmetric else out
+    if symmetric:
+        _mirror_lower(out)
     return out.div_(_scale(x) * _scale(y)).cpu().numpy()
+
+
+def _mirror_lower(matrix):
+    """Copies what is above the diagonal of a square matrix to below it, in place."""
+    for i in range(0, len(matrix), ROWS_PER_PRODUCT):
+        stop = i + ROWS_PER_PRODUCT
+        matrix[stop:, i:stop] = matrix[i:stop, stop:].T
+        corner = matrix[i:stop, i:stop]
+        corner.copy_(corner.triu() + corner.triu(1).T)
 
 
 def _voxels(volumes, start, stop, device):
@@ -91,8 +102,14 @@ def gaussian_kernel(products, within=slice(None)):
     """
     squares = squared_distances(products)
     index = np.arange(len(squares))[within]
-    of_pairs = [squares[i, index[k + 1:]] for k, i in enumerate(index)]
-    median = float(np.median(np.concatenate(of_pairs), overwrite_input=True))
+    of_pairs = np.empty(len(index) * (len(index) - 1) // 2)
+    start = 0
+    for k, i in enumerate(index):
+        others = index[k + 1:]
+        of_pairs[start:start + len(others)] = squares[i, others]
+        start += len(others)
+    median = float(np.median(of_pairs, overwrite_input=True))
+    del of_pairs    # N² / 2 numbers
     if median == 0:
         return np.ones_like(squares), 0.0
     squares /= -median
@@ -115,7 +132,7 @@ def mmd_of_kernel(kernel, a, b, unbiased, groups=None):
         of the kernel's sums
     """
     if unbiased:
-        groups = np.arange(len(kernel)) if groups is None else np.asarray(groups)
+        groups = np.arange(len(kernel)) if groups is None else groups
         value = _unbiased_mmd(kernel, a, b, groups)
     else:
         difference = a / a.sum(1, keepdims=True) - b / b.sum(1, keepdims=True)
@@ -132,7 +149,8 @@ def _unbiased_mmd(kernel, a, b, groups):
     by their distance from an origin that has no meaning. For sets this would add a bias where the
     groups have unequal sizes, as m depends on the volumes.
     """
-    dependent = (groups[:, None] == groups).astype(float)                  # (N, N)
+    dependent = _of_one_group(groups)                                      # (N, N)
+    dependent_kernel = dependent.multiply(kernel)
     repeats = (np.maximum(a, b) > 1).any(1)                                # (R,)
     a, b = (_each_group_once(weights, dependent, repeats) for weights in (a, b))
     size_a, size_b = a.sum(1, keepdims=True), b.sum(1, keepdims=True)
@@ -146,11 +164,21 @@ def _unbiased_mmd(kernel, a, b, groups):
         partners = size - weights @ dependent                              # of each volume, (R, N)
         pairs = (weights * partners).sum(1)
         total = (weights @ kernel * weights).sum(1)
-        total = total - (weights @ (kernel * dependent) * weights).sum(1)
+        total = total - (weights @ dependent_kernel * weights).sum(1)
         total = total - 2 * (weights * partners * to_middle).sum(1)
         total += pairs * constant
         value += np.divide(total, pairs, out=np.full(len(weights), np.nan), where=pairs > 1e-9)
     return value
+
+
+def _of_one_group(groups):
+    """1 where two volumes are of one group, (N, N) sparse: few are, and N² numbers are many.
+
+    :param groups: (N,) group of each volume
+    """
+    _, number = np.unique(groups, return_inverse=True)
+    member = sparse.csr_array((np.ones(len(number)), (np.arange(len(number)), number)))
+    return member @ member.T
 
 
 def _each_group_once(weights, dependent, repeats):
@@ -272,7 +300,7 @@ def mmd_statistics(pool, options):
                        "papers call MMD among all pairs; large for diverse sets, so not a distance "
                        "of the sets",
             target="real", has_ceiling=False, test=None, details=details,
-            compute=partial(mean_pair_distance, squared_distances(products), pool.groups)),
+            compute=partial(mean_pair_distance, products, pool.groups)),
     ]
 
 
@@ -295,20 +323,27 @@ def _products_of_pool(pool, options):
     return products
 
 
-def mean_pair_distance(squares, groups, a, b):
+def mean_pair_distance(products, groups, a, b):
     """Mean squared distance of the pairs of one volume of each weighted set.
 
     Pairs of two volumes of one group are left out.
 
-    :param squares: (N, N) squared distances of the pool
+    :param products: (N, N) inner products of the pool
     :param groups: (N,) group of each volume, such as its subject
     :param a, b: (R, N) weights of the two sets
     :return: (R,); NaN where there is no pair
     """
-    independent = (np.asarray(groups)[:, None] != groups).astype(float)
-    total = (a @ (squares * independent) * b).sum(1)
-    pairs = (a @ independent * b).sum(1)
-    return np.divide(total, pairs, out=np.full(len(a), np.nan), where=pairs > 0)
+    dependent = _of_one_group(groups)
+    squares = products.diagonal()                                          # ‖x‖², (N,)
+    size_a, size_b = a.sum(1), b.sum(1)
+    pairs = size_a * size_b - (a @ dependent * b).sum(1)
+    # ‖x − y‖² = ‖x‖² + ‖y‖² − 2 x·y, summed over all pairs and over those that are left out
+    total = (a @ squares) * size_b + size_a * (b @ squares) - 2 * (a @ products * b).sum(1)
+    i, j = dependent.nonzero()
+    distances = squares[i] + squares[j] - 2 * products[i, j]
+    total -= (a @ sparse.csr_array((distances, (i, j)), dependent.shape) * b).sum(1)
+    value = np.divide(total, pairs, out=np.full(len(a), np.nan), where=pairs > 0)
+    return np.where(value < 1e-12 * squares.mean(), 0, value)   # below the sums' rounding error
 
 
 def _linear_statistic(pool, products, voxels, options):

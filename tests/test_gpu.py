@@ -51,7 +51,7 @@ def batches(device, **more):
     g = torch.Generator().manual_seed(1)
     moments = torch.randn(6, 8, 32, 32, generator=g)
     return Batches(moments, torch.arange(6) % 3, dict(scaling_factor=0.2), 10, seed=0,
-                   global_batch_size=4, label_dropout=0.3, last_step=9, device=device, **more)
+                   global_batch_size=4, label_dropout=0.3, last_step=14, device=device, **more)
 
 
 def gradient(device, precision="fp32", compiled=False, tokens=None, scaled=False):
@@ -100,7 +100,7 @@ def test_compiled_blocks_give_the_gradient_of_eager_ones():
 @pytest.mark.parametrize("precision, compiled, accum", [
     ("fp32", False, 1), ("bf16", True, 2), ("fp16", True, 1)])
 def test_a_graph_computes_what_it_was_captured_from(precision, compiled, accum):
-    """Ten steps of the optimizer, also over another batch size; a part of the last is skipped."""
+    """Fourteen steps of the optimizer: of two batch sizes, and one that is not finite."""
     results = []
     for gradients in (compute_gradients, GraphedGradients()):
         model, trained = build(GPU)
@@ -110,22 +110,32 @@ def test_a_graph_computes_what_it_was_captured_from(precision, compiled, accum):
         scaler = LossScaler(GPU) if precision == "fp16" else None
         state = TrainingState(trained, lr=1e-3, device=GPU, loss_scaler=scaler)
         source, logged = batches(GPU), []
-        for state.step in range(1, 11):
-            batch = source.take(min(state.step, 9))
-            if state.step == 6:
+        for state.step in range(1, 15):
+            batch = source.take(state.step)
+            if state.step > 8:
                 batch = tuple(values[:2] for values in batch)
+            if state.step == 6:
+                batch[0].fill_(math.inf)
             losses, is_bad = gradients(
                 model, batch, list(trained.values()), global_batch_size=4, accum=accum,
                 precision=precision, device=GPU, loss_scaler=scaler)
             state.update(losses, is_bad, 1e-3)
             state.optimizer.zero_grad(set_to_none=True)
             logged.append(losses.tolist())
+            if scaler and state.step == 7:      # too large: gradients overflow
+                scaler.scale.fill_(2.0 ** 60)
+        skipped = [s.step for s in state.settle()]
+        assert skipped[0] == 6 and (len(skipped) > 1) == (precision == "fp16")
         results.append((torch.tensor(logged), torch.cat([
             p.detach().flatten() for p in (*trained.values(), *state.ema.values())]).cpu()))
-    (expected, weights_), (found, graphed) = results
-    assert torch.allclose(found, expected, rtol=1e-4)
-    assert relative(graphed, weights_) < 1e-4
-    assert len({tuple(row) for row in logged}) == 10
+    (expected, eager), (found, graphed) = results
+    finite = expected.isfinite().all(1)
+    assert finite.sum() == 13 and torch.equal(found.isfinite().all(1), finite)
+    # in bf16 another order of sums is another rounding
+    tolerance = 1e-4 if precision == "fp32" else 1e-2
+    assert torch.allclose(found[finite], expected[finite], rtol=tolerance)
+    assert relative(graphed, eager) < tolerance
+    assert len({tuple(row) for row in found.tolist()}) == 14
 
 
 @pytest.mark.parametrize("prefetch", [True, False])
@@ -215,7 +225,7 @@ def distance(found, expected, start):
 
 def test_training_gives_the_cpus_weights(run, finetuned, pretrained):
     start = weights(pretrained, 2)
-    assert 0 <= distance(weights(run), weights(finetuned), start) < 0.05
+    assert distance(weights(run), weights(finetuned), start) < 0.05
 
 
 def test_a_resumed_run_is_close_to_an_uninterrupted_one(run, data, vae_folder, pretrained,
@@ -240,7 +250,8 @@ def test_a_resumed_run_is_close_to_an_uninterrupted_one(run, data, vae_folder, p
 def test_every_way_of_training_runs(more, data, vae_folder, pretrained, tmp_path):
     """And a model of each can be sampled there."""
     folder = train(data, vae_folder, tmp_path / "r", pretrained, "--max-steps", 4, *more)
-    assert "skipped" not in (folder / "log.txt").read_text()
+    log = (folder / "log.txt").read_text()
+    assert "skipped" not in log or "fp16 gradients overflowed" in log
     script("sample.py", "--ckpt", folder, "--output", tmp_path / "s", *SAMPLING, "--sampler",
            "dpm++", "--cfg-scale", 2, "--device", GPU, fresh=True)
     assert len(list((tmp_path / "s" / "nifti").iterdir())) == 3
@@ -252,7 +263,8 @@ def test_sampled_volumes_are_the_cpus(run, data, tmp_path):
     for device in ("cpu", GPU):
         out = tmp_path / device
         script("sample.py", "--ckpt", run, "--output", out, *SAMPLING, "--sampler", "ddpm",
-               "--precision", "fp32", "--device", device, fresh=True)
+               "--precision", "fp32", "--device", device, fresh=True,
+               env={"NVIDIA_TF32_OVERRIDE": "0"})
         paths = [mosaic_files.mosaic_path(out, f"{i:06d}") for i in range(3)]
         mosaics[device] = np.stack([mosaic_files.read_mosaic(path, header) for path in paths])
     mosaics = {device: stack.astype(int) for device, stack in mosaics.items()}

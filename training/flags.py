@@ -59,8 +59,9 @@ def add_cost_flags(g):
     g.add_argument("--prefetch", action=argparse.BooleanOptionalAction, default=True,
                    help="prepare the next batches while one is computed; default: yes")
     g.add_argument("--cuda-graphs", action="store_true",
-                   help="launch the gradient of each step as one CUDA graph: faster where the host "
-                   "cannot keep up with the GPU, as with small models or batches; one process only")
+                   help="run the forward and backward pass of each step as one CUDA graph: faster "
+                   "where the host cannot keep up with the GPU, as with small models or batches; "
+                   "works with a single process only")
     add_device_flag(g)
 
 

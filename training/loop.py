@@ -26,7 +26,7 @@ class LoopOptions:
     :param keep, keep_every: checkpoints to keep, see `Run.save_state`
     :param vae: name or folder of the VAE that decodes previews
     :param seed: of the run
-    :param cuda_graphs: launch gradients as CUDA graphs
+    :param cuda_graphs: compute gradients by CUDA graphs
     """
     max_steps: int
     lr: float

@@ -112,9 +112,8 @@ class Batches:
         self.token_drop = token_drop
         self.tokens = tokens
         self.pin_memory = torch.device(device).type == "cuda"
-        self.ahead = 0
-        if prefetch:
-            self.ahead = min(STEPS_AHEAD, CPU_CORES) if self.pin_memory else 1
+        # steps beyond the one that is taken; on a CPU, threads would take cores from the step
+        self.ahead = min(STEPS_AHEAD, CPU_CORES) if self.pin_memory else 1
         self._pool = ThreadPoolExecutor(self.ahead) if prefetch else None
         self._next = {}     # {step: future of what `_prepare_to_go` returns}
 
@@ -140,11 +139,15 @@ class Batches:
 
     def take(self, step):
         """What `prepare` returns, in page-locked memory if it goes to a GPU, so no copy waits."""
-        coming = range(step, min(step + self.ahead, self.last_step) + 1)
-        self._next = {s: self._next.get(s) or self._pool.submit(self._prepare_to_go, s)
-                      for s in coming if self._pool}
-        prefetched = self._next.pop(step, None)
-        return prefetched.result() if prefetched else self._prepare_to_go(step)
+        if not self._pool:
+            return self._prepare_to_go(step)
+        coming = range(step, max(step, min(step + self.ahead, self.last_step)) + 1)
+        for s in coming:
+            if s not in self._next:
+                self._next[s] = self._pool.submit(self._prepare_to_go, s)
+        batch = self._next[step].result()
+        self._next = {s: self._next[s] for s in coming[1:]}
+        return batch
 
     def _prepare_to_go(self, step):
         batch = self.prepare(step)

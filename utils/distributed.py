@@ -65,10 +65,13 @@ def end_with_launcher():
 
 
 def own_device(device):
-    """The device of this process: for "cuda" the GPU that LOCAL_RANK names.
+    """The device of this process: for "cuda" the GPU that LOCAL_RANK names. It becomes the current
+    one, which streams and graphs are made on.
 
     :raises UserError: the machine has fewer GPUs than processes
     """
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
     if device != "cuda" or world_size() == 1:
         return device
     local = int(os.environ.get("LOCAL_RANK", 0))

@@ -3,6 +3,7 @@ import os
 import signal
 
 import pytest
+import torch
 
 from benchmarks import measure
 from benchmarks.measure import StepCost
@@ -31,6 +32,19 @@ def test_errors_that_mean_out_of_memory():
                   "CUBLAS_STATUS_ALLOC_FAILED"):
         assert measure._is_out_of_memory(RuntimeError(words))
     assert not measure._is_out_of_memory(RuntimeError("shapes do not match"))
+
+
+def test_a_limit_of_gpu_memory(monkeypatch):
+    """Of 80 GiB, 10 are taken: of a limit of 39, PyTorch may have 29."""
+    shares = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (70 * 2 ** 30, 80 * 2 ** 30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    measure.limit_memory("cuda", 39)
+    measure.limit_memory("cpu", 39)
+    assert shares == [pytest.approx(29 / 80)]
+    with pytest.raises(UserError, match="--memory-limit 8: 10.0 GiB of the GPU are taken already"):
+        measure.limit_memory("cuda", 8)
 
 
 def test_turns_are_merged():

@@ -123,10 +123,16 @@ def test_mean_pair_distance_is_the_mean_over_pairs():
     squares = ((z[:, None] - z) ** 2).sum(-1)
     groups = np.array([0, 0, 1, 2, 3, 4, 5])
     a = np.array([[1.0, 1, 1, 1, 0, 0, 0]])
-    found = mmd.mean_pair_distance(squares, groups, a, 1 - a)
+    found = mmd.mean_pair_distance(z @ z.T, groups, a, 1 - a)
     assert np.isclose(found[0], squares[:4, 4:].mean())
     within = [squares[i, j] for i in range(4) for j in range(4) if i != j and {i, j} != {0, 1}]
-    assert np.isclose(mmd.mean_pair_distance(squares, groups, a, a)[0], np.mean(within))
+    assert np.isclose(mmd.mean_pair_distance(z @ z.T, groups, a, a)[0], np.mean(within))
+    counts = np.array([[2.0, 0, 3, 1, 0, 0, 0], [1.0, 0, 0, 0, 0, 0, 0]])   # of replicates
+    found = mmd.mean_pair_distance(z @ z.T, groups, counts, counts)
+    pairs = [squares[i, j] * counts[0, i] * counts[0, j] for i in (0, 2, 3) for j in (0, 2, 3)]
+    assert np.isclose(found[0], sum(pairs) / (6 ** 2 - 4 - 9 - 1)) and np.isnan(found[1])
+    copies = np.ones((4, 5))
+    assert mmd.mean_pair_distance(copies @ copies.T, np.arange(4), a[:, 1:5], 1 - a[:, 1:5]) == 0
 
 
 def test_gram_streams_and_is_exact(tmp_path):

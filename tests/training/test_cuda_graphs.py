@@ -1,10 +1,15 @@
 """When a step is captured, and how a capture is replayed. tests/test_gpu.py does it on a GPU."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import script, small_dit
 
+import train
 from training import cuda_graphs, finetuning
 from training.step import Batches, compute_gradients
+from utils import distributed
+from utils.errors import UserError
 
 OPTIONS = dict(global_batch_size=4, precision="fp32", device="cpu")
 
@@ -38,14 +43,24 @@ def test_every_set_of_shapes_warms_up_and_is_captured_once(captures):
     seen = []
     for step in range(1, 13):
         batch = batches.take(step)
-        if step > 10:       # another batch size, twice
+        if step > 7:        # as when the last steps compute all tokens
             batch = tuple(values[:2] for values in batch)
         losses, is_bad = graphed(model, batch, parameters, **OPTIONS)
         again, _ = compute_gradients(model, batch, parameters, **OPTIONS)
         assert torch.equal(losses, again) and is_bad == 0
         seen.append(len(captures))
-    assert seen == [0] * cuda_graphs.WARM_UP + [1] * (12 - cuda_graphs.WARM_UP)
-    assert captures == [(4, 4, 8, 8)]
+    assert cuda_graphs.WARM_UP == 3
+    assert seen == [0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2]
+    assert captures == [(4, 4, 8, 8), (2, 4, 8, 8)]
+
+
+def test_processes_of_torchrun_have_none(monkeypatch):
+    args = SimpleNamespace(token_margin=0, base=None, val_split="test", cuda_graphs=True,
+                           device="cuda")
+    train.check_flags_without_effect(args)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="--cuda-graphs: for a single process"):
+        train.check_flags_without_effect(args)
 
 
 def test_a_cpu_has_no_graphs(data, vae_folder, tmp_path):

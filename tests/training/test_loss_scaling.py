@@ -26,11 +26,14 @@ def test_scale_is_that_of_gradscaler(monkeypatch):
     monkeypatch.setattr(loss_scaling, "GROWTH_INTERVAL", 3)
     steps = [BAD, GOOD, GOOD, BAD, GOOD, GOOD, GOOD, GOOD, BAD, BAD]
     scaler, ours = LossScaler(), []
+    tensors = scaler.scale, scaler.good_steps
     for value in steps:
         scaler.update(value)
         ours.append((scaler.scale.item(), int(scaler.good_steps)))
     assert ours == list(reference(steps))
     assert ours[0] == (2 ** 15, 0) and ours[6] == (2 ** 15, 0)
+    # a captured CUDA graph reads the scale where it was
+    assert scaler.scale is tensors[0] and scaler.good_steps is tensors[1]
     again = LossScaler()
     again.load(scaler.metadata())
     assert again.metadata() == scaler.metadata()

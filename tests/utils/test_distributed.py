@@ -1,5 +1,6 @@
 """Which process this is, and what a forgotten line in the shell does not change."""
 import pytest
+import torch
 
 from utils import distributed
 
@@ -25,6 +26,15 @@ def test_a_process_of_torchrun(shell, capsys, name):
     shell.setenv(name, "x")
     assert (distributed.rank(), distributed.world_size()) == (1, 2)
     assert not distributed.is_main() and capsys.readouterr().err == ""
+
+
+def test_a_gpu_that_is_named_becomes_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert distributed.own_device("cuda:1") == "cuda:1"
+    assert distributed.own_device("cuda") == "cuda"
+    assert distributed.own_device("cpu") == "cpu"
+    assert current == ["cuda:1"]
 
 
 def test_leftover_variables_are_named_once_and_ignored(shell, capsys):

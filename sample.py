@@ -258,7 +258,8 @@ def announce(who, chosen, metadata, plan, weights):
           + ", ".join(filter(None, (plan.classes.describe(classes), plan.conditions.describe()))),
           flush=True)
     average = checkpoint_choice.warn_of_average(metadata, weights)
-    for note in filter(None, (*chosen.notes, average, *plan.conditions.warnings)):
+    covariates = (plan.conditions.hint, *plan.conditions.warnings)
+    for note in filter(None, (*chosen.notes, average, *covariates)):
         print(f"{who}note: {printable(note)}", file=sys.stderr, flush=True)
 
 

@@ -223,8 +223,10 @@ def age_of(run):
 # ---------------------------------------------------------------------------------------- sampling
 
 def test_samples_differ_by_what_is_asked_and_say_it(run, tmp_path):
-    _, plain = sample(run, tmp_path / "a", "--num-samples", 2)
-    _, asked = sample(run, tmp_path / "b", "--num-samples", 2, "--condition", "age=80", "sex=F")
+    nothing, plain = sample(run, tmp_path / "a", "--num-samples", 2)
+    done, asked = sample(run, tmp_path / "b", "--num-samples", 2, "--condition", "age=80", "sex=F")
+    hint = "no covariates are asked for: such samples may be averages"
+    assert nothing.stderr.count(hint) == 1 and hint not in done.stderr
     _, empty = sample(run, tmp_path / "c", "--num-samples", 2, "--condition", "age=", "sex=n/a")
     assert not np.array_equal(plain[0], asked[0]) and np.array_equal(plain, empty)
     content = json.loads((tmp_path / "b" / "samples.json").read_text())
@@ -245,7 +247,8 @@ def test_a_sample_depends_on_its_row_and_seed_alone(run, tmp_path):
     _, fixed = sample(run, tmp_path / "b", "--num-samples", 2, "--condition", "age=61",
                       "--cfg-scale", 2)
     assert np.array_equal(listed[1], fixed[1]) and not np.array_equal(listed[0], fixed[0])
-    _, drawn = sample(run, tmp_path / "c", "--num-samples", 3, "--conditions", "cohort")
+    done, drawn = sample(run, tmp_path / "c", "--num-samples", 3, "--conditions", "cohort")
+    assert "no covariates are asked for" not in done.stderr
     rows = json.loads((tmp_path / "c" / "samples.json").read_text())["samples"]
     assert len(drawn) == 3 and all(row["condition"].get("sex") in ("F", "M") for row in rows)
 

@@ -43,6 +43,15 @@ class ConditionChoice:
         """Of the model's covariates."""
         return tuple(column.name for column in self.conditions.columns) if self.conditions else ()
 
+    @property
+    def hint(self):
+        """A line for the user if the model takes covariates and none is asked for, else None."""
+        if self.conditions is None or self.fixed or self.rows or self.is_cohort:
+            return None
+        # what the demo's model does then, measured in docs/conditions.md
+        return ("no covariates are asked for: such samples may be averages of what the model can "
+                f"be asked for; --conditions {COHORT} draws them as in training")
+
     def count(self, asked):
         """The number of samples.
 

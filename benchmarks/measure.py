@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from utils import workers
-from utils.errors import UserError
+from utils.errors import UserError, out_of_memory
 
 # -------------------------------------------------------------------------------------- processes
 
@@ -66,16 +66,10 @@ def _send_result(connection, parent, function, *args):
     except UserError as e:
         result = e
     except (MemoryError, RuntimeError) as e:  # torch.OutOfMemoryError is a RuntimeError
-        if not _is_out_of_memory(e):
+        if not out_of_memory(e):
             raise
         result = None
     connection.send(result)
-
-
-def _is_out_of_memory(error):
-    if isinstance(error, MemoryError):
-        return True
-    return re.search("out of memory|can't allocate memory|ALLOC_FAILED", str(error)) is not None
 
 
 def alternate_processes(ways, turns, setup):

@@ -25,6 +25,8 @@ from utils import bus_errors, escaping, leftovers, streams
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75        # EX_TEMPFAIL
 EXIT_INTERRUPTED = 130   # 128 and the number of the signal, here SIGINT
+# in the text of PyTorch's errors
+NO_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
 
 _received = []          # numbers of the signals that ask this script to end
 
@@ -75,9 +77,10 @@ def _code_of(error):
     if isinstance(error, OSError):
         path = error.filename or error.filename2
         return _report(f"{f'{path}: ' if path else ''}{error.strerror or error}")
-    if not _is_out_of_memory(error):
+    cause = out_of_memory(error)
+    if cause is None:
         raise error
-    reason = str(error).splitlines()[0][:120] if str(error) else "host"
+    reason = str(cause).splitlines()[0][:120] if str(cause) else "host"
     return _report(f"out of memory ({reason}); use a smaller batch, a larger --accum, "
                    "--grad-checkpoint, or fewer --workers, whichever this script has")
 
@@ -107,12 +110,17 @@ def _script_name():
     return Path(sys.argv[0]).name
 
 
-def _is_out_of_memory(error):
-    """PyTorch raises RuntimeErrors for a host or a GPU that has no memory left."""
-    if isinstance(error, MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in ("out of memory", "can't allocate memory"))
+def out_of_memory(error):
+    """The error that says that a host or a GPU has no memory left, or None.
+
+    :param error: it, or a RuntimeError that was raised while it was handled, such as by the end
+        of the capture of a CUDA graph
+    """
+    while isinstance(error, (MemoryError, RuntimeError)):
+        if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+            return error
+        error = error.__context__
+    return None
 
 
 def _exit_on_signal(number, _):

@@ -68,3 +68,21 @@ def test_a_bug_keeps_its_traceback_and_success_its_code():
             errors.run_script(lambda result=result: result)
         assert exit_.value.code == code
     assert errors.shorten("a\n  b", 3) == "a b"
+
+
+def test_errors_that_mean_out_of_memory():
+    for error in (MemoryError(), RuntimeError("CUDA out of memory. Tried"),
+                  RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+                  RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")):
+        assert errors.out_of_memory(error) is error
+        try:
+            try:
+                raise error
+            finally:
+                raise RuntimeError("operation failed due to an error during capture")
+        except RuntimeError as e:
+            assert errors.out_of_memory(e) is error
+    assert errors.out_of_memory(RuntimeError("shapes do not match")) is None
+    hidden = KeyError("a bug")
+    hidden.__context__ = MemoryError()
+    assert errors.out_of_memory(hidden) is None

@@ -203,7 +203,7 @@ def check_flags_without_effect(args):
 # --------------------------------------------------------------------------------------- training
 
 def adapters_of(args):
-    return finetuning.adapters(args.tune, args.lora_rank, args.lora_alpha, args.lora_targets)
+    return finetuning.choose_adapters(args.tune, args.lora_rank, args.lora_alpha, args.lora_targets)
 
 
 def loop_options(args, max_steps, precision, device):

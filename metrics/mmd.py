@@ -101,19 +101,22 @@ def gaussian_kernel(products, within=slice(None)):
     :return: (N, N) kernel, median distance m^(1/2)
     """
     squares = squared_distances(products)
-    index = np.arange(len(squares))[within]
-    of_pairs = np.empty(len(index) * (len(index) - 1) // 2)
+    median = _median_of_pairs(squares, np.arange(len(squares))[within])
+    if median == 0:
+        return np.ones_like(squares), 0.0
+    squares /= -median
+    return np.exp(squares, out=squares), median ** 0.5
+
+
+def _median_of_pairs(squares, index):
+    """Median of a symmetric matrix over all pairs of two different indices."""
+    of_pairs = np.empty(len(index) * (len(index) - 1) // 2)    # not as a list: it may be a GB
     start = 0
     for k, i in enumerate(index):
         others = index[k + 1:]
         of_pairs[start:start + len(others)] = squares[i, others]
         start += len(others)
-    median = float(np.median(of_pairs, overwrite_input=True))
-    del of_pairs    # N² / 2 numbers
-    if median == 0:
-        return np.ones_like(squares), 0.0
-    squares /= -median
-    return np.exp(squares, out=squares), median ** 0.5
+    return float(np.median(of_pairs, overwrite_input=True))
 
 
 # -------------------------------------------------------------------------- MMD of weighted sets

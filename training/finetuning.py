@@ -83,7 +83,7 @@ def is_trained(kind, method):
     return kind not in TUNING_METHODS[method].frozen
 
 
-def adapters(method, *lora_flags):
+def choose_adapters(method, *lora_flags):
     """LoraOptions of a method with adapters; None for another one.
 
     :param method: name in TUNING_METHODS

@@ -61,7 +61,7 @@ def add_cost_flags(g):
     g.add_argument("--cuda-graphs", action="store_true",
                    help="run the forward and backward pass of each step as one CUDA graph: faster "
                    "where the host cannot keep up with the GPU, as with small models or batches; "
-                   "works with a single process only")
+                   "works with a single process only; default: kernel by kernel")
     add_device_flag(g)
 
 

@@ -9,6 +9,7 @@
     python bench.py preprocess --recipe paper --input heads/    by stage: N4, skull strip, …
     python bench.py metrics
     python bench.py scaling --output scaling/                cost against tokens and batch size
+    python bench.py attention --tokens 3136 2132             PyTorch's kernels, and our own on a CPU
     python bench.py layouts --data-path data/adni --vae ema --output layouts/
     python bench.py study --help                             variants of train.py, several seeds
 
@@ -27,8 +28,8 @@ from pathlib import Path
 import torch
 
 import models
-from benchmarks import flags as bench_flags
 from benchmarks import (
+    attention_cost,
     layouts,
     measure,
     metrics_cost,
@@ -42,6 +43,7 @@ from benchmarks import (
     study_report,
     training_cost,
 )
+from benchmarks import flags as bench_flags
 from metrics import ms_ssim
 from utils import flags
 from utils.files import require_new_folder
@@ -78,6 +80,16 @@ def bench_scaling(args):
         title = f"{args.model}, {setup.precision}, {args.device}"
         scaling.write(args.output, lines, measured, title)
         print(f"{args.output}: scaling.md, scaling.png")
+
+
+def bench_attention(args):
+    config = models.config_of(args.model)
+    heads = config["num_heads"]
+    precision = precision_of(args)
+    for tokens in args.tokens:
+        shape = (args.batch_size, heads, tokens, config["hidden_size"] // heads)
+        costs = attention_cost.measure_kernels(shape, precision, args.device, args.repeats)
+        print("\n".join(attention_cost.report(shape, precision, costs)), flush=True)
 
 
 def training_setup(args, **more):
@@ -185,6 +197,9 @@ def parse_flags():
     group = add_comparison_flags(sample)
     flags.add_precision_flag(group, "the optimized decoding", "--vae-precision", "fp32")
     add_scaling_flags(scaling)
+    bench_flags.add_attention_flags(add_command(
+        commands, "attention", bench_attention,
+        "time and error of each kernel for attention, forward and backward pass"))
     bench_flags.add_study_flags(add_command(
         commands, "study", bench_study,
         "variants of train.py compared at equal steps and at equal time, over several seeds"))
@@ -306,6 +321,8 @@ def check(args):
         raise UserError(f"--memory-limit: only on a GPU, but --device is {args.device}")
     if getattr(args, "cuda_graphs", False) and not args.device.startswith("cuda"):
         raise UserError(f"--cuda-graphs: only on a GPU, but --device is {args.device}")
+    if min(getattr(args, "tokens", [1])) < 1:
+        raise UserError(f"--tokens {min(args.tokens)}: must be at least 1")
     if args.what in ("train", "sample"):
         networks.check_sizes(args.model, [args.image_size], [args.batch_size],
                              getattr(args, "accum", 1), "")

@@ -208,6 +208,8 @@ class DiTBlock(nn.Module):
         self.gamma1 = nn.Parameter(torch.ones(width)) if gamma else None
         self.gamma2 = nn.Parameter(torch.ones(width)) if gamma else None
         self.lean = False
+        # of long sequences on a CPU; training.acceleration replaces it where there is a faster one
+        self.long_attention = F.scaled_dot_product_attention
 
     def forward(self, x, c):                                        # (N, T, width), (N, width)
         modulation = self.adaLN_modulation(c).unsqueeze(1).chunk(6, dim=2)
@@ -230,7 +232,7 @@ class DiTBlock(nn.Module):
             return F.scaled_dot_product_attention(*qkv)
         if tokens >= LONG_SEQUENCE:
             # the CPU kernel is 5 % slower on strided heads
-            return F.scaled_dot_product_attention(*qkv.contiguous())
+            return self.long_attention(*qkv.contiguous())
         # for short sequences the math kernel is as exact, and its backward pass twice as fast
         training = torch.is_grad_enabled()
         with sdpa_kernel(SDPBackend.MATH) if training else nullcontext():

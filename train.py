@@ -256,7 +256,7 @@ def build(args, side, channels, conditions, foreground, dropped, precision, devi
     acceleration.narrow_matrices(start.model, precision)
     start.model.to(device).train()
     start.model.save_memory(not args.keep_activations, args.grad_checkpoint)
-    message = acceleration.compile_blocks(start.model, device, args.compile, precision)
+    message = acceleration.accelerate_blocks(start.model, device, args.compile, precision)
     return start, trained, message
 
 

@@ -1,9 +1,23 @@
-"""The flags of bench.py's commands that do not measure a network's step."""
+"""The flags of bench.py's commands that do not measure a whole step of a network."""
 from pathlib import Path
 
 import models
 from mri import recipes
 from utils import flags
+
+
+def add_attention_flags(command):
+    group = command.add_argument_group("attention")
+    group.add_argument("--model", choices=models.DiT_models, default="DiT-XL/2", metavar="NAME",
+                       help="network whose heads are computed")
+    group.add_argument("--tokens", type=int, nargs="+", default=(3136, 2132, 6267), metavar="N",
+                       help="lengths of the sequences; by default all tokens of 896 x 896, the "
+                       "foreground of 14 skull-stripped brains there, and at 1536 x 1536")
+    group.add_argument("--batch-size", type=int, default=1, help="sequences at a time")
+    flags.add_precision_flag(group, default=None)
+    group = command.add_argument_group("measurement")
+    group.add_argument("--repeats", type=int, default=7, help="timed repetitions of each kernel")
+    flags.add_device_flag(group)
 
 
 def add_layouts_flags(command):

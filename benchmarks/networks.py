@@ -24,7 +24,7 @@ class NetworkSetup:
     steps: int                           # measured steps
     device: str
     precision: str = "bf16"              # compute dtype of the optimized way
-    compile: bool | None = None          # None: as training.acceleration.compile_blocks decides
+    compile: bool | None = None          # None: as training.acceleration.accelerate_blocks decides
     memory_limit: float | None = None    # GiB of the GPU
     vae: str = "sd"                      # key of VAE_CHANNELS
     foreground: float = 0.68             # share of the tokens, in the way of that name

@@ -56,7 +56,7 @@ def load(checkpoint, *, base, vae_name, device, precision, compiled):
 
     :param base: file of base weights; None: where train.py read them
     :param vae_name: as diffusion.vae.load_decoder takes it
-    :param compiled: as training.acceleration.compile_blocks takes it
+    :param compiled: as training.acceleration.accelerate_blocks takes it
     :return: TrainedModel
     :raises UserError: something is missing, damaged, or does not fit
     """

@@ -72,7 +72,7 @@ def optimized_step(setup, kept=None):
     measure.limit_memory(setup.device, setup.memory_limit)
     model = _frozen_dit(setup, setup.precision).keep_tokens(kept)
     autoencoder = networks.random_vae(setup, torch.channels_last)
-    message = acceleration.compile_blocks(model, setup.device, setup.compile, setup.precision)
+    message = acceleration.accelerate_blocks(model, setup.device, setup.compile, setup.precision)
 
     def decode(z):
         return vae.decode(autoencoder, z, setup.vae_precision)

@@ -101,7 +101,7 @@ def optimized_step(setup, kept=None):
     model.keep_tokens(kept)
     model.save_memory(not setup.keep_activations, setup.grad_checkpoint).train()
     start = time.perf_counter()
-    message = acceleration.compile_blocks(model, device, setup.compile, setup.precision)
+    message = acceleration.accelerate_blocks(model, device, setup.compile, setup.precision)
     step = _optimized_step(setup, model, trained)
     step()
     measure.wait(device)

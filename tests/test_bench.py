@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from example_scans import head
 from helpers import AFFINE, brain, error_line, save_nifti, script
 from small_meshnets import brightness_network
 
 import bench
-from benchmarks import measure, sampling_cost
+from benchmarks import attention_cost, measure, sampling_cost
 
 SMALL = ("--model", "DiT-T/4", "--steps", 1, "--device", "cpu")
 TINY = (*SMALL, "--vae", "tiny")
@@ -86,6 +87,45 @@ def test_sample(run_here):
     assert 5 < faster < 10  # 10, if decoding took no time
 
 
+@pytest.mark.parametrize("precision, least, most", [("fp32", 0, 1e-4), ("bf16", 1e-3, 0.2)])
+def test_attention(run_here, monkeypatch, precision, least, most):
+    monkeypatch.setattr(attention_cost.cpu_attention, "is_faster", lambda: True)
+    monkeypatch.setattr(attention_cost.cpu_attention, "MIN_TOKENS", 1)
+    out = run_here("attention", "--model", "DiT-T/4", "--tokens", 33, 20, "--batch-size", 2,
+                   "--precision", precision, "--repeats", 2, "--device", "cpu")
+    assert f"attention of 2 x 4 heads of 32, 33 tokens, {precision}" in out
+    rows = re.findall(r"^(PyTorch's choice|cpu_attention.py) +([\d.]+) +([\d.]+) +\S+ and \S+ +"
+                      r"([\d.]+) +([\d.]+)$", out, re.MULTILINE)
+    assert [row[0] for row in rows] == 2 * ["PyTorch's choice", "cpu_attention.py"]
+    for _, forward, backward, result, gradient in rows:
+        assert float(forward) > 0 and float(backward) > 0
+        assert least <= float(result) <= float(gradient) <= most
+    assert len(re.findall(r"cpu_attention.py: [\d.]+ and [\d.]+ times faster", out)) == 2
+
+
+def test_attention_that_a_device_does_not_have(monkeypatch):
+    def unavailable(q, k, v):
+        raise RuntimeError("No available kernel. Aborting execution.")
+
+    monkeypatch.setattr(attention_cost, "kernels", lambda device: {
+        "PyTorch's choice": torch.nn.functional.scaled_dot_product_attention,
+        "cuDNN": unavailable})
+    costs = attention_cost.measure_kernels((1, 2, 9, 4), "fp32", "cpu", repeats=1)
+    assert costs["cuDNN"] is None and costs["PyTorch's choice"].result_error < 1e-6
+    lines = attention_cost.report((1, 2, 9, 4), "fp32", costs)
+    assert lines[-1].split(maxsplit=1) == ["cuDNN", "not available for these inputs"]
+
+
+def test_rates_of_attention():
+    """100 tokens, 2 heads of 50: a product has 2 * 100 * 100 * 50 * 2 = 2 million operations."""
+    costs = {"PyTorch's choice": attention_cost.AttentionCost(1e-6, 2e-6, 0.25, 0.5),
+             "cpu_attention.py": attention_cost.AttentionCost(0.5e-6, 0.5e-6, 0.25, 0.5)}
+    lines = attention_cost.report((1, 2, 100, 50), "bf16", costs)
+    assert lines[2].endswith("4 and 5   0.2500       0.5000")
+    assert lines[3].endswith("8 and 20   0.2500       0.5000")
+    assert lines[4] == "cpu_attention.py: 2.00 and 4.00 times faster"
+
+
 @pytest.mark.parametrize("name, way", [
     ("plain", "baseline"), ("ours", "optimized"), ("optimized", "optimized")])
 def test_ways_have_former_names(name, way, monkeypatch):
@@ -149,6 +189,7 @@ def test_refusals(tmp_path):
             (("sample", "--memory-limit", 40, "--device", "cpu"), "--memory-limit: only on a GPU"),
             (("scaling", "--batch-sizes", 3, "--accum", 2), "--accum must divide it"),
             (("scaling", "--grad-checkpoint", -1), "--grad-checkpoint -1: must be at least 0"),
+            (("attention", "--tokens", 5, 0), "--tokens 0: must be at least 1"),
             (("metrics", "--size", 8), "--size 8: must be at least 16"),
             (("preprocess", "--recipe", "paper"), "--recipe: needs scans of heads; name their"),
             (("preprocess", "--input", tmp_path), f"--input {tmp_path}: holds no .nii.gz")):

@@ -59,7 +59,7 @@ def gradient(device, precision="fp32", compiled=False, tokens=None, scaled=False
     model, trained = build(device, tokens)
     acceleration.narrow_matrices(model, precision)
     if compiled:
-        acceleration.compile_blocks(model, device, True, precision)
+        acceleration.accelerate_blocks(model, device, True, precision)
     scaler = LossScaler(device) if scaled else None
     losses, is_bad = compute_gradients(
         model, batches(device).take(1), list(trained.values()), global_batch_size=4,
@@ -106,7 +106,7 @@ def test_a_graph_computes_what_it_was_captured_from(precision, compiled, accum):
         model, trained = build(GPU)
         acceleration.narrow_matrices(model, precision)
         if compiled:
-            acceleration.compile_blocks(model, GPU, True, precision)
+            acceleration.accelerate_blocks(model, GPU, True, precision)
         scaler = LossScaler(GPU) if precision == "fp16" else None
         state = TrainingState(trained, lr=1e-3, device=GPU, loss_scaler=scaler)
         source, logged = batches(GPU), []

@@ -54,6 +54,7 @@ OLD_WORDS_ALLOWED = {  # file: the words that stay there
 
 # Modules that no test in the folder of the same name imports, and the test file that covers them.
 TESTED_ELSEWHERE = {
+    "benchmarks/attention_cost.py": "tests/test_bench.py",
     "benchmarks/baseline.py": "tests/test_models.py",
     "benchmarks/metrics_cost.py": "tests/test_bench.py",
     "benchmarks/networks.py": "tests/test_bench.py",

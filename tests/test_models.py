@@ -9,7 +9,7 @@ from helpers import GOLDEN, golden, randomize, small_dit
 import models
 from benchmarks import baseline
 from diffusion import gaussian_diffusion
-from training import acceleration, dry_run, finetuning
+from training import acceleration, cpu_attention, dry_run, finetuning
 
 
 @pytest.mark.parametrize(
@@ -171,19 +171,29 @@ def test_every_way_gives_the_baselines_gradients(monkeypatch, long):
     assert (g - grad).norm() < 1e-5 * grad.norm()
 
 
-@pytest.mark.parametrize("long", [1, 10**6])
-def test_bf16_is_within_a_hundredth_of_fp32(monkeypatch, long):
+def use_our_attention(blocks, monkeypatch):
+    """As acceleration.accelerate_blocks does on a processor with products in bf16."""
+    monkeypatch.setattr(cpu_attention, "MIN_TOKENS", 1)
+    for block in blocks:
+        block.long_attention = cpu_attention.attention
+
+
+@pytest.mark.parametrize("way", ["short", "long", "with our attention"])
+def test_bf16_is_within_a_hundredth_of_fp32(monkeypatch, way):
     """Against the baseline in fp32: gradients within 1e-2, loss within 1e-3."""
-    monkeypatch.setattr(models, "LONG_SEQUENCE", long)
+    monkeypatch.setattr(models, "LONG_SEQUENCE", 10**6 if way == "short" else 1)
     model, trained, args = deep()
     loss, grad = gradients(lambda *a: baseline.forward(model, *a), trained, args)
     acceleration.narrow_matrices(model, "bf16")
+    if way == "with our attention":
+        use_our_attention(model.blocks, monkeypatch)
     again, g = gradients(model.save_memory(True, 0), trained, args, bf16=True)
     assert 0 < abs(again / loss - 1) < 1e-3 and 0 < (g - grad).norm() < 1e-2 * grad.norm()
 
 
+@pytest.mark.parametrize("ours", [False, True])
 @pytest.mark.parametrize("lean, units", [(True, 11), (False, 14)])
-def test_what_a_block_keeps_for_its_backward_pass(lean, units):
+def test_what_a_block_keeps_for_its_backward_pass(lean, units, ours, monkeypatch):
     """In units of T x width in bf16; what has no token axis is less than half a unit.
 
     x in fp32: 2; query, key and value: 3; heads: 1; hidden layer: 4; MLP output: 1. Not lean: the
@@ -195,6 +205,8 @@ def test_what_a_block_keeps_for_its_backward_pass(lean, units):
         p.requires_grad_(finetuning.parameter_kind(name) != "matrix")
     acceleration.narrow_matrices(block, "bf16")
     block.lean = lean
+    if ours:
+        use_our_attention([block], monkeypatch)
     kept = dry_run.kept_for_backward(
         block, "bf16", torch.randn(1, tokens, width, requires_grad=True), torch.randn(1, width)
     )

@@ -21,7 +21,7 @@ REQUIRED = {  # arguments without which a script complains of their absence firs
     "export": ("--ckpt", "checkpoint", "--format", "dit", "--output", "out"),
 }
 COMMANDS_OF_BENCH = ("train", "sample", "samplers", "preprocess", "metrics", "scaling",
-                     "layouts", "study")
+                     "layouts", "study", "attention")
 WIDTH = {"COLUMNS": "100"}
 
 

@@ -1,7 +1,8 @@
-"""What makes a DiT faster without changing its results: narrow matrices and compiled blocks."""
+"""What makes a DiT faster without changing its results: narrow matrices, faster blocks."""
 import torch
 
 import models
+from training import cpu_attention
 from training.finetuning import parameter_kind, set_trainable
 from utils.errors import UserError, shorten
 from utils.precision import NARROW_DTYPES, autocast
@@ -27,20 +28,24 @@ def narrow_matrices(model, precision):
             p.data = p.data.to(dtype)
 
 
-def compile_blocks(model, device, wanted=None, precision="bf16"):
-    """Compiles the blocks with torch.compile.
+def accelerate_blocks(model, device, compiled=None, precision="bf16"):
+    """Chooses what computes the attention of the blocks, and compiles them with torch.compile.
 
     All blocks of a kind share one compilation, so the first step waits for one block, not 28.
 
-    :param precision: compute dtype in which the compiler is tried
-    :param wanted: True, False, or None: on a GPU if the machine has a working compiler
-    :return: a message for the user, or None if nothing was done
-    :raises UserError: wanted, but impossible on this machine
+    :param compiled: True, False, or None: on a GPU if the machine has a working compiler
+    :param precision: compute dtype
+    :return: a message for the user, or None if nothing is compiled
+    :raises UserError: compiling is wanted, but impossible on this machine
     """
-    if wanted is False or (wanted is None and torch.device(device).type != "cuda"):
+    kind = torch.device(device).type
+    if kind == "cpu" and precision == "bf16" and cpu_attention.is_faster():
+        for block in model.blocks:
+            block.long_attention = cpu_attention.attention
+    if compiled is False or (compiled is None and kind != "cuda"):
         return None
     problem = _try_compiler(device, precision if precision in NARROW_DTYPES else "bf16")
-    if problem and wanted:
+    if problem and compiled:
         raise UserError(f"--compile: {problem}; leave it out")
     if problem:
         return f"{problem}: continuing without it, slower"
@@ -80,9 +85,9 @@ def prepare_for_sampling(model, device, precision, compiled=None):
     """Freezes a model and moves it to its device.
 
     :param precision: "bf16" and "fp16" store its matrices in that dtype
-    :param compiled: see `compile_blocks`
+    :param compiled: see `accelerate_blocks`
     :return: a message for the user, or None
     """
     model.requires_grad_(False).to(device)
     narrow_matrices(model, precision)
-    return compile_blocks(model, device, compiled, precision)
+    return accelerate_blocks(model, device, compiled, precision)

@@ -1,0 +1,142 @@
+"""Cost and error of attention: PyTorch's kernels, and on a CPU training/cpu_attention.py."""
+import functools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks import measure
+from training import cpu_attention
+from utils.precision import NARROW_DTYPES
+
+GPU_KERNELS = {
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "FlashAttention 2": SDPBackend.FLASH_ATTENTION,
+    "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+MEAN = 1.0      # of keys and values over the tokens; biases give them one in a network, too
+PRODUCTS = {"forward": 2, "backward": 5}    # T x T x width, with scores computed again backward
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """Medians of one kernel, and its relative errors (root mean square) against fp64."""
+    forward_seconds: float
+    backward_seconds: float
+    result_error: float
+    gradient_error: float       # the largest of those of queries, keys and values
+
+
+def kernels(device):
+    """{name: function of queries, keys and values} to compare on a device."""
+    found = {"PyTorch's choice": F.scaled_dot_product_attention}
+    if torch.device(device).type == "cuda":
+        for name, backend in GPU_KERNELS.items():
+            found[name] = functools.partial(_with_backend, backend)
+    elif cpu_attention.is_faster():
+        found["cpu_attention.py"] = cpu_attention.attention
+    return found
+
+
+def _with_backend(backend, q, k, v):
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def measure_kernels(shape, precision, device, repeats):
+    """Measures all kernels, alternating.
+
+    :param shape: (N, heads, T, D) of queries, keys and values
+    :param repeats: how often each kernel is timed
+    :return: {name: AttentionCost, or None if the kernel does not take these inputs}
+    """
+    inputs = _random_inputs(shape, NARROW_DTYPES.get(precision, torch.float32), device)
+    found = kernels(device)
+    usable = {name: kernel for name, kernel in found.items() if _takes(kernel, inputs)}
+    times = {name: [] for name in usable}
+    for turn in range(1 + repeats):
+        for name, kernel in usable.items():
+            seconds = _time_once(kernel, inputs, device)
+            if turn:            # the first call of each warms up
+                times[name].append(seconds)
+    exact = _one_head(F.scaled_dot_product_attention, [x.double() for x in inputs])
+    costs = dict.fromkeys(found)
+    for name, kernel in usable.items():
+        medians = np.median(times[name], axis=0)
+        costs[name] = AttentionCost(*medians, *_errors(_one_head(kernel, inputs), exact))
+    return costs
+
+
+def _random_inputs(shape, dtype, device):
+    """Queries, keys, values, and the gradient of the result."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(shape, generator=generator) for _ in range(4))
+    return [x.to(device, dtype) for x in (q, k + MEAN, v + MEAN, grad)]
+
+
+def _takes(kernel, inputs):
+    try:
+        _one_head(kernel, inputs)
+    except RuntimeError:        # "No available kernel"
+        return False
+    return True
+
+
+def _one_head(kernel, inputs):
+    """The result and the gradients of the first head of the first sample."""
+    q, k, v, grad = (x[:1, :1].detach().clone() for x in inputs)
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    result = kernel(*leaves)
+    return [result.detach(), *torch.autograd.grad(result, leaves, grad)]
+
+
+def _errors(values, exact):
+    found = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(values, exact)]
+    return found[0], max(found[1:])
+
+
+def _time_once(kernel, inputs, device):
+    """Seconds of a forward and of a backward pass."""
+    *leaves, grad = (x.detach() for x in inputs)
+    for leaf in leaves:
+        leaf.requires_grad_()
+    measure.wait(device)
+    start = time.perf_counter()
+    result = kernel(*leaves)
+    measure.wait(device)
+    between = time.perf_counter()
+    torch.autograd.grad(result, leaves, grad)
+    measure.wait(device)
+    return between - start, time.perf_counter() - between
+
+
+def report(shape, precision, costs):
+    """Lines that tell the user what was measured."""
+    n, heads, tokens, width = shape
+    lines = [f"attention of {n} x {heads} heads of {width}, {tokens} tokens, {precision}",
+             f"{'':18} {'forward, ms':>12} {'backward, ms':>13} {'TFLOP/s':>15} "
+             f"{'error':>8} {'of gradient':>12}"]
+    for name, cost in costs.items():
+        if cost is None:
+            lines.append(f"{name:18} not available for these inputs")
+            continue
+        seconds = cost.forward_seconds, cost.backward_seconds
+        rates = [count * 2 * n * heads * tokens ** 2 * width / s / 1e12
+                 for count, s in zip(PRODUCTS.values(), seconds)]
+        lines.append(f"{name:18} {1e3 * seconds[0]:12.2f} {1e3 * seconds[1]:13.2f} "
+                     f"{f'{rates[0]:.3g} and {rates[1]:.3g}':>15} "
+                     f"{cost.result_error:8.4f} {cost.gradient_error:12.4f}")
+    return lines + _ratio(costs)
+
+
+def _ratio(costs):
+    """How much faster our kernel is than PyTorch's, if both were measured."""
+    ours, theirs = costs.get("cpu_attention.py"), costs["PyTorch's choice"]
+    if ours is None:
+        return []
+    ratios = [theirs.forward_seconds / ours.forward_seconds,
+              theirs.backward_seconds / ours.backward_seconds]
+    return [f"cpu_attention.py: {ratios[0]:.2f} and {ratios[1]:.2f} times faster"]

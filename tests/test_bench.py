@@ -93,7 +93,7 @@ def test_attention(run_here, monkeypatch, precision, least, most):
     monkeypatch.setattr(attention_cost.cpu_attention, "MIN_TOKENS", 1)
     out = run_here("attention", "--model", "DiT-T/4", "--tokens", 33, 20, "--batch-size", 2,
                    "--precision", precision, "--repeats", 2, "--device", "cpu")
-    assert f"attention of 2 x 4 heads of 32, 33 tokens, {precision}" in out
+    assert f"attention of 2 x 6 heads of 64, 33 tokens, {precision}" in out
     rows = re.findall(r"^(PyTorch's choice|cpu_attention.py) +([\d.]+) +([\d.]+) +\S+ and \S+ +"
                       r"([\d.]+) +([\d.]+)$", out, re.MULTILINE)
     assert [row[0] for row in rows] == 2 * ["PyTorch's choice", "cpu_attention.py"]

@@ -18,7 +18,8 @@ this repository do. In training and sampling each way runs in processes of its o
 peak memory is its own. `matmul` is the rate of a large matrix product in TFLOP/s, `share` is how
 much of it a step reaches. A ratio of times is baseline / optimized, above 1 where optimized is
 faster; a ratio of memory is optimized / baseline. Times are medians. Weights are random, except
-for `samplers`: they cost what trained ones cost. BENCHMARKS.md has what was measured.
+for `samplers`: they cost what trained ones cost. `attention` compares kernels with each other.
+BENCHMARKS.md has what was measured.
 """
 from utils.errors import UserError, run_script  # first: Ctrl-C during imports
 
@@ -88,7 +89,8 @@ def bench_attention(args):
     precision = precision_of(args)
     for tokens in args.tokens:
         shape = (args.batch_size, heads, tokens, config["hidden_size"] // heads)
-        costs = attention_cost.measure_kernels(shape, precision, args.device, args.repeats)
+        costs = attention_cost.measure_kernels(shape, precision, args.device, args.repeats,
+                                               args.mean)
         print("\n".join(attention_cost.report(shape, precision, costs)), flush=True)
 
 
@@ -321,8 +323,8 @@ def check(args):
         raise UserError(f"--memory-limit: only on a GPU, but --device is {args.device}")
     if getattr(args, "cuda_graphs", False) and not args.device.startswith("cuda"):
         raise UserError(f"--cuda-graphs: only on a GPU, but --device is {args.device}")
-    if min(getattr(args, "tokens", [1])) < 1:
-        raise UserError(f"--tokens {min(args.tokens)}: must be at least 1")
+    if min(getattr(args, "tokens", [2])) < 2:   # the gradient of a single query is zero
+        raise UserError(f"--tokens {min(args.tokens)}: must be at least 2")
     if args.what in ("train", "sample"):
         networks.check_sizes(args.model, [args.image_size], [args.batch_size],
                              getattr(args, "accum", 1), "")

@@ -17,7 +17,7 @@ GPU_KERNELS = {
     "FlashAttention 2": SDPBackend.FLASH_ATTENTION,
     "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-MEAN = 1.0      # of keys and values over the tokens; biases give them one in a network, too
+OURS = "cpu_attention.py"
 PRODUCTS = {"forward": 2, "backward": 5}    # T x T x width, with scores computed again backward
 
 
@@ -30,14 +30,14 @@ class AttentionCost:
     gradient_error: float       # the largest of those of queries, keys and values
 
 
-def kernels(device):
-    """{name: function of queries, keys and values} to compare on a device."""
+def kernels(q):
+    """{name: function of queries, keys and values} to compare on queries such as `q`."""
     found = {"PyTorch's choice": F.scaled_dot_product_attention}
-    if torch.device(device).type == "cuda":
+    if q.device.type == "cuda":
         for name, backend in GPU_KERNELS.items():
             found[name] = functools.partial(_with_backend, backend)
-    elif cpu_attention.is_faster():
-        found["cpu_attention.py"] = cpu_attention.attention
+    elif cpu_attention.takes(q):
+        found[OURS] = cpu_attention.attention
     return found
 
 
@@ -46,15 +46,17 @@ def _with_backend(backend, q, k, v):
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def measure_kernels(shape, precision, device, repeats):
+def measure_kernels(shape, precision, device, repeats, mean=0.0):
     """Measures all kernels, alternating.
 
     :param shape: (N, heads, T, D) of queries, keys and values
     :param repeats: how often each kernel is timed
+    :param mean: what is added to keys and values, which are otherwise standard normal
     :return: {name: AttentionCost, or None if the kernel does not take these inputs}
     """
-    inputs = _random_inputs(shape, NARROW_DTYPES.get(precision, torch.float32), device)
-    found = kernels(device)
+    dtype = NARROW_DTYPES.get(precision, torch.float32)
+    inputs = _random_inputs(shape, dtype, device, mean)
+    found = kernels(inputs[0])
     usable = {name: kernel for name, kernel in found.items() if _takes(kernel, inputs)}
     times = {name: [] for name in usable}
     for turn in range(1 + repeats):
@@ -62,7 +64,7 @@ def measure_kernels(shape, precision, device, repeats):
             seconds = _time_once(kernel, inputs, device)
             if turn:            # the first call of each warms up
                 times[name].append(seconds)
-    exact = _one_head(F.scaled_dot_product_attention, [x.double() for x in inputs])
+    exact = _one_head(F.scaled_dot_product_attention, [x.cpu().double() for x in inputs])
     costs = dict.fromkeys(found)
     for name, kernel in usable.items():
         medians = np.median(times[name], axis=0)
@@ -70,17 +72,22 @@ def measure_kernels(shape, precision, device, repeats):
     return costs
 
 
-def _random_inputs(shape, dtype, device):
-    """Queries, keys, values, and the gradient of the result."""
+def _random_inputs(shape, dtype, device, mean):
+    """Queries, keys, values, and the gradient of the result, laid out as in models.DiTBlock."""
     generator = torch.Generator().manual_seed(0)
     q, k, v, grad = (torch.randn(shape, generator=generator) for _ in range(4))
-    return [x.to(device, dtype) for x in (q, k + MEAN, v + MEAN, grad)]
+    qkv = torch.stack([q, k + mean, v + mean]).to(device, dtype)
+    if qkv.device.type == "cuda":       # there heads are views of (N, T, 3, heads, D)
+        qkv = qkv.permute(1, 3, 0, 2, 4).contiguous().permute(2, 0, 3, 1, 4)
+    return [*qkv, grad.to(device, dtype)]
 
 
 def _takes(kernel, inputs):
     try:
         _one_head(kernel, inputs)
-    except RuntimeError:        # "No available kernel"
+    except RuntimeError as e:
+        if "No available kernel" not in str(e):
+            raise
         return False
     return True
 
@@ -94,7 +101,7 @@ def _one_head(kernel, inputs):
 
 
 def _errors(values, exact):
-    found = [((a.double() - b).norm() / b.norm()).item() for a, b in zip(values, exact)]
+    found = [((a.cpu().double() - b).norm() / b.norm()).item() for a, b in zip(values, exact)]
     return found[0], max(found[1:])
 
 
@@ -103,14 +110,17 @@ def _time_once(kernel, inputs, device):
     *leaves, grad = (x.detach() for x in inputs)
     for leaf in leaves:
         leaf.requires_grad_()
+    calls = 10 if torch.device(device).type == "cuda" else 1  # between two waits
     measure.wait(device)
     start = time.perf_counter()
-    result = kernel(*leaves)
+    for _ in range(calls):
+        result = kernel(*leaves)
     measure.wait(device)
     between = time.perf_counter()
-    torch.autograd.grad(result, leaves, grad)
+    for _ in range(calls):
+        torch.autograd.grad(result, leaves, grad, retain_graph=True)
     measure.wait(device)
-    return between - start, time.perf_counter() - between
+    return (between - start) / calls, (time.perf_counter() - between) / calls
 
 
 def report(shape, precision, costs):
@@ -133,10 +143,12 @@ def report(shape, precision, costs):
 
 
 def _ratio(costs):
-    """How much faster our kernel is than PyTorch's, if both were measured."""
-    ours, theirs = costs.get("cpu_attention.py"), costs["PyTorch's choice"]
+    """How much faster our kernel is than PyTorch's, and whether it is used, if it was measured."""
+    ours, theirs = costs.get(OURS), costs["PyTorch's choice"]
     if ours is None:
         return []
     ratios = [theirs.forward_seconds / ours.forward_seconds,
               theirs.backward_seconds / ours.backward_seconds]
-    return [f"cpu_attention.py: {ratios[0]:.2f} and {ratios[1]:.2f} times faster"]
+    used = "use" if cpu_attention.is_faster() else "do not use"
+    return [f"{OURS}: {ratios[0]:.2f} and {ratios[1]:.2f} times faster; train.py and sample.py "
+            f"{used} it on this machine"]

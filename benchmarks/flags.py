@@ -14,6 +14,8 @@ def add_attention_flags(command):
                        help="lengths of the sequences; by default all tokens of 896 x 896, the "
                        "foreground of 14 skull-stripped brains there, and at 1536 x 1536")
     group.add_argument("--batch-size", type=int, default=1, help="sequences at a time")
+    group.add_argument("--mean", type=float, default=1.0, help="added to keys and values, which "
+                       "are otherwise standard normal: biases give them a mean in a network, too")
     flags.add_precision_flag(group, default=None)
     group = command.add_argument_group("measurement")
     group.add_argument("--repeats", type=int, default=7, help="timed repetitions of each kernel")

@@ -1,4 +1,5 @@
 """bench.py as a user runs it, at sizes too small to say anything about speed."""
+import functools
 import re
 import sys
 
@@ -87,33 +88,81 @@ def test_sample(run_here):
     assert 5 < faster < 10  # 10, if decoding took no time
 
 
-@pytest.mark.parametrize("precision, least, most", [("fp32", 0, 1e-4), ("bf16", 1e-3, 0.2)])
-def test_attention(run_here, monkeypatch, precision, least, most):
-    monkeypatch.setattr(attention_cost.cpu_attention, "is_faster", lambda: True)
-    monkeypatch.setattr(attention_cost.cpu_attention, "MIN_TOKENS", 1)
-    out = run_here("attention", "--model", "DiT-T/4", "--tokens", 33, 20, "--batch-size", 2,
-                   "--precision", precision, "--repeats", 2, "--device", "cpu")
-    assert f"attention of 2 x 6 heads of 64, 33 tokens, {precision}" in out
-    rows = re.findall(r"^(PyTorch's choice|cpu_attention.py) +([\d.]+) +([\d.]+) +\S+ and \S+ +"
-                      r"([\d.]+) +([\d.]+)$", out, re.MULTILINE)
-    assert [row[0] for row in rows] == 2 * ["PyTorch's choice", "cpu_attention.py"]
+ROW_OF_ATTENTION = re.compile(
+    r"^(PyTorch's choice|cpu_attention.py) +([\d.]+) +([\d.]+) +\S+ and \S+ +([\d.]+) +([\d.]+)$",
+    re.MULTILINE)
+
+
+def attention(run_here, *flags):
+    return run_here("attention", "--model", "DiT-T/4", "--tokens", 33, 20, "--batch-size", 2,
+                    "--repeats", 2, "--device", "cpu", *flags)
+
+
+@pytest.mark.parametrize("fast, used", [(True, "use"), (False, "do not use")])
+def test_attention(run_here, monkeypatch, fast, used):
+    monkeypatch.setattr(attention_cost.cpu_attention, "is_faster", lambda: fast)
+    monkeypatch.setattr(attention_cost.cpu_attention, "MIN_TOKENS", 21)
+    out = attention(run_here, "--precision", "bf16")
+    assert "attention of 2 x 6 heads of 64, 33 tokens, bf16" in out
+    rows = ROW_OF_ATTENTION.findall(out)
+    assert [row[0] for row in rows] == [
+        "PyTorch's choice", "cpu_attention.py", "PyTorch's choice"]     # 20 tokens are too few
     for _, forward, backward, result, gradient in rows:
         assert float(forward) > 0 and float(backward) > 0
-        assert least <= float(result) <= float(gradient) <= most
-    assert len(re.findall(r"cpu_attention.py: [\d.]+ and [\d.]+ times faster", out)) == 2
+        assert 1e-3 < float(result) <= float(gradient) < 0.2
+    assert len(re.findall(r"cpu_attention.py: [\d.]+ and [\d.]+ times faster; train.py and sample.py "
+                          rf"{used} it on this machine", out)) == 1
+
+
+def test_attention_that_is_pytorchs_is_not_compared(run_here, monkeypatch):
+    monkeypatch.setattr(attention_cost.cpu_attention, "MIN_TOKENS", 1)
+    out = attention(run_here, "--precision", "fp32")
+    rows = ROW_OF_ATTENTION.findall(out)
+    assert [row[0] for row in rows] == 2 * ["PyTorch's choice"] and "faster" not in out
+    assert all(row[3:] == ("0.0000", "0.0000") for row in rows)
+
+
+def test_a_mean_of_keys_makes_pytorchs_gradient_less_exact(run_here):
+    errors = [float(ROW_OF_ATTENTION.findall(attention(
+        run_here, "--precision", "bf16", "--mean", mean))[0][4]) for mean in (0, 4)]
+    assert 3 * errors[0] < errors[1]
+
+
+def kernels_with(kernel):
+    return lambda q: {"PyTorch's choice": torch.nn.functional.scaled_dot_product_attention,
+                      "cuDNN": kernel}
 
 
 def test_attention_that_a_device_does_not_have(monkeypatch):
     def unavailable(q, k, v):
         raise RuntimeError("No available kernel. Aborting execution.")
 
-    monkeypatch.setattr(attention_cost, "kernels", lambda device: {
-        "PyTorch's choice": torch.nn.functional.scaled_dot_product_attention,
-        "cuDNN": unavailable})
+    monkeypatch.setattr(attention_cost, "kernels", kernels_with(unavailable))
     costs = attention_cost.measure_kernels((1, 2, 9, 4), "fp32", "cpu", repeats=1)
     assert costs["cuDNN"] is None and costs["PyTorch's choice"].result_error < 1e-6
     lines = attention_cost.report((1, 2, 9, 4), "fp32", costs)
     assert lines[-1].split(maxsplit=1) == ["cuDNN", "not available for these inputs"]
+
+
+def test_other_errors_of_attention_are_not_hidden(monkeypatch):
+    def wrong(q, k, v):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(attention_cost, "kernels", kernels_with(wrong))
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        attention_cost.measure_kernels((1, 2, 9, 4), "fp32", "cpu", repeats=1)
+
+
+def test_one_kernel_by_name():
+    """A CPU has FlashAttention alone; asked for cuDNN's, PyTorch says what `_takes` looks for."""
+    inputs = attention_cost._random_inputs((1, 2, 9, 4), torch.float32, "cpu", 0)
+    q, k, v, _ = inputs
+    flash = functools.partial(attention_cost._with_backend,
+                              attention_cost.GPU_KERNELS["FlashAttention 2"])
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    assert torch.allclose(flash(q, k, v), expected, atol=1e-6)
+    cudnn = functools.partial(attention_cost._with_backend, attention_cost.GPU_KERNELS["cuDNN"])
+    assert attention_cost._takes(flash, inputs) and not attention_cost._takes(cudnn, inputs)
 
 
 def test_rates_of_attention():
@@ -123,7 +172,7 @@ def test_rates_of_attention():
     lines = attention_cost.report((1, 2, 100, 50), "bf16", costs)
     assert lines[2].endswith("4 and 5   0.2500       0.5000")
     assert lines[3].endswith("8 and 20   0.2500       0.5000")
-    assert lines[4] == "cpu_attention.py: 2.00 and 4.00 times faster"
+    assert lines[4].startswith("cpu_attention.py: 2.00 and 4.00 times faster; ")
 
 
 @pytest.mark.parametrize("name, way", [
@@ -189,7 +238,7 @@ def test_refusals(tmp_path):
             (("sample", "--memory-limit", 40, "--device", "cpu"), "--memory-limit: only on a GPU"),
             (("scaling", "--batch-sizes", 3, "--accum", 2), "--accum must divide it"),
             (("scaling", "--grad-checkpoint", -1), "--grad-checkpoint -1: must be at least 0"),
-            (("attention", "--tokens", 5, 0), "--tokens 0: must be at least 1"),
+            (("attention", "--tokens", 5, 1), "--tokens 1: must be at least 2"),
             (("metrics", "--size", 8), "--size 8: must be at least 16"),
             (("preprocess", "--recipe", "paper"), "--recipe: needs scans of heads; name their"),
             (("preprocess", "--input", tmp_path), f"--input {tmp_path}: holds no .nii.gz")):

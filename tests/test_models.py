@@ -172,10 +172,20 @@ def test_every_way_gives_the_baselines_gradients(monkeypatch, long):
 
 
 def use_our_attention(blocks, monkeypatch):
-    """As acceleration.accelerate_blocks does on a processor with products in bf16."""
+    """As acceleration.accelerate_blocks does on a CPU with products in bf16.
+
+    Returns the list to which each call adds whether it computed attention itself.
+    """
     monkeypatch.setattr(cpu_attention, "MIN_TOKENS", 1)
+    calls = []
+
+    def attention(q, k, v):
+        calls.append(cpu_attention.takes(q))
+        return cpu_attention.attention(q, k, v)
+
     for block in blocks:
-        block.long_attention = cpu_attention.attention
+        block.long_attention = attention
+    return calls
 
 
 @pytest.mark.parametrize("way", ["short", "long", "with our attention"])
@@ -185,9 +195,9 @@ def test_bf16_is_within_a_hundredth_of_fp32(monkeypatch, way):
     model, trained, args = deep()
     loss, grad = gradients(lambda *a: baseline.forward(model, *a), trained, args)
     acceleration.narrow_matrices(model, "bf16")
-    if way == "with our attention":
-        use_our_attention(model.blocks, monkeypatch)
+    calls = use_our_attention(model.blocks, monkeypatch) if way == "with our attention" else []
     again, g = gradients(model.save_memory(True, 0), trained, args, bf16=True)
+    assert calls == [True] * (8 if way == "with our attention" else 0)
     assert 0 < abs(again / loss - 1) < 1e-3 and 0 < (g - grad).norm() < 1e-2 * grad.norm()
 
 
@@ -205,11 +215,11 @@ def test_what_a_block_keeps_for_its_backward_pass(lean, units, ours, monkeypatch
         p.requires_grad_(finetuning.parameter_kind(name) != "matrix")
     acceleration.narrow_matrices(block, "bf16")
     block.lean = lean
-    if ours:
-        use_our_attention([block], monkeypatch)
+    calls = use_our_attention([block], monkeypatch) if ours else []
     kept = dry_run.kept_for_backward(
         block, "bf16", torch.randn(1, tokens, width, requires_grad=True), torch.randn(1, width)
     )
+    assert calls == [True] * ours
     assert units <= kept / (tokens * width * 2) < units + 0.5
 
 

@@ -1,4 +1,4 @@
-"""What makes a DiT faster without changing its results: narrow matrices, faster blocks."""
+"""What makes a DiT faster, with results that differ by rounding: narrow matrices, faster blocks."""
 import torch
 
 import models
@@ -39,6 +39,7 @@ def accelerate_blocks(model, device, compiled=None, precision="bf16"):
     :raises UserError: compiling is wanted, but impossible on this machine
     """
     kind = torch.device(device).type
+    # blocks that are compiled use PyTorch's kernel, as attention() does not unroll its loops there
     if kind == "cpu" and precision == "bf16" and cpu_attention.is_faster():
         for block in model.blocks:
             block.long_attention = cpu_attention.attention

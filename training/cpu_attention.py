@@ -1,7 +1,7 @@
-"""Attention for a CPU of AMD that multiplies in bf16: faster than PyTorch's for long sequences.
+"""Attention for AMD CPUs that multiply in bf16: faster than PyTorch's for long sequences.
 
-PyTorch's kernel leaves its products to MKL, which computes them in fp32 with AVX2 on such a
-processor. Here they are oneDNN's, in bf16 with sums in fp32, for some hundred queries at a time.
+PyTorch's kernel leaves its products to MKL, which computes them in fp32 with AVX2 on such a CPU.
+Here they are oneDNN's, in bf16 with sums in fp32, for some hundred queries at a time.
 
 oneDNN rounds each product to bf16, which would harm large scores. So scores are shifted before
 they are rounded, by the largest one of their query: what counts in a softmax is close to it, hence
@@ -13,33 +13,43 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
-QUERIES = 768       # at a time, about
+QUERIES = 768       # of a chunk, about; 384 to 1,024 are as fast, 256 is slower
 MIN_TOKENS = 512    # for shorter sequences PyTorch's kernel is as fast
+MAX_THREADS = 2     # with more it was not measured, and PyTorch's kernel gains more from threads
 CPU_DESCRIPTION = Path("/proc/cpuinfo")     # of Linux
 
 
 def is_faster():
-    """Whether this is a processor of AMD with instructions for products in bf16 (from Zen 4 on).
+    """Whether this is an AMD CPU with instructions for products in bf16, used by few threads.
 
-    On Intel's, MKL has such products itself; which attention is faster there was not measured.
+    That is Zen 4 or later. On Intel CPUs, MKL has such products itself; which attention is faster
+    there was not measured.
     """
     try:
         text = CPU_DESCRIPTION.read_text()
     except OSError:
         return False
-    return "AuthenticAMD" in text and "avx512_bf16" in text and torch.backends.mkldnn.is_available()
+    return ("AuthenticAMD" in text and "avx512_bf16" in text
+            and torch.get_num_threads() <= MAX_THREADS and torch.backends.mkldnn.is_available())
+
+
+def takes(q):
+    """Whether `attention` computes it here, rather than leave it to PyTorch's kernel."""
+    return (q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[2] >= MIN_TOKENS
+            and not torch.compiler.is_compiling())
 
 
 def attention(q, k, v):
-    """softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, equation 1), differentiable once.
+    """softmax(q k^T / sqrt(D)) v (Vaswani et al. 2017, equation 1), with its first derivatives.
 
     PyTorch's kernel computes what is not bf16, is shorter than MIN_TOKENS or is being compiled.
 
     :param q: queries (N, heads, T, D); `k` keys and `v` values have the same shape
     :return: (N, heads, T, D)
     """
-    if q.dtype != torch.bfloat16 or q.shape[2] < MIN_TOKENS or torch.compiler.is_compiling():
+    if not takes(q):
         return F.scaled_dot_product_attention(q, k, v)
     return _Attention.apply(q, k, v)
 
@@ -57,6 +67,7 @@ class _Attention(torch.autograd.Function):
         return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         q, k, v, result, largest = ctx.saved_tensors
         grad = grad.contiguous()
@@ -75,7 +86,7 @@ def _heads(x):
 
 
 def _chunk_size(tokens):
-    """Of about QUERIES, all of a size but the last, which is hardly smaller."""
+    """Queries of a chunk: about QUERIES, the same for all but the last, which may have fewer."""
     return math.ceil(tokens / max(1, round(tokens / QUERIES)))
 
 
@@ -126,7 +137,7 @@ def _backward_of_head(q, k, v, grad, shifts, grads):
     weights = torch.empty_like(scores)
     # sums over queries are kept in fp32, and transposed, as oneDNN is faster that way
     part = q.new_empty(width, tokens)
-    k_sum, v_sum = torch.zeros(2, width, tokens, dtype=torch.float32)
+    k_sum, v_sum = q.new_zeros(2, width, tokens, dtype=torch.float32)
     q_columns, grad_columns = q.T.contiguous(), grad.T.contiguous()
     k_and_ones, v_and_ones = _with_ones(k), _with_ones(v)
     for rows in _chunks(tokens):
@@ -135,6 +146,7 @@ def _backward_of_head(q, k, v, grad, shifts, grads):
         torch.ops.aten._softmax.out(s, 1, False, out=p)
         v_sum += torch.mm(grad_columns[:, rows], p, out=part)
         _shifted_product(grad[rows], weighted[rows], v_and_ones, 1, out=s)
+        # in place: a row is read as a whole, for its sum, before its values are replaced
         torch.ops.aten._softmax_backward_data.out(s, p, 1, s.dtype, grad_input=s)
         k_sum += torch.mm(q_columns[:, rows], s, out=part)
         _product(s, k, scale, out=q_grad[rows])

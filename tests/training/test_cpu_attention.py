@@ -58,7 +58,7 @@ def test_the_formulas_in_higher_precision():
 
 @pytest.mark.parametrize("sharpness", [0.3, 1, 3, 8])
 @pytest.mark.parametrize("mean", [0, 2])
-def test_bf16_is_within_half_a_percent(sharpness, mean):
+def test_errors_of_bf16(sharpness, mean):
     """A value of bf16 is rounded by up to 0.4 %, 0.17 % on average."""
     result, *gradients = relative_errors(sharpness, mean)
     assert result < 4e-3
@@ -84,6 +84,21 @@ def without_shift(a, shift, b_and_ones, scale, out):
 def test_a_mean_of_the_keys_does_not_harm_the_gradient_of_the_queries():
     """It is multiplied by sums over weights' gradients, which are zero unless they are rounded."""
     assert relative_errors(mean=8, shape=(1, 1, 300, 8))[1] < 2e-2     # PyTorch 2.14: 1.3
+
+
+def test_sizes_of_real_chunks(monkeypatch):
+    """Two chunks of 767 queries, as in training."""
+    monkeypatch.undo()
+    assert cpu_attention._chunk_size(1533) == 767
+    assert max(relative_errors(mean=1, shape=(1, 1, 1533, 72))) < 7e-3
+
+
+def test_no_second_derivatives():
+    leaves, grad = random_inputs()
+    first = torch.autograd.grad(cpu_attention.attention(*leaves), leaves[0], grad.requires_grad_(),
+                                create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
 
 
 def test_heads_may_lie_anywhere():
@@ -125,7 +140,14 @@ def test_which_processors_it_is_for(description, expected, tmp_path, monkeypatch
     monkeypatch.setattr(cpu_attention, "CPU_DESCRIPTION", tmp_path / "cpuinfo")
     if description:
         (tmp_path / "cpuinfo").write_text(description)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert cpu_attention.is_faster() == expected
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert not cpu_attention.is_faster()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not cpu_attention.is_faster()
 
 
 @pytest.mark.parametrize("device, precision, fast, expected", [

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 QUERIES = 768       # of a chunk, about; 384 to 1,024 are as fast, 256 is slower
 MIN_TOKENS = 512    # for shorter sequences PyTorch's kernel is as fast
-MAX_THREADS = 2     # with more it was not measured, and PyTorch's kernel gains more from threads
+MAX_THREADS = 4     # PyTorch's kernel gains more from threads: with more it may be as fast
 CPU_DESCRIPTION = Path("/proc/cpuinfo")     # of Linux
 
 
@@ -61,8 +61,9 @@ class _Attention(torch.autograd.Function):
     def forward(ctx, q, k, v):
         result = torch.empty_like(q)
         largest = q.new_empty(*q.shape[:3], 1)
+        buffers = _buffers(q)
         for head in _heads(q):
-            _forward_of_head(q[head], k[head], v[head], result[head], largest[head])
+            _forward_of_head(q[head], k[head], v[head], result[head], largest[head], buffers)
         ctx.save_for_backward(q, k, v, result, largest)
         return result
 
@@ -74,11 +75,21 @@ class _Attention(torch.autograd.Function):
         # what the backward pass of the softmax subtracts, by query
         weighted = (grad * result).sum(-1, keepdim=True, dtype=torch.float32).to(q.dtype)
         grads = [torch.empty_like(x) for x in (q, k, v)]
+        buffers = _buffers(q)
         for head in _heads(q):
             shifts = largest[head], weighted[head]
             _backward_of_head(q[head], k[head], v[head], grad[head], shifts,
-                              [x[head] for x in grads])
+                              [x[head] for x in grads], buffers)
         return tuple(grads)
+
+
+def _buffers(q):
+    """For the scores and weights of a chunk: one allocation for all heads.
+
+    With MALLOC_MMAP_THRESHOLD_ (docs/speed.md) each would be memory that is new to the process.
+    """
+    tokens = q.shape[2]
+    return q.new_empty(2, _chunk_size(tokens), tokens)
 
 
 def _heads(x):
@@ -109,11 +120,10 @@ def _product(a, b, scale, out):
     return torch.addmm(out.new_zeros(()), a, b, beta=0, alpha=scale, out=out)
 
 
-def _forward_of_head(q, k, v, result, largest):
+def _forward_of_head(q, k, v, result, largest, buffers):
     """One head of one sample, (T, D) each. Writes the result and the largest scores (T, 1)."""
     tokens, width = q.shape
-    scores = q.new_empty(_chunk_size(tokens), tokens)
-    weights = torch.empty_like(scores)
+    scores, weights = buffers
     k_and_ones = _with_ones(k)
     for rows in _chunks(tokens):
         s, p = scores[:len(q[rows])], weights[:len(q[rows])]
@@ -124,7 +134,7 @@ def _forward_of_head(q, k, v, result, largest):
         torch.mm(p, v, out=result[rows])
 
 
-def _backward_of_head(q, k, v, grad, shifts, grads):
+def _backward_of_head(q, k, v, grad, shifts, grads, buffers):
     """One head of one sample, (T, D) each. Writes the gradients of q, k and v.
 
     :param shifts: (T, 1) each, of the scores and of the gradient with respect to weights
@@ -133,8 +143,7 @@ def _backward_of_head(q, k, v, grad, shifts, grads):
     scale = width ** -0.5
     largest, weighted = shifts
     q_grad, k_grad, v_grad = grads
-    scores = q.new_empty(_chunk_size(tokens), tokens)
-    weights = torch.empty_like(scores)
+    scores, weights = buffers
     # sums over queries are kept in fp32, and transposed, as oneDNN is faster that way
     part = q.new_empty(width, tokens)
     k_sum, v_sum = q.new_zeros(2, width, tokens, dtype=torch.float32)

@@ -141,11 +141,11 @@ def test_which_processors_it_is_for(description, expected, tmp_path, monkeypatch
     if description:
         (tmp_path / "cpuinfo").write_text(description)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     assert cpu_attention.is_faster() == expected
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert not cpu_attention.is_faster()
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not cpu_attention.is_faster()
 

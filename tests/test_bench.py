@@ -110,7 +110,7 @@ def test_attention(run_here, monkeypatch, fast, used):
     for _, forward, backward, result, gradient in rows:
         assert float(forward) > 0 and float(backward) > 0
         assert 1e-3 < float(result) <= float(gradient) < 0.2
-    compared = r"cpu_attention.py: [\d.]+ and [\d.]+ times faster; train.py and sample.py (.*) it on"
+    compared = r"cpu_attention.py: [\d.]+ and [\d.]+ times faster; train.py and sample.py (.*) it"
     assert re.findall(compared, out) == [used]
 
 

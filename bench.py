@@ -50,9 +50,10 @@ from utils import flags
 from utils.files import require_new_folder
 from utils.precision import resolve_precision
 
+# of each flag, or of each of its values; the gradient of a sequence of one token would be zero
 LEAST_VALUES = dict(steps=1, turns=1, batch_size=1, accum=1, grad_checkpoint=0, plain_scans=1,
                     workers=1, scans=2, num_samples=2, volumes=2, mmd_volumes=2,
-                    report_volumes=4, repeats=2, size=ms_ssim.MIN_SIDE, decoder_steps=1,
+                    report_volumes=4, repeats=2, tokens=2, size=ms_ssim.MIN_SIDE, decoder_steps=1,
                     refiner_steps=1, seeds=1, jobs=1)
 
 # ----------------------------------------------------------------------------------- subcommands
@@ -313,6 +314,8 @@ def check(args):
     """Refuses what cannot be measured, before anything is."""
     for name, least in LEAST_VALUES.items():
         value = getattr(args, name, least)
+        if isinstance(value, (list, tuple)):
+            value = min(value)
         if value < least:
             raise UserError(f"{flags.flag_of(name)} {value}: must be at least {least}")
     if args.what == "preprocess" and args.recipe and not args.input:
@@ -323,8 +326,6 @@ def check(args):
         raise UserError(f"--memory-limit: only on a GPU, but --device is {args.device}")
     if getattr(args, "cuda_graphs", False) and not args.device.startswith("cuda"):
         raise UserError(f"--cuda-graphs: only on a GPU, but --device is {args.device}")
-    if min(getattr(args, "tokens", [2])) < 2:   # the gradient of a single query is zero
-        raise UserError(f"--tokens {min(args.tokens)}: must be at least 2")
     if args.what in ("train", "sample"):
         networks.check_sizes(args.model, [args.image_size], [args.batch_size],
                              getattr(args, "accum", 1), "")

@@ -1,6 +1,5 @@
 """Cost and error of attention: PyTorch's kernels, and on a CPU training/cpu_attention.py."""
 import functools
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +18,8 @@ GPU_KERNELS = {
 }
 NOT_AVAILABLE = ("No available kernel", "No viable backend")   # PyTorch says so on GPUs and CPUs
 OURS = "cpu_attention.py"
-PRODUCTS = {"forward": 2, "backward": 5}    # T x T x width, with scores computed again backward
+# of T x T x width, in the forward pass and in the backward pass, which computes scores again
+PRODUCTS = (2, 5)
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def _with_backend(backend, q, k, v):
         return F.scaled_dot_product_attention(q, k, v)
 
 
-def measure_kernels(shape, precision, device, repeats, mean=0.0):
+def measure_kernels(shape, precision, device, repeats, mean):
     """Measures all kernels, alternating.
 
     :param shape: (N, heads, T, D) of queries, keys and values
@@ -58,18 +58,17 @@ def measure_kernels(shape, precision, device, repeats, mean=0.0):
     dtype = NARROW_DTYPES.get(precision, torch.float32)
     inputs = _random_inputs(shape, dtype, device, mean)
     found = kernels(inputs[0])
-    usable = {name: kernel for name, kernel in found.items() if _takes(kernel, inputs)}
-    times = {name: [] for name in usable}
+    heads = {name: _one_head_if_available(kernel, inputs) for name, kernel in found.items()}
+    times = {name: [] for name, values in heads.items() if values}
     for turn in range(1 + repeats):
-        for name, kernel in usable.items():
-            seconds = _time_once(kernel, inputs, device)
+        for name, seconds in times.items():
+            one = _time_once(found[name], inputs, device)
             if turn:            # the first call of each warms up
-                times[name].append(seconds)
+                seconds.append(one)
     exact = _one_head(F.scaled_dot_product_attention, [x.cpu().double() for x in inputs])
     costs = dict.fromkeys(found)
-    for name, kernel in usable.items():
-        medians = np.median(times[name], axis=0)
-        costs[name] = AttentionCost(*medians, *_errors(_one_head(kernel, inputs), exact))
+    for name, seconds in times.items():
+        costs[name] = AttentionCost(*np.median(seconds, axis=0), *_errors(heads[name], exact))
     return costs
 
 
@@ -83,14 +82,14 @@ def _random_inputs(shape, dtype, device, mean):
     return [*qkv, grad.to(device, dtype)]
 
 
-def _takes(kernel, inputs):
+def _one_head_if_available(kernel, inputs):
+    """As `_one_head`; None if the kernel does not take these inputs."""
     try:
-        _one_head(kernel, inputs)
+        return _one_head(kernel, inputs)
     except RuntimeError as e:
         if not any(words in str(e) for words in NOT_AVAILABLE):
             raise
-        return False
-    return True
+        return None
 
 
 def _one_head(kernel, inputs):
@@ -111,17 +110,10 @@ def _time_once(kernel, inputs, device):
     *leaves, grad = (x.detach() for x in inputs)
     for leaf in leaves:
         leaf.requires_grad_()
-    calls = 10 if torch.device(device).type == "cuda" else 1  # between two waits
-    measure.wait(device)
-    start = time.perf_counter()
-    for _ in range(calls):
-        result = kernel(*leaves)
-    measure.wait(device)
-    between = time.perf_counter()
-    for _ in range(calls):
-        torch.autograd.grad(result, leaves, grad, retain_graph=True)
-    measure.wait(device)
-    return (between - start) / calls, (time.perf_counter() - between) / calls
+    forward, result = measure.time_call(lambda: kernel(*leaves), device)
+    backward, _ = measure.time_call(
+        lambda: torch.autograd.grad(result, leaves, grad, retain_graph=True), device)
+    return forward, backward
 
 
 def report(shape, precision, costs):
@@ -136,7 +128,7 @@ def report(shape, precision, costs):
             continue
         seconds = cost.forward_seconds, cost.backward_seconds
         rates = [count * 2 * n * heads * tokens ** 2 * width / s / 1e12
-                 for count, s in zip(PRODUCTS.values(), seconds)]
+                 for count, s in zip(PRODUCTS, seconds)]
         lines.append(f"{name:18} {1e3 * seconds[0]:12.2f} {1e3 * seconds[1]:13.2f} "
                      f"{f'{rates[0]:.3g} and {rates[1]:.3g}':>15} "
                      f"{cost.result_error:8.4f} {cost.gradient_error:12.4f}")

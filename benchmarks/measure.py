@@ -184,6 +184,21 @@ def time_steps(step, device, steps, warm_up):
     return times[warm_up:]
 
 
+def time_call(function, device):
+    """Times a function that is short; on a GPU, several calls between two waits.
+
+    :param function: without arguments
+    :return: seconds of a call, and the result of the last one
+    """
+    calls = 10 if torch.device(device).type == "cuda" else 1
+    wait(device)
+    start = time.perf_counter()
+    for _ in range(calls):
+        result = function()
+    wait(device)
+    return (time.perf_counter() - start) / calls, result
+
+
 def matmul_rate(device, dtype=torch.float32, n=4096, seconds=1.0):
     """Floating-point operations per second of a large matrix product, the best of several.
 
@@ -192,15 +207,10 @@ def matmul_rate(device, dtype=torch.float32, n=4096, seconds=1.0):
     """
     a = torch.randn(n, n, device=device, dtype=dtype)
     b = torch.randn(n, n, device=device, dtype=dtype)
-    calls = 10 if torch.device(device).type == "cuda" else 1  # between two waits
     best = float("inf")
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or best == float("inf"):
-        start = time.perf_counter()
-        for _ in range(calls):
-            a @ b
-        wait(device)
-        best = min(best, (time.perf_counter() - start) / calls)
+        best = min(best, time_call(lambda: a @ b, device)[0])
     return 2 * n ** 3 / best
 
 

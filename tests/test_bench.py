@@ -138,7 +138,7 @@ def test_attention_that_a_device_does_not_have(monkeypatch):
         raise RuntimeError("No available kernel. Aborting execution.")
 
     monkeypatch.setattr(attention_cost, "kernels", kernels_with(unavailable))
-    costs = attention_cost.measure_kernels((1, 2, 9, 4), "fp32", "cpu", repeats=1)
+    costs = attention_cost.measure_kernels((1, 2, 9, 4), "fp32", "cpu", repeats=1, mean=0)
     assert costs["cuDNN"] is None and costs["PyTorch's choice"].result_error < 1e-6
     lines = attention_cost.report((1, 2, 9, 4), "fp32", costs)
     assert lines[-1].split(maxsplit=1) == ["cuDNN", "not available for these inputs"]
@@ -150,11 +150,11 @@ def test_other_errors_of_attention_are_not_hidden(monkeypatch):
 
     monkeypatch.setattr(attention_cost, "kernels", kernels_with(wrong))
     with pytest.raises(RuntimeError, match="shapes do not fit"):
-        attention_cost.measure_kernels((1, 2, 9, 4), "fp32", "cpu", repeats=1)
+        attention_cost.measure_kernels((1, 2, 9, 4), "fp32", "cpu", repeats=1, mean=0)
 
 
 def test_one_kernel_by_name():
-    """A CPU has FlashAttention alone; asked for cuDNN's, PyTorch says what `_takes` looks for."""
+    """A CPU has FlashAttention alone; asked for cuDNN's, PyTorch says what is looked for."""
     inputs = attention_cost._random_inputs((1, 2, 9, 4), torch.float32, "cpu", 0)
     q, k, v, _ = inputs
     flash = functools.partial(attention_cost._with_backend,
@@ -162,7 +162,8 @@ def test_one_kernel_by_name():
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
     assert torch.allclose(flash(q, k, v), expected, atol=1e-6)
     cudnn = functools.partial(attention_cost._with_backend, attention_cost.GPU_KERNELS["cuDNN"])
-    assert attention_cost._takes(flash, inputs) and not attention_cost._takes(cudnn, inputs)
+    assert attention_cost._one_head_if_available(flash, inputs) is not None
+    assert attention_cost._one_head_if_available(cudnn, inputs) is None
 
 
 def test_rates_of_attention():
